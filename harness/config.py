@@ -1,0 +1,385 @@
+"""The checked schema: everything a run was told is right before a model or a data set is loaded."""
+
+import difflib
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+PACKAGE = Path(__file__).parent
+TRUSTED_PACKAGES = ("harness.", "peft.")
+
+
+class ConfigError(ValueError):
+    """A user's mistake, told in one sentence: the dotted key, what was given, what is allowed."""
+
+
+class Quantization(Enum):
+    """How the backbone's linear layers are stored."""
+
+    none = "none"
+    int8 = "int8"
+    nf4 = "nf4"
+    fp4 = "fp4"
+
+
+class Scheduler(Enum):
+    linear = "linear"
+    cosine = "cosine"
+
+
+class Precision(Enum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Device(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class TrackingKind(Enum):
+    local = "local"
+    server = "server"
+    none = "none"
+
+
+class Rerun(Enum):
+    none = "none"
+    failed = "failed"
+    all = "all"
+
+
+class Stage(Enum):
+    run = "run"
+    tune = "tune"
+    final = "final"
+
+
+@dataclass
+class ModelConfig:
+    """The backbone.
+
+    Attributes:
+        name: What reports call it.
+        path: A Hub name or a local folder with `config.json`, safetensors weights and a tokenizer; null for an
+            architecture that can only be planned.
+        revision: A Hub branch, tag or commit.
+        pretrained: false starts from random weights of the same architecture.
+        quantization: none, int8, nf4 or fp4.
+        architecture: Published dimensions, as in a transformers `config.json`, so that the planner needs no download.
+    """
+
+    name: str
+    path: str | None
+    revision: str | None
+    pretrained: bool
+    quantization: Quantization
+    architecture: dict[str, Any] | None
+
+
+@dataclass
+class TrainConfig:
+    """How a model is trained; conf/train/default.yaml explains each key."""
+
+    learning_rate: float
+    epochs: float
+    max_steps: int | None
+    batch_size: int
+    gradient_accumulation_steps: int
+    scheduler: Scheduler
+    warmup_share: float
+    weight_decay: float
+    max_grad_norm: float
+    gradient_checkpointing: bool
+    precision: Precision
+    device: Device
+    evaluations_per_epoch: int
+    early_stopping_patience: int | None
+    resume: bool
+    checkpoint_dir: str
+    checkpoint_minutes: float
+    keep_adapter: bool
+
+
+@dataclass
+class EvaluateConfig:
+    validation: bool
+    batch_size: int
+
+
+@dataclass
+class TrackingConfig:
+    kind: TrackingKind
+    uri: str | None
+    experiment: str
+
+
+@dataclass
+class SweepConfig:
+    name: str | None
+    stage: Stage
+    rerun: Rerun
+    timeout_minutes: float | None
+    fail_fast: bool
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A configuration that was checked; `method` and `task` are objects of the classes their YAML names.
+
+    `resolved` is the same as plain values, for identity and records.
+    """
+
+    model: ModelConfig
+    task: Any
+    method: Any
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    tracking: TrackingConfig
+    sweep: SweepConfig
+    seed: int
+    data_seed: int
+    resolved: dict[str, Any]
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "tracking": TrackingConfig,
+    "sweep": SweepConfig,
+}
+COMPONENTS = ("task", "method")
+LARGEST_SEED = 2**32 - 1
+
+
+def conf_root() -> Path:
+    """The folder that holds conf/, sweeps/ and reports/: the package in a wheel, its parent in a clone."""
+    return PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
+
+
+def register_resolvers() -> None:
+    """Make known what YAML files may write.
+
+    `${shipped:NAME}` is the folder of a backbone that comes with the package. `${real_data:NAME}` is a folder of
+    `$HARNESS_REAL_DATA`, or null where that is not set. `${by:KEY,{A:1,B:2}}` is the value that KEY has in the table.
+    """
+    OmegaConf.register_new_resolver("shipped", lambda name: str(PACKAGE / "pretrained" / name), replace=True)
+    OmegaConf.register_new_resolver("real_data", _real_data, replace=True)
+    OmegaConf.register_new_resolver("by", _by, replace=True)
+
+
+def _real_data(name: str) -> str | None:
+    root = os.environ.get("HARNESS_REAL_DATA")
+    return str(Path(root).expanduser().resolve() / name) if root else None
+
+
+def _by(key: str, table: DictConfig) -> Any:
+    if key not in table:
+        raise ConfigError(f"no value is given for {key}; {near_misses(key, map(str, table))}")
+    return table[key]
+
+
+def near_misses(name: str, valid: Iterable[str]) -> str:
+    """Say what may have been meant, and what there is: "did you mean lora? Valid: bitfit, full, head, lora"."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.6)
+    question = f"did you mean {' or '.join(close)}? " if close else ""
+    return f"{question}Valid: {', '.join(valid)}"
+
+
+def build(cfg: DictConfig) -> Experiment:
+    """Check a composed configuration and make its objects; loads no weights and no data.
+
+    Raises:
+        ConfigError: All mistakes found, a line each.
+    """
+    register_resolvers()
+    plain = _resolved(cfg)
+    mistakes: list[str] = []
+    built: dict[str, Any] = {}
+    for key, schema in SECTIONS.items():
+        _collect(mistakes, built, key, lambda key=key, schema=schema: typed(schema, plain.get(key), key))
+    for key in COMPONENTS:
+        _collect(mistakes, built, key, lambda key=key: component(plain.get(key), key))
+    for key in ("seed", "data_seed"):
+        _collect(mistakes, built, key, lambda key=key: _seed(plain.get(key), key))
+    mistakes += [
+        f"{key}: no such key; {near_misses(key, {*SECTIONS, *COMPONENTS, 'seed', 'data_seed'})}"
+        for key in plain
+        if key not in built and key not in {*SECTIONS, *COMPONENTS, "seed", "data_seed"}
+    ]
+    if not mistakes:
+        mistakes += check_values(built["train"], built["evaluate"], built["sweep"])
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return Experiment(**built, resolved={key: _as_plain(value, plain.get(key)) for key, value in built.items()})
+
+
+def _collect(mistakes: list[str], built: dict[str, Any], key: str, make: Any) -> None:
+    try:
+        built[key] = make()
+    except ConfigError as error:
+        mistakes.append(str(error))
+
+
+def _resolved(cfg: DictConfig) -> dict[str, Any]:
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_sentence(error)) from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key != "hydra"}
+
+
+def _as_plain(checked: Any, given: Any) -> Any:
+    """Plain values of a checked object: 1 and 1.0 given for the same number become one, enums their names."""
+    if not is_dataclass(checked):
+        return checked
+    values = OmegaConf.to_container(OmegaConf.structured(checked), enum_to_str=True)  # type: ignore[arg-type]
+    assert isinstance(values, dict)
+    target = {"_target_": given["_target_"]} if "_target_" in given else {}
+    return {**target, **{str(key): value for key, value in values.items()}}
+
+
+def _seed(value: Any, key: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_SEED:
+        raise ConfigError(f"{key}={value}: a whole number from 0 to {LARGEST_SEED} is allowed")
+    return value
+
+
+def typed(schema: type, values: Any, key: str) -> Any:
+    """Make `schema` (a dataclass) from `values`, every key and type checked.
+
+    Raises:
+        ConfigError: A key is unknown or missing, or a value has the wrong type; the message has the dotted key.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{key}={values!r}: a group of keys is needed here; {near_misses('', _names(schema))}")
+    unknown = [name for name in values if name not in _names(schema)]
+    if unknown:
+        raise ConfigError(f"{key}.{unknown[0]}: no such key; {near_misses(str(unknown[0]), _names(schema))}")
+    node = OmegaConf.structured(schema)
+    OmegaConf.set_readonly(node, False)
+    try:
+        merged = OmegaConf.merge({key: node}, {key: values})
+        result = OmegaConf.to_object(merged)[key]  # type: ignore[index,call-overload]
+    except OmegaConfBaseException as error:
+        raise ConfigError(_sentence(error)) from error
+    if hasattr(result, "check"):
+        result.check(key)
+    return result
+
+
+def _names(schema: type) -> list[str]:
+    assert is_dataclass(schema)
+    return [field.name for field in fields(schema)]
+
+
+def _sentence(error: OmegaConfBaseException) -> str:
+    key = getattr(error, "full_key", None)
+    text = str(error).split("\n")[0].strip().rstrip(".")
+    if "Missing mandatory value" in text:
+        text = "a value is needed"
+    if "Structured config" in text and "incompatible" in text:
+        text = "a value is needed"
+    return f"{key}: {text}" if key and not text.startswith(str(key)) else text
+
+
+def component(values: Any, key: str) -> Any:
+    """Make the object that a YAML file names by `_target_`.
+
+    Only classes of this package and of peft may be named: a configuration is not a way to run any code.
+    """
+    if not isinstance(values, dict) or not isinstance(values.get("_target_"), str):
+        raise ConfigError(f"{key}={values!r}: choose one, as in {key}={'lora' if key == 'method' else 'glue/sst2'}")
+    target = values["_target_"]
+    cls = locate(target, f"{key}._target_")
+    if not is_dataclass(cls):
+        raise ConfigError(f"{key}._target_={target}: a dataclass is needed")
+    return typed(cls, {name: value for name, value in values.items() if name != "_target_"}, key)
+
+
+def locate(target: str, key: str) -> type:
+    """Find a class by its dotted name, in this package or in peft only.
+
+    Raises:
+        ConfigError: The name lies elsewhere, or there is no such class.
+    """
+    if not target.startswith(TRUSTED_PACKAGES):
+        trusted = " and ".join(package[:-1] for package in TRUSTED_PACKAGES)
+        raise ConfigError(f"{key}={target}: only classes of {trusted} can be named")
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{key}={target}: there is no module {error.name}") from error
+    cls = getattr(module, name, None)
+    if not isinstance(cls, type):
+        valid = [n for n, v in vars(module).items() if isinstance(v, type) and not n.startswith("_")]
+        raise ConfigError(f"{key}={target}: there is no such class; {near_misses(name, valid)}")
+    return cls
+
+
+def check_values(train: TrainConfig, evaluate: EvaluateConfig, sweep: SweepConfig) -> list[str]:
+    """What types cannot say: the ranges of the numbers. Returns a sentence for each mistake."""
+    positive = {
+        "train.learning_rate": train.learning_rate,
+        "train.epochs": train.epochs,
+        "train.max_steps": train.max_steps,
+        "train.batch_size": train.batch_size,
+        "train.gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "train.max_grad_norm": train.max_grad_norm,
+        "train.evaluations_per_epoch": train.evaluations_per_epoch,
+        "train.early_stopping_patience": train.early_stopping_patience,
+        "train.checkpoint_minutes": train.checkpoint_minutes,
+        "evaluate.batch_size": evaluate.batch_size,
+        "sweep.timeout_minutes": sweep.timeout_minutes,
+    }
+    mistakes = [
+        f"{key}={value}: a positive number is needed"
+        for key, value in positive.items()
+        if value is not None and not 0 < value < float("inf")
+    ]
+    if not 0 <= train.warmup_share <= 1:
+        mistakes.append(f"train.warmup_share={train.warmup_share}: a share from 0 to 1 is allowed")
+    if not 0 <= train.weight_decay < float("inf"):
+        mistakes.append(f"train.weight_decay={train.weight_decay}: zero or a positive number is allowed")
+    return mistakes
+
+
+# Keys that do not decide the result: where things lie, and how a run is scheduled or stored.
+NOT_IDENTITY = {
+    "model": ("name", "path", "revision"),
+    "task": ("data_dir",),
+    "train": ("resume", "checkpoint_dir", "checkpoint_minutes", "keep_adapter", "device"),
+    "method": ("learning_rate", "learning_rates"),
+}
+
+
+def identity(experiment: Experiment, model_revision: str, data_revision: str, version: str) -> str:
+    """SHA-256 (hexadecimal) over everything that decides the result.
+
+    The learning rate counts once, as `train.learning_rate`: the method's own is only where its default comes from.
+    Paths do not count, the content behind them does, through the two revisions.
+    """
+    decisive = {
+        section: {key: value for key, value in values.items() if key not in NOT_IDENTITY.get(section, ())}
+        if isinstance(values, dict)
+        else values
+        for section, values in experiment.resolved.items()
+        if section not in ("tracking", "sweep")
+    }
+    content = {"config": decisive, "model": model_revision, "data": data_revision, "version": version}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

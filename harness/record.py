@@ -1,0 +1,134 @@
+"""What one run leaves behind: exactly what tracking stores and reports read."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+RESULT_FILE = "result.json"
+CONFIG_FILE = "config.yaml"
+STEPS_FILE = "steps.jsonl"
+PREDICTIONS_FILE = "predictions.parquet"
+LOG_FILE = "run.log"
+ADAPTER_FOLDER = "adapter"
+TRACKED_FILE = "tracked.json"
+
+COST_FIELDS = (
+    "adapter_parameters",
+    "head_parameters",
+    "trainable_parameters",
+    "total_parameters",
+    "weight_bytes",
+    "gradient_bytes",
+    "optimizer_bytes",
+    "activation_bytes",
+    "train_peak_bytes",
+    "evaluation_peak_bytes",
+    "adapter_file_bytes",
+    "train_seconds",
+    "evaluation_seconds",
+    "total_seconds",
+    "tokens_per_second",
+    "padding_share",
+    "train_flops_per_token",
+    "latency_ms",
+)
+
+
+class Status(StrEnum):
+    """How a run ended."""
+
+    finished = "finished"
+    failed = "failed"
+    diverged = "diverged"
+    out_of_memory = "out_of_memory"
+    interrupted = "interrupted"
+
+
+def empty_cost() -> dict[str, Any]:
+    return dict.fromkeys(COST_FIELDS)
+
+
+@dataclass
+class RunRecord:
+    """One run.
+
+    Attributes:
+        run_id: Random, 32 hexadecimal digits: one a run, also of two runs of the same point.
+        status: How it ended.
+        error: One sentence saying why it did not finish; null when it finished.
+        identity: SHA-256 over everything that decides the result.
+        sweep: `name` (null outside a sweep) and `stage` (`run`, or `tune` and `final` under equal budgets).
+        config: The resolved configuration, secrets removed.
+        scores: `primary_metric`, `validation`, `development`, `majority` (metric name -> value), `forgetting`.
+        cost: The names of `COST_FIELDS`, units in the names; null where not measured.
+        unmeasured: Dotted name of a null figure -> the reason.
+        provenance: Versions, commit, device, threads, seeds, data and model revisions or file hashes.
+        started_at: UTC, ISO 8601.
+        ended_at: UTC, ISO 8601.
+        schema_version: Changes when the meaning of a field does.
+    """
+
+    run_id: str
+    status: str
+    error: str | None
+    identity: str
+    sweep: dict[str, Any]
+    config: dict[str, Any]
+    scores: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=empty_cost)
+    unmeasured: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    started_at: str = ""
+    ended_at: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    def write(self, folder: Path) -> Path:
+        """Write `result.json` atomically: a reader sees the whole file or none."""
+        path = folder / RESULT_FILE
+        write_atomically(path, json.dumps(finite(asdict(self)), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        return path
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunRecord":
+        """Read a run directory's record.
+
+        Raises:
+            ValueError: The file is damaged, or lacks a field; the message names the file.
+        """
+        path = folder / RESULT_FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            known = {f.name for f in fields(cls)}
+            return cls(**{key: value for key, value in content.items() if key in known})
+        except (UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def finite(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON has not, by null, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves the old content or the new, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
