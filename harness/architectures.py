@@ -1,0 +1,152 @@
+"""Where the modules sit in each architecture that transformers has and methods change."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.config import ConfigError, near_misses
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+ROLES = ("attention_qv", "attention", "mlp", "all_linear")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Where the modules of one transformers architecture sit.
+
+    Module names are relative to a layer, as in `named_modules()`.
+
+    Attributes:
+        layers: Name of the list of layers inside the backbone, as a regular expression.
+        query_value: The projections that LoRA's authors adapt; a fused projection counts whole.
+        attention: All projections of the attention block.
+        mlp: All projections of the feed-forward block.
+        head: Top-level modules that the classification model adds to the backbone and that no checkpoint of the
+            backbone holds.
+        decoder: true for causal language models, which read the classification score at the last token.
+    """
+
+    layers: str
+    query_value: tuple[str, ...]
+    attention: tuple[str, ...]
+    mlp: tuple[str, ...]
+    head: tuple[str, ...]
+    decoder: bool = False
+
+    def targets(self, role: str) -> str:
+        """A regular expression over full module names for a role of `ROLES`."""
+        names = {
+            "attention_qv": self.query_value,
+            "attention": self.attention,
+            "mlp": self.mlp,
+            "all_linear": self.attention + self.mlp,
+        }[role]
+        alternatives = "|".join(name.replace(".", r"\.") for name in names)
+        return rf"(.*\.)?{self.layers}\.\d+\.({alternatives})"
+
+
+BERT = Architecture(
+    layers=r"encoder\.layer",
+    query_value=("attention.self.query", "attention.self.value"),
+    attention=("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
+    mlp=("intermediate.dense", "output.dense"),
+    head=("classifier",),
+)
+LLAMA = Architecture(
+    layers=r"layers",
+    query_value=("self_attn.q_proj", "self_attn.v_proj"),
+    attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+    mlp=("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+    head=("score",),
+    decoder=True,
+)
+ARCHITECTURES: dict[str, Architecture] = {
+    "bert": BERT,
+    "roberta": BERT,
+    "electra": BERT,
+    "deberta-v2": Architecture(
+        layers=r"encoder\.layer",
+        query_value=("attention.self.query_proj", "attention.self.value_proj"),
+        attention=(
+            "attention.self.query_proj",
+            "attention.self.key_proj",
+            "attention.self.value_proj",
+            "attention.output.dense",
+        ),
+        mlp=BERT.mlp,
+        head=("pooler", "classifier"),
+    ),
+    "distilbert": Architecture(
+        layers=r"transformer\.layer",
+        query_value=("attention.q_lin", "attention.v_lin"),
+        attention=("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin"),
+        mlp=("ffn.lin1", "ffn.lin2"),
+        head=("pre_classifier", "classifier"),
+    ),
+    "albert": Architecture(
+        layers=r"albert_layer_groups\.\d+\.albert_layers",
+        query_value=("attention.query", "attention.value"),
+        attention=("attention.query", "attention.key", "attention.value", "attention.dense"),
+        mlp=("ffn", "ffn_output"),
+        head=("classifier",),
+    ),
+    "modernbert": Architecture(
+        layers=r"layers",
+        query_value=("attn.Wqkv",),
+        attention=("attn.Wqkv", "attn.Wo"),
+        mlp=("mlp.Wi", "mlp.Wo"),
+        head=("head", "classifier"),
+    ),
+    "gpt2": Architecture(
+        layers=r"h",
+        query_value=("attn.c_attn",),
+        attention=("attn.c_attn", "attn.c_proj"),
+        mlp=("mlp.c_fc", "mlp.c_proj"),
+        head=("score",),
+        decoder=True,
+    ),
+    "opt": Architecture(
+        layers=r"decoder\.layers",
+        query_value=LLAMA.query_value,
+        attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
+        mlp=("fc1", "fc2"),
+        head=("score",),
+        decoder=True,
+    ),
+    **dict.fromkeys(("llama", "qwen2", "mistral", "gemma"), LLAMA),
+}
+
+
+def architecture(config: "PretrainedConfig") -> Architecture:
+    """Look up where a model's modules sit.
+
+    Raises:
+        ConfigError: Nobody has described this architecture; the message says what to write.
+    """
+    known = ARCHITECTURES.get(config.model_type)
+    if known is None:
+        raise ConfigError(
+            f"model.path: architecture {config.model_type!r} is not described; add it to ARCHITECTURES in "
+            f"harness/architectures.py (layer list, projections, head); {near_misses(config.model_type, ARCHITECTURES)}"
+        )
+    return known
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A model and where its modules sit.
+
+    Attributes:
+        model: The backbone with its classification head.
+        architecture: Where the modules sit.
+        head: Dotted names of the modules that are new and trained by every method.
+    """
+
+    model: "PreTrainedModel"
+    architecture: Architecture
+    head: tuple[str, ...]
+
+    def is_head(self, name: str) -> bool:
+        """Whether a parameter, by its name in `model.named_parameters()`, belongs to the head."""
+        return name.startswith(tuple(f"{module}." for module in self.head))

@@ -1,0 +1,307 @@
+"""Backbones: how they are found, fingerprinted and loaded."""
+
+import hashlib
+import logging
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.architectures import Architecture, Backbone, architecture
+from harness.config import ConfigError, Experiment, ModelConfig, Precision, Quantization
+
+if TYPE_CHECKING:
+    from torch import device as Device
+    from torch import dtype as Dtype
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "*.safetensors"
+PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+NEEDED_FILES = ["*.json", "*.txt", "*.model", "*.jinja", WEIGHTS]
+
+
+def resolve(model: ModelConfig) -> Path:
+    """The local folder of a backbone, downloaded from the Hub when it is a Hub name.
+
+    Raises:
+        ConfigError: There is no such folder or Hub name, no network, no weights, or only pickled ones.
+    """
+    if model.path is None:
+        raise ConfigError(
+            f"model={model.name}: this architecture has no weights here; set model.path to a folder or Hub name"
+        )
+    folder = Path(model.path).expanduser()
+    looks_local = folder.is_absolute() or model.path.startswith((".", "~")) or model.path.count("/") > 1
+    if not folder.is_dir():
+        if folder.exists() or looks_local:
+            raise ConfigError(f"model.path={model.path}: there is no such folder")
+        folder = _download(model)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"model.path={model.path}: the folder has no config.json; a transformers model is needed")
+    if model.pretrained and not any(folder.glob(WEIGHTS)):
+        pickled = sorted(path.name for pattern in PICKLED_WEIGHTS for path in folder.glob(pattern))
+        if pickled:
+            raise ConfigError(
+                f"model.path={model.path}: {pickled[0]} is a pickle, which can run code when it is loaded; "
+                "only safetensors are read: convert it with model.save_pretrained() where you trust it"
+            )
+        raise ConfigError(
+            f"model.path={model.path}: the folder has no {WEIGHTS} weights; "
+            "model.pretrained=false starts from random ones"
+        )
+    return folder
+
+
+def _download(model: ModelConfig) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    assert model.path is not None
+    patterns = NEEDED_FILES if model.pretrained else [p for p in NEEDED_FILES if p != WEIGHTS]
+    try:
+        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise ConfigError(f"model.path={model.path}: neither a folder nor a Hub name") from error
+    except HfHubHTTPError as error:
+        code = error.response.status_code if error.response is not None else "no answer"
+        raise ConfigError(
+            f"model.path={model.path}: the Hub refused it ({code}); check the name, model.revision and your HF_TOKEN"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"model.path={model.path}: there is no such folder, and the Hugging Face Hub can't be reached; "
+            "give model.path=FOLDER with a copy of the model, or try again with a network"
+        ) from error
+    except Exception as error:
+        # httpx's connection errors share no base class with OSError.
+        if type(error).__module__.startswith(("httpx", "httpcore", "requests")):
+            raise ConfigError(
+                f"model.path={model.path}: there is no such folder, and the Hugging Face Hub can't be reached; "
+                "give model.path=FOLDER with a copy of the model, or try again with a network"
+            ) from error
+        raise
+
+
+def revision(model: ModelConfig, folder: Path) -> str:
+    """SHA-256 over the files that decide what the backbone computes; the same for a copy in another place."""
+    patterns = ["config.json", "tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "spiece.model"]
+    if model.pretrained:
+        patterns.append(WEIGHTS)
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    return digest(files)
+
+
+def digest(files: list[Path]) -> str:
+    """SHA-256 over the names and contents of files."""
+    whole = hashlib.sha256()
+    for path in files:
+        status = path.stat()
+        whole.update(f"{path.name} {_file_digest(path, status.st_size, status.st_mtime_ns)}\n".encode())
+    return whole.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(path: Path, size: int, modified: int) -> str:
+    """Size and time are part of the cache's key, so that a changed file is read again."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_config(folder: Path, labels: int | None, regression: bool) -> "PretrainedConfig":
+    """Read a backbone's configuration; nothing in it may run code from the folder.
+
+    Raises:
+        ConfigError: transformers knows no such architecture, or the file is damaged.
+    """
+    from transformers import AutoConfig
+
+    options: dict[str, Any] = {}
+    if labels is not None:
+        options = {
+            "num_labels": labels,
+            "problem_type": "regression" if regression else "single_label_classification",
+        }
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise ConfigError(f"model.path={folder}: config.json can't be used: {first}") from error
+
+
+def load_tokenizer(folder: Path, arch: Architecture) -> "PreTrainedTokenizerBase":
+    """Load a tokenizer; decoders are padded on the left, so that the last position is the last real token.
+
+    Raises:
+        ConfigError: The folder has no usable tokenizer, or it has no token to pad with.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare Exception for a damaged file
+        first = str(error).strip().split("\n")[0]
+        raise ConfigError(f"model.path={folder}: the tokenizer can't be loaded: {first}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise ConfigError(f"model.path={folder}: the tokenizer has no pad, end-of-sequence or unknown token to use")
+    tokenizer.padding_side = "left" if arch.decoder else "right"
+    return tokenizer
+
+
+def check_fit(folder: Path, tokenizer: "PreTrainedTokenizerBase", config: "PretrainedConfig", max_length: int) -> None:
+    """A tokenizer and a text length that the model has embeddings for.
+
+    Raises:
+        ConfigError: Token ids or positions would fall outside the model's tables.
+    """
+    if len(tokenizer) > config.vocab_size:
+        raise ConfigError(
+            f"model.path={folder}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}; "
+            "they are not of one model"
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise ConfigError(f"task.max_length={max_length}: the model has {positions} positions")
+
+
+def load_classifier(folder: Path, config: "PretrainedConfig", experiment: Experiment, dtype: "Dtype") -> Backbone:
+    """Load a backbone with a new classification head. Draws the head's weights from torch's generator.
+
+    Raises:
+        ConfigError: The weights are damaged, or are not this architecture's.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    arch, quantization = architecture(config), choose_quantization(experiment)
+    if not experiment.model.pretrained:
+        model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
+        return Backbone(model, arch, _head_of(model, arch))
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            quantization_config=quantization_config(quantization, arch, dtype),
+        )
+    except Exception as error:  # safetensors' own exception class has no public base
+        first = str(error).strip().split("\n")[0]
+        raise ConfigError(f"model.path={folder}: the weights can't be loaded: {first}") from error
+    return Backbone(model, arch, _new_modules(folder, model, arch, set(report["missing_keys"])))
+
+
+def empty_classifier(config: "PretrainedConfig") -> Backbone:
+    """The same model on the meta device: names and shapes without memory, for counting."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    arch = architecture(config)
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    return Backbone(model, arch, _head_of(model, arch))
+
+
+def _head_of(model: "PreTrainedModel", arch: Architecture) -> tuple[str, ...]:
+    return tuple(name for name, _ in model.named_children() if name in arch.head)
+
+
+def _new_modules(folder: Path, model: "PreTrainedModel", arch: Architecture, missing: set[str]) -> tuple[str, ...]:
+    """The head, and a pooler that the checkpoint lacks, as after masked language modelling alone.
+
+    Such a pooler starts random. Frozen it would spoil every method but full fine-tuning, so it is trained too.
+    """
+    head = _head_of(model, arch)
+    pooler = f"{model.base_model_prefix}.pooler"
+    if any(name.startswith(f"{pooler}.") for name in missing):
+        log.warning("the checkpoint has no pooler; it is trained as a part of the head")
+        head = (*head, pooler)
+    lacking = sorted(name for name in missing if not name.startswith(tuple(f"{module}." for module in head)))
+    if lacking:
+        raise ConfigError(
+            f"model.path={folder}: the checkpoint lacks {len(lacking)} weights of the backbone, {lacking[0]} for one; "
+            "is it of another architecture? model.pretrained=false starts from random weights"
+        )
+    return head
+
+
+def quantization_config(quantization: Quantization, arch: Architecture, dtype: "Dtype") -> Any:
+    """Options of bitsandbytes for a kind of quantization; null for none. Heads stay in full precision."""
+    if quantization is Quantization.none:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    skip = [*arch.head, "lm_head", "pooler"]
+    if quantization is Quantization.int8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.value,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=skip,
+    )
+
+
+def choose_device(wanted: str) -> "Device":
+    """The device to compute on.
+
+    Raises:
+        ConfigError: A GPU was asked for and there is none.
+    """
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device=cuda: torch sees no GPU here; train.device=auto takes what there is")
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def choose_precision(precision: Precision, device: "Device") -> "Dtype | None":
+    """What to compute in where that is less than float32; null for float32.
+
+    bfloat16 is 20 to 30 times slower than float32 on a CPU without instructions for it.
+    """
+    import torch
+
+    if precision is Precision.float32:
+        return None
+    if precision is Precision.bfloat16:
+        return torch.bfloat16
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+
+
+def choose_quantization(experiment: Experiment) -> Quantization:
+    """The method's wish, else `model.quantization`.
+
+    Raises:
+        ConfigError: The two exclude each other, or the backbone has no pretrained weights to quantize.
+    """
+    wanted, given = experiment.method.quantization(), experiment.model.quantization
+    if wanted is not None and given not in (Quantization.none, wanted):
+        raise ConfigError(
+            f"model.quantization={given.value}: method={experiment.method.name} needs {wanted.value} weights"
+        )
+    quantization = wanted or given
+    if quantization is not Quantization.none and not experiment.model.pretrained:
+        raise ConfigError(f"model.quantization={quantization.value}: only pretrained weights are quantized")
+    return quantization
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from writing over the progress bar; what they would say is said by errors of ours."""
+    import warnings
+
+    import datasets
+    import transformers
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+    # A line for every int8 layer called on a CPU, and one for a kernel that only some CPUs have.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
