@@ -1,0 +1,112 @@
+"""Batches of rows of like length, so that little of a batch is padding."""
+
+import inspect
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.tasks import Features
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch import device as Device
+    from transformers import PreTrainedTokenizerBase
+
+    from harness.architectures import Backbone
+
+# Rows are shuffled, then sorted within pools of this many batches: smaller pools mix more, larger ones pad less.
+POOL_BATCHES = 64
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A padded batch.
+
+    Attributes:
+        inputs: Tensors of batch x sequence, and `labels` of batch.
+        indices: Row numbers of the batch, in its order.
+        tokens: Real tokens, padding left out.
+        padded_tokens: Batch times sequence.
+    """
+
+    inputs: "dict[str, Tensor]"
+    indices: list[int]
+    tokens: int
+    padded_tokens: int
+
+
+def bucketed(lengths: list[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Row numbers of an epoch's batches: every row once, rows of like length together, batches in random order."""
+    order = random.Random(f"{seed}/{epoch}")
+    rows = list(range(len(lengths)))
+    order.shuffle(rows)
+    pool = POOL_BATCHES * batch_size
+    batches = []
+    for start in range(0, len(rows), pool):
+        # The sort is stable, so rows of equal length stay shuffled.
+        by_length = sorted(rows[start : start + pool], key=lengths.__getitem__)
+        batches += [by_length[first : first + batch_size] for first in range(0, len(by_length), batch_size)]
+    order.shuffle(batches)
+    return batches
+
+
+def by_length(lengths: list[int], batch_size: int) -> list[list[int]]:
+    """Row numbers of batches for evaluation: longest rows first, so that memory runs out at once or not at all."""
+    rows = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    return [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads rows into a batch.
+
+    Attributes:
+        pad_values: Name of an input -> what to pad it with.
+        left: Pad on the left, as decoders need whose score is read at the last position.
+        positions: Give position ids that start at each row's first real token. Left padding would shift the absolute
+            positions that some decoders count from the left edge.
+    """
+
+    pad_values: dict[str, int]
+    left: bool
+    positions: bool
+    device: "Device"
+
+    def __call__(self, features: list[Features], indices: list[int]) -> Batch:
+        import torch
+
+        rows = [features[index] for index in indices]
+        lengths = [len(row["input_ids"]) for row in rows]
+        longest = max(lengths)
+        inputs = {
+            name: torch.tensor([self._pad(row[name], longest, value) for row in rows])
+            for name, value in self.pad_values.items()
+            if name in rows[0]
+        }
+        if self.positions:
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        inputs["labels"] = torch.tensor([row["label"] for row in rows])
+        on_device = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
+        return Batch(on_device, indices, sum(lengths), longest * len(rows))
+
+    def _pad(self, values: list[int], longest: int, value: int) -> list[int]:
+        padding = [value] * (longest - len(values))
+        return padding + values if self.left else values + padding
+
+    def batches(self, features: list[Features], order: list[list[int]]) -> Iterator[Batch]:
+        for indices in order:
+            yield self(features, indices)
+
+
+def collator_for(backbone: "Backbone", tokenizer: "PreTrainedTokenizerBase", device: "Device") -> Collator:
+    """What pads rows for a backbone: the inputs that its forward takes, on the side that its score needs."""
+    accepted = inspect.signature(backbone.model.forward).parameters
+    pad_values = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
+    decoder = backbone.architecture.decoder
+    return Collator(
+        {name: value for name, value in pad_values.items() if name in accepted},
+        left=decoder,
+        positions=decoder and "position_ids" in accepted,
+        device=device,
+    )

@@ -1,0 +1,77 @@
+"""Where a result came from: versions, commit, device, threads, seeds, revisions."""
+
+import os
+import platform
+import subprocess
+import sys
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from harness import __version__
+from harness.config import PACKAGE
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "peft",
+    "bitsandbytes",
+    "hydra-core",
+    "mlflow",
+    "evaluate",
+    "pandas",
+    "numpy",
+    "accelerate",
+)
+
+
+def provenance(device: Any, dtype: Any, seeds: dict[str, int], revisions: dict[str, str]) -> dict[str, Any]:
+    """What a reader needs to get the same result again."""
+    import torch
+
+    return {
+        "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+        "harness": __version__,
+        "git": git_state(),
+        "packages": package_versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device_type": device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "seeds": seeds,
+        "revisions": revisions,
+    }
+
+
+@lru_cache(maxsize=1)
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that results depend on; those not installed are left out."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@lru_cache(maxsize=1)
+def git_state() -> dict[str, Any] | None:
+    """Commit of the clone that this code runs from, and whether files differ from it; null when installed."""
+    if not (PACKAGE.parent / ".git").exists():
+        return None
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    result = subprocess.run(
+        ["git", "-C", str(PACKAGE.parent), *arguments], capture_output=True, text=True, timeout=10, check=True
+    )
+    return result.stdout.strip()

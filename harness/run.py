@@ -1,0 +1,317 @@
+"""One run, top to bottom: config -> task data -> model -> method -> train -> evaluate -> measure -> track."""
+
+import logging
+import secrets
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from harness import __version__, config, models, record, tracking
+from harness.config import ConfigError, Experiment, TrackingKind
+from harness.record import RunRecord, Status
+
+if TYPE_CHECKING:
+    from harness.evaluate import Evaluation
+    from harness.methods import Adapter
+    from harness.tasks import TaskData
+
+log = logging.getLogger(__name__)
+
+NOT_MEASURED = "not measured by this version"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run stands on, found before anything is loaded."""
+
+    experiment: Experiment
+    folder: Path
+    revisions: dict[str, str]
+    identity: str
+
+
+def prepare(cfg: DictConfig) -> Inputs:
+    """Check a configuration and find its files; loads neither weights nor rows.
+
+    Raises:
+        ConfigError: Something in the configuration, or a file that it names, is wrong.
+    """
+    experiment = config.build(cfg)
+    folder = models.resolve(experiment.model)
+    revisions = {"model": models.revision(experiment.model, folder), "data": experiment.task.revision()}
+    identity = config.identity(experiment, revisions["model"], revisions["data"], __version__)
+    return Inputs(experiment, folder, revisions, identity)
+
+
+def identify(cfg: DictConfig) -> str:
+    """The identity of the run that a configuration describes, without loading a model."""
+    return prepare(cfg).identity
+
+
+def job(cfg: DictConfig) -> dict[str, Any]:
+    """Run one point in the current Hydra job and record how it ended, also when it failed.
+
+    Returns:
+        status, error, identity, run_id, scores, run_dir, seconds, tracked.
+
+    Raises:
+        ConfigError: A user's mistake, found before anything was computed.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    inputs = prepare(cfg)
+    store = inputs.experiment.tracking
+    if store.kind is not TrackingKind.none:
+        tracking.check(str(store.uri))
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    with _log_file(run_dir / record.LOG_FILE), _terminated_like_interrupted():
+        result = run(inputs, run_dir)
+    return {
+        "status": result.status,
+        "error": result.error,
+        "identity": result.identity,
+        "run_id": result.run_id,
+        "scores": result.scores,
+        "run_dir": str(run_dir),
+        "seconds": result.cost["total_seconds"],
+        "tracked": _track(result, run_dir, inputs.experiment),
+    }
+
+
+def run(inputs: Inputs, run_dir: Path) -> RunRecord:
+    """Carry out a run and write `result.json`, whatever happens; raises only ConfigError."""
+    experiment = inputs.experiment
+    result = RunRecord(
+        run_id=secrets.token_hex(16),
+        status=Status.finished,
+        error=None,
+        identity=inputs.identity,
+        sweep={"name": experiment.sweep.name, "stage": experiment.sweep.stage.value},
+        config=_recorded_config(experiment),
+        scores={"primary_metric": experiment.task.primary_metric, "forgetting": None},
+        unmeasured={"scores.forgetting": NOT_MEASURED},
+        started_at=datetime.now(UTC).isoformat(),
+    )
+    start = time.perf_counter()
+    try:
+        _carry_out(inputs, run_dir, result)
+    except ConfigError:
+        raise
+    except KeyboardInterrupt:
+        result.status, result.error = Status.interrupted, "stopped by the user; train.resume=true goes on from here"
+    except Exception as error:
+        result.status, result.error = _judge(error)
+        log.error("%s: %s", result.status, result.error, exc_info=result.status is Status.failed)
+    result.cost["total_seconds"] = time.perf_counter() - start
+    result.ended_at = datetime.now(UTC).isoformat()
+    for name, value in result.cost.items():
+        if value is None:
+            result.unmeasured.setdefault(
+                f"cost.{name}", NOT_MEASURED if result.status == Status.finished else f"the run {result.status}"
+            )
+    result.write(run_dir)
+    return result
+
+
+def _recorded_config(experiment: Experiment) -> dict[str, Any]:
+    resolved = dict(experiment.resolved)
+    if resolved["tracking"]["uri"] is not None:
+        resolved["tracking"] = {**resolved["tracking"], "uri": tracking.redact(resolved["tracking"]["uri"])}
+    return resolved
+
+
+def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
+    """The page to read: every step of a run in its order."""
+    import torch
+
+    from harness import architectures, batches, measure
+    from harness.evaluate import evaluate, write_predictions
+    from harness.provenance import provenance
+    from harness.train import Trainer
+
+    experiment, cost = inputs.experiment, result.cost
+    task, method = experiment.task, experiment.method
+    _write_config(run_dir, result.config)
+    models.quiet_libraries()
+    device = models.choose_device(experiment.train.device.value)
+    autocast = models.choose_precision(experiment.train.precision, device)
+    seeds = {"seed": experiment.seed, "data_seed": experiment.data_seed}
+    result.provenance = provenance(device, autocast or torch.float32, seeds, inputs.revisions)
+
+    # config -> task data
+    data = task.load()
+    result.provenance["data"] = data.notes
+    configuration = models.load_config(inputs.folder, task.labels_count, task.regression)
+    tokenizer = models.load_tokenizer(inputs.folder, architectures.architecture(configuration))
+    models.check_fit(inputs.folder, tokenizer, configuration, task.max_length)
+    features = {split: task.encode(rows, tokenizer) for split, rows in data.splits.items()}
+
+    # -> model
+    torch.manual_seed(experiment.seed)
+    skeleton = models.empty_classifier(configuration)
+    method.expected_parameters(skeleton)  # refuses what can't go together before the weights are read
+    backbone = models.load_classifier(inputs.folder, configuration, experiment, autocast or torch.float32)
+    backbone.model.config.pad_token_id = tokenizer.pad_token_id
+    if experiment.train.gradient_checkpointing:
+        backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    # -> method
+    adapter = method.attach(backbone)
+    cost |= measure.parameters(adapter, method.expected_parameters(replace(skeleton, head=backbone.head)))
+    for parameter in {**adapter.adapter_parameters(), **adapter.head_parameters()}.values():
+        # Frozen weights stay in the precision that is computed in; trained ones need float32 for small steps.
+        parameter.data = parameter.data.float()
+    adapter.model.to(device)
+    cost["weight_bytes"] = measure.weight_bytes(adapter.model)
+    collate = batches.collator_for(backbone, tokenizer, device)
+
+    def score(split: str) -> "Evaluation":
+        return evaluate(adapter.model, task, features[split], collate, experiment.evaluate.batch_size, autocast)
+
+    # -> train
+    torch.manual_seed(experiment.seed)
+    trainer = Trainer(
+        adapter,
+        features["train"],
+        collate,
+        experiment.train,
+        experiment.data_seed,
+        autocast,
+        lambda: score("development"),
+        task.primary_metric,
+        inputs.identity,
+    )
+    try:
+        trainer.fit()
+    except KeyboardInterrupt:
+        trainer.save_checkpoint()
+        raise
+    finally:
+        _write_steps(run_dir, trainer.progress.history)
+        cost |= trainer.costs()
+
+    # -> evaluate
+    evaluations = {"development": trainer.best_evaluation or score("development")}
+    if experiment.evaluate.validation:
+        evaluations |= {split: score(split) for split in data.splits if split not in ("train", "development")}
+        cost["evaluation_seconds"] += sum(e.seconds for split, e in evaluations.items() if split != "development")
+    result.scores |= gather_scores(task, data, evaluations, result.unmeasured)
+
+    # -> measure
+    cost["adapter_file_bytes"] = _save_adapter(adapter, run_dir / record.ADAPTER_FOLDER, experiment.train.keep_adapter)
+    rows = {split: data.splits[split] for split in evaluations}
+    write_predictions(run_dir / record.PREDICTIONS_FILE, evaluations, rows, task.label)
+    trainer.discard_checkpoint()
+
+
+def _save_adapter(adapter: "Adapter", folder: Path, keep: bool) -> int:
+    """Save adapter and head; returns the bytes of their weights."""
+    adapter.save(folder)
+    size = sum(path.stat().st_size for path in folder.glob(models.WEIGHTS))
+    if not keep:
+        shutil.rmtree(folder)
+    return size
+
+
+def gather_scores(
+    task: Any, data: "TaskData", evaluations: "dict[str, Evaluation]", unmeasured: dict[str, str]
+) -> dict[str, Any]:
+    """Scores by split; further evaluation splits are validation metrics with the split's name in front."""
+    scores: dict[str, Any] = {"development": evaluations["development"].scores, "validation": None, "majority": None}
+    if "validation" not in evaluations:
+        reason = "evaluate.validation=false: this trial only chooses hyper-parameters"
+        unmeasured |= {"scores.validation": reason, "scores.majority": reason}
+        return scores
+    validation = dict(evaluations["validation"].scores)
+    for split in sorted(set(evaluations) - {"development", "validation"}):
+        validation |= {f"{split}.{name}": value for name, value in evaluations[split].scores.items()}
+    return {**scores, "validation": validation, "majority": task.majority(data, "validation")}
+
+
+def _write_config(run_dir: Path, resolved: dict[str, Any]) -> None:
+    from omegaconf import OmegaConf
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    record.write_atomically(run_dir / record.CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(resolved)))
+
+
+def _write_steps(run_dir: Path, history: list[dict[str, float]]) -> None:
+    import json
+
+    lines = [json.dumps(record.finite(line)) + "\n" for line in history]
+    record.write_atomically(run_dir / record.STEPS_FILE, "".join(lines))
+
+
+def _judge(error: Exception) -> tuple[Status, str]:
+    """How a run ended that raised, and one sentence saying why."""
+    import torch
+
+    from harness.train import Diverged
+
+    sentence = str(error).strip().split("\n")[0] or type(error).__name__
+    if isinstance(error, Diverged):
+        return Status.diverged, sentence
+    allocation_failed = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or allocation_failed:
+        advice = "a smaller train.batch_size or task.max_length, or train.gradient_checkpointing=true, needs less"
+        return Status.out_of_memory, f"{sentence}; {advice}"
+    return Status.failed, f"{type(error).__name__}: {sentence}"
+
+
+def _track(result: RunRecord, run_dir: Path, experiment: Experiment) -> bool:
+    """Send a recorded run to the store; what can't be sent stays in the run directory and can be sent later."""
+    store = experiment.tracking
+    if store.kind is TrackingKind.none:
+        return False
+    try:
+        tracking.send(run_dir, str(store.uri), store.experiment)
+    except Exception as error:  # any failure of a store, of its database or of the network to it
+        sentence = tracking.redact(str(error).strip().split("\n")[0])
+        log.error(
+            "the run is safe in %s but could not be tracked (%s); send it later: harness-report --sync %s",
+            run_dir,
+            sentence,
+            run_dir,
+        )
+        return False
+    return True
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """A polite kill (SIGTERM, as schedulers send) leaves a checkpoint, like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

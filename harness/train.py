@@ -1,0 +1,293 @@
+"""Training: AdamW over length-bucketed batches, checkpoints that lose nothing, the best weights kept.
+
+The loop is ours because the run needs what transformers' Trainer does not give: batches from length buckets that a
+resumed run finds again, tokens counted without padding, evaluation kept out of training time, and a stop on the first
+loss that is not finite. tests/benchmarks compares its step time with a plain loop's and with Trainer's.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import measure
+from harness.batches import Batch, Collator, bucketed
+from harness.config import Scheduler, TrainConfig
+from harness.evaluate import Evaluation
+from harness.methods import Adapter
+from harness.tasks import Features
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch import dtype as Dtype
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+LOG_STEPS = 10
+CHECKPOINT_FILE = "checkpoint.pt"
+
+
+class Diverged(Exception):
+    """The loss is not a finite number."""
+
+
+@dataclass
+class Progress:
+    """Where a training run stands; all of it goes into a checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    train_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    best_score: float | None = None
+    best_step: int = 0
+    evaluations_without_gain: int = 0
+    gradient_bytes: int = 0
+    optimizer_bytes: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains an adapter and its head.
+
+    Args:
+        adapter: What is trained.
+        features: Encoded training rows.
+        collate: Makes batches on the device.
+        settings: conf/train.
+        data_seed: Decides the order of the rows.
+        autocast: Lower precision to compute in; null computes in the weights' own.
+        score: Scores the development split.
+        primary_metric: The metric that chooses the best weights.
+        identity: Names the checkpoint, so that the same experiment finds it again.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        features: list[Features],
+        collate: Collator,
+        settings: TrainConfig,
+        data_seed: int,
+        autocast: "Dtype | None",
+        score: Callable[[], Evaluation],
+        primary_metric: str,
+        identity: str,
+    ) -> None:
+        self.adapter = adapter
+        self.features = features
+        self.collate = collate
+        self.settings = settings
+        self.data_seed = data_seed
+        self.autocast = autocast
+        self.score = score
+        self.primary_metric = primary_metric
+        # Of the best weights; null after a resumption, when the best may lie before it.
+        self.best_evaluation: Evaluation | None = None
+        self.trained = {**adapter.adapter_parameters(), **adapter.head_parameters()}
+        self.lengths = [len(row["input_ids"]) for row in features]
+        rows_a_step = settings.batch_size * settings.gradient_accumulation_steps
+        self.steps_per_epoch = math.ceil(len(features) / rows_a_step)
+        self.total_steps = settings.max_steps or math.ceil(settings.epochs * self.steps_per_epoch)
+        self.evaluation_steps = max(1, math.ceil(self.steps_per_epoch / settings.evaluations_per_epoch))
+        self.optimizer = make_optimizer(self.trained, settings)
+        self.schedule = make_schedule(self.optimizer, settings, self.total_steps)
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+        self.checkpoint = Path(settings.checkpoint_dir) / identity / CHECKPOINT_FILE
+
+    def fit(self) -> Progress:
+        """Train to the end, or to early stopping; the best weights are in the model afterwards.
+
+        Raises:
+            Diverged: The loss is NaN or infinite.
+        """
+        from tqdm import tqdm
+
+        if self.settings.resume:
+            self._restore()
+        self._saved_at = time.monotonic()
+        with tqdm(total=self.total_steps, initial=self.progress.step, desc="train", unit="step", disable=None) as bar:
+            for micro_batches in self._steps():
+                self._step(micro_batches, bar)
+                last = self.progress.step == self.total_steps
+                if last or self.progress.step % self.evaluation_steps == 0:
+                    self._evaluate()
+                    if self._stalled():
+                        break
+                self._save_when_due()
+        self._load(self.best)
+        return self.progress
+
+    def _steps(self) -> Iterator[list[Batch]]:
+        """The batches of each optimizer step from where the run stands, epoch after epoch."""
+        while self.progress.step < self.total_steps:
+            epoch, done = divmod(self.progress.step, self.steps_per_epoch)
+            order = bucketed(self.lengths, self.settings.batch_size, self.data_seed, epoch)
+            size = self.settings.gradient_accumulation_steps
+            for first in range(done * size, len(order), size):
+                yield [self.collate(self.features, indices) for indices in order[first : first + size]]
+                if self.progress.step == self.total_steps:
+                    return
+
+    def _step(self, micro_batches: list[Batch], bar: Any) -> None:
+        import torch
+
+        start = time.perf_counter()
+        self.adapter.model.train()
+        rows = sum(len(batch.indices) for batch in micro_batches)
+        loss = torch.zeros((), device=self.collate.device)
+        for batch in micro_batches:
+            with torch.autocast(self.collate.device.type, self.autocast, enabled=self.autocast is not None):
+                # Weighted by rows, so that accumulated batches give the gradient of one large batch.
+                part = self.adapter.model(**batch.inputs).loss * (len(batch.indices) / rows)
+            part.backward()
+            loss += part.detach()
+            self.progress.tokens += batch.tokens
+            self.progress.padded_tokens += batch.padded_tokens
+        torch.nn.utils.clip_grad_norm_(self.trained.values(), self.settings.max_grad_norm)
+        self.optimizer.step()
+        if self.progress.step == 0:
+            self.progress.gradient_bytes = measure.gradient_bytes(self.adapter.model)
+            self.progress.optimizer_bytes = measure.optimizer_bytes(self.optimizer)
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        due = self.progress.step % LOG_STEPS == 0 or self.progress.step in (1, self.total_steps)
+        value = float(loss) if due or self.collate.device.type == "cpu" else 0.0
+        self.progress.train_seconds += time.perf_counter() - start
+        bar.update()
+        if not math.isfinite(value):
+            raise Diverged(f"the loss is {value} at step {self.progress.step}; a smaller learning rate may help")
+        if due:
+            self._log(value, rate, bar)
+
+    def _log(self, loss: float, rate: float, bar: Any) -> None:
+        tokens_per_second = self.progress.tokens / self.progress.train_seconds
+        self.progress.history.append(
+            {
+                "step": self.progress.step,
+                "loss": loss,
+                "learning_rate": rate,
+                "tokens_per_second": tokens_per_second,
+            }
+        )
+        bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
+
+    def _evaluate(self) -> None:
+        evaluation = self.score()
+        primary = evaluation.scores[self.primary_metric]
+        self.progress.evaluation_seconds += evaluation.seconds
+        if not math.isfinite(evaluation.scores["loss"]):
+            raise Diverged(f"the development loss is {evaluation.scores['loss']} at step {self.progress.step}")
+        self.progress.history.append(
+            {
+                "step": self.progress.step,
+                **{f"development.{name}": value for name, value in evaluation.scores.items()},
+            }
+        )
+        if self.progress.best_score is None or primary > self.progress.best_score:
+            self.progress.best_score = primary
+            self.progress.best_step = self.progress.step
+            self.progress.evaluations_without_gain = 0
+            self.best_evaluation = evaluation
+            self.best = {name: p.detach().clone() for name, p in self.trained.items()}
+        else:
+            self.progress.evaluations_without_gain += 1
+
+    def _stalled(self) -> bool:
+        patience = self.settings.early_stopping_patience
+        return patience is not None and self.progress.evaluations_without_gain >= patience
+
+    def _load(self, weights: "dict[str, Tensor]") -> None:
+        import torch
+
+        with torch.no_grad():
+            for name, value in weights.items():
+                self.trained[name].copy_(value)
+
+    def _save_when_due(self) -> None:
+        if time.monotonic() - self._saved_at >= 60 * self.settings.checkpoint_minutes:
+            self.save_checkpoint()
+            self._saved_at = time.monotonic()
+
+    def save_checkpoint(self) -> None:
+        """Write everything the run needs to go on; a crash while writing leaves the checkpoint before."""
+        import torch
+
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.checkpoint.with_suffix(".partial")
+        state = {
+            "progress": asdict(self.progress),
+            "trained": {name: p.detach() for name, p in self.trained.items()},
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        torch.save(state, partial)
+        partial.replace(self.checkpoint)
+
+    def _restore(self) -> None:
+        import torch
+
+        if not self.checkpoint.is_file():
+            return
+        # weights_only: a checkpoint is data, nothing in it is executed.
+        state = torch.load(self.checkpoint, map_location=self.collate.device, weights_only=True)
+        self.progress = Progress(**state["progress"])
+        self._load(state["trained"])
+        self.best = state["best"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["random"].cpu())
+        if state["random_cuda"]:
+            torch.cuda.set_rng_state_all([generator.cpu() for generator in state["random_cuda"]])
+
+    def costs(self) -> dict[str, Any]:
+        """What training cost so far, with the names of `RunRecord.cost`."""
+        progress = self.progress
+        seconds = {"train_seconds": progress.train_seconds, "evaluation_seconds": progress.evaluation_seconds}
+        if not progress.step:
+            return seconds
+        return {
+            **seconds,
+            "tokens_per_second": progress.tokens / progress.train_seconds,
+            "padding_share": 1 - progress.tokens / progress.padded_tokens,
+            "gradient_bytes": progress.gradient_bytes,
+            "optimizer_bytes": progress.optimizer_bytes,
+        }
+
+    def discard_checkpoint(self) -> None:
+        """Remove the checkpoint of a run that needs it no more."""
+        self.checkpoint.unlink(missing_ok=True)
+        if self.checkpoint.parent.is_dir() and not any(self.checkpoint.parent.iterdir()):
+            self.checkpoint.parent.rmdir()
+
+
+def make_optimizer(trained: "dict[str, Any]", settings: TrainConfig) -> "Optimizer":
+    """AdamW (Loshchilov and Hutter 2019); vectors, which are biases and norms, do not decay."""
+    from torch.optim import AdamW
+
+    matrices = [p for p in trained.values() if p.ndim > 1]
+    vectors = [p for p in trained.values() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return AdamW([group for group in groups if group["params"]], lr=settings.learning_rate, fused=True)
+
+
+def make_schedule(optimizer: "Optimizer", settings: TrainConfig, steps: int) -> "LRScheduler":
+    """A linear warm-up, then down to zero at the last step: straight, or along a cosine."""
+    from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+    warmup = round(settings.warmup_share * steps)
+    if settings.scheduler is Scheduler.cosine:
+        return get_cosine_schedule_with_warmup(optimizer, warmup, steps)
+    return get_linear_schedule_with_warmup(optimizer, warmup, steps)
