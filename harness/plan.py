@@ -1,0 +1,220 @@
+"""The same experiment without weights: what it will train and hold in memory, counted on the architecture alone."""
+
+import json
+import sys
+from collections.abc import Iterator
+from enum import Enum
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from harness.config import ConfigError, Experiment, Quantization, build, conf_root, register_resolvers
+from harness.record import empty_cost
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+USAGE = """harness-plan: what a run will cost, before anything is downloaded.
+
+  harness-plan                                         the default run
+  harness-plan model=llama_2_7b method=lora method.rank=16
+  harness-plan -m method=full,bitfit,lora model=roberta_large
+  harness-plan plan.format=json                        for programs
+
+Takes the overrides of `harness`; -m makes a grid of values separated by commas, -cn NAME takes a sweep's.
+Prints trainable parameters and bytes by category, in float32 training with AdamW.
+"""
+FLOAT32_BYTES = 4
+ADAM_MOMENTS = 2
+# AdamW keeps its step count as a float32 tensor for every parameter tensor.
+ADAM_STEP_BYTES = 4
+
+
+class Format(Enum):
+    table = "table"
+    json = "json"
+
+
+def main() -> int:
+    """Parse the command line, print, and return the exit status."""
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0
+    try:
+        name, overrides, grid, form = parse(arguments)
+        points = [{"overrides": point, "cost": plan_point(name, point)} for point in expand(name, overrides, grid)]
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps({"points": points}, indent=2)) if form is Format.json else print_table(points)
+    return 0
+
+
+def parse(arguments: list[str]) -> tuple[str, list[str], bool, Format]:
+    """Config name, overrides, whether values separated by commas make a grid, and how to print."""
+    name, overrides, grid, form = "config", [], False, Format.table
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in ("-m", "--multirun"):
+            grid = True
+        elif argument in ("-cn", "--config-name"):
+            name, grid = next(rest, ""), True
+        elif argument.startswith("plan.format="):
+            value = argument.partition("=")[2]
+            if value not in Format.__members__:
+                raise ConfigError(f"plan.format={value}: {' or '.join(Format.__members__)} is allowed")
+            form = Format[value]
+        elif argument.startswith("-"):
+            raise ConfigError(f"{argument}: no such option; harness-plan --help lists them")
+        else:
+            overrides.append(argument)
+    return name, overrides, grid, form
+
+
+def expand(name: str, overrides: list[str], grid: bool) -> Iterator[list[str]]:
+    """The points of a grid, as Hydra's basic sweeper would make them, the sweep file's own parameters included."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    if not grid:
+        yield overrides
+        return
+    try:
+        parser = OverridesParser.create()
+        given = {o.key_or_group: o for o in parser.parse_overrides(overrides)}
+        cfg = compose(name, [text for text in overrides if "," not in text], keep_hydra=True)
+        declared = cfg.hydra.sweeper.get("params") or {}
+        own = parser.parse_overrides([f"{key}={value}" for key, value in declared.items() if key not in given])
+    except OverrideParseException as error:
+        raise ConfigError(str(error).split("\n")[0]) from error
+    axes = [*own, *given.values()]
+    choices = [
+        list(axis.sweep_string_iterator()) if axis.is_sweep_override() else [axis.get_value_string()] for axis in axes
+    ]
+    for values in product(*choices):
+        yield [f"{axis.get_key_element()}={value}" for axis, value in zip(axes, values, strict=True)]
+
+
+def compose(name: str, overrides: list[str], keep_hydra: bool = False) -> DictConfig:
+    """Compose a configuration as `harness` would.
+
+    Raises:
+        ConfigError: A name or key is wrong.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    from harness.__main__ import register_plugins
+    from harness.mistakes import MISTAKES, explain
+
+    register_plugins()
+    register_resolvers()
+    with initialize_config_dir(config_dir=str(conf_root() / "conf"), version_base="1.3"):
+        try:
+            return hydra_compose(name, overrides=overrides, return_hydra_config=keep_hydra)
+        except MISTAKES as error:
+            sentence = explain(error, overrides, lambda rest: hydra_compose(name, overrides=rest))
+            raise ConfigError(sentence) from error
+
+
+def plan_point(name: str, overrides: list[str]) -> dict[str, Any]:
+    """The costs of one point, with the names of `RunRecord.cost`."""
+    return plan(build(compose(name, overrides)))
+
+
+def plan(experiment: Experiment) -> dict[str, Any]:
+    """Attach the method to the architecture on the meta device, and count; null where nothing is predicted yet."""
+    from harness.models import empty_classifier, quiet_libraries
+
+    quiet_libraries()
+    backbone = empty_classifier(architecture_of(experiment))
+    expected = experiment.method.expected_parameters(backbone)
+    adapter = experiment.method.attach(backbone)
+    own, head = adapter.adapter_parameters(), adapter.head_parameters()
+    tensors = len(own) + len(head)
+    cost = empty_cost()
+    cost["adapter_parameters"] = sum(p.numel() for p in own.values())
+    assert cost["adapter_parameters"] == expected, "the closed form and the attached method differ"
+    cost["head_parameters"] = sum(p.numel() for p in head.values())
+    trainable = cost["adapter_parameters"] + cost["head_parameters"]
+    cost["trainable_parameters"] = trainable
+    cost["total_parameters"] = adapter.total_parameters()
+    if (experiment.method.quantization() or experiment.model.quantization) is Quantization.none:
+        held = [*adapter.model.parameters(), *adapter.model.buffers()]
+        cost["weight_bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    cost["gradient_bytes"] = FLOAT32_BYTES * trainable
+    cost["optimizer_bytes"] = FLOAT32_BYTES * ADAM_MOMENTS * trainable + ADAM_STEP_BYTES * tensors
+    return cost
+
+
+def architecture_of(experiment: Experiment) -> "PretrainedConfig":
+    """The backbone's configuration: the YAML's published dimensions, or a local folder's.
+
+    Raises:
+        ConfigError: There are neither.
+    """
+    from pathlib import Path
+
+    from transformers import AutoConfig
+
+    from harness.models import load_config, resolve
+
+    model, task = experiment.model, experiment.task
+    if model.path is not None and Path(model.path).expanduser().is_dir():
+        return load_config(resolve(model), task.labels_count, task.regression)
+    if model.architecture is None:
+        raise ConfigError(
+            f"model.path={model.path}: not a local folder, and there is no model.architecture to plan with"
+        )
+    dimensions = dict(model.architecture)
+    kind = dimensions.pop("model_type", None)
+    try:
+        return AutoConfig.for_model(kind, num_labels=task.labels_count, pad_token_id=0, **dimensions)
+    except (ValueError, TypeError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise ConfigError(f"model.architecture: {first}") from error
+
+
+def print_table(points: list[dict[str, Any]]) -> None:
+    """Print a row a point; the overrides name it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shared = [text for text in points[0]["overrides"] if all(text in point["overrides"] for point in points)]
+    title = " ".join(["Parameters, and bytes in a training step:", *shared]) if shared else "Parameters and bytes"
+    table = Table(title=title)
+    table.add_column("run" if len(points) == 1 else "point", no_wrap=True)
+    columns = {
+        "adapter": "adapter_parameters",
+        "head": "head_parameters",
+        "total": "total_parameters",
+        "weights": "weight_bytes",
+        "gradients": "gradient_bytes",
+        "optimizer": "optimizer_bytes",
+    }
+    for column in [*columns, "trained"]:
+        table.add_column(column, justify="right", no_wrap=True)
+    for point in points:
+        cost = point["cost"]
+        cells = [readable(cost[key], key.endswith("_bytes")) for key in columns.values()]
+        share = 100 * cost["trainable_parameters"] / cost["total_parameters"]
+        own = [text for text in point["overrides"] if text not in shared]
+        table.add_row("\n".join(own) or "this", *cells, f"{share:.3g}%")
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def readable(value: int | None, is_bytes: bool) -> str:
+    """Three figures of a count in thousands, millions ..., or of bytes in binary units; json has every digit."""
+    if value is None:
+        return "-"
+    base, units = (1024, ["B", "KiB", "MiB", "GiB", "TiB"]) if is_bytes else (1000, ["", "K", "M", "B", "T"])
+    amount = float(value)
+    while amount >= 999.5 and len(units) > 1:
+        amount, units = amount / base, units[1:]
+    return f"{amount:.3g} {units[0]}".rstrip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
