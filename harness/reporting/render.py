@@ -1,0 +1,294 @@
+"""Frames as people read them: one set of cells, shown in the terminal, as Markdown and as one HTML page."""
+
+import html
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from harness.reporting.scores import MAJORITY
+
+TITLE = "Fine-tuning methods compared"
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells ready to be shown; `text_columns` are aligned to the left, all others to the right."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    caption: str = ""
+    text_columns: tuple[str, ...] = field(default=("method", "remarks"))
+
+
+# --- Cells ----------------------------------------------------------------------------------------------------------
+
+
+def number(value: float, places: int = 4) -> str:
+    """Write a number with fixed places, or a dash where it is not known."""
+    return NONE if pd.isna(value) else f"{value:,.{places}f}"
+
+
+def deviation(std: float, n: int) -> str:
+    """Write a sample standard deviation, or why there is none."""
+    return number(std) if n > 1 else f"n={n}"
+
+
+def share(value: float) -> str:
+    """Write a share in percent, with more places the smaller it is."""
+    return NONE if pd.isna(value) else f"{100 * value:.{0 if value >= 0.995 else 2 if value >= 0.01 else 3}f}%"
+
+
+def size(value: float) -> str:
+    """Write a number of bytes in the unit that leaves one to three digits before the point (1 MB is a million)."""
+    if pd.isna(value):
+        return NONE
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 999.5 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def remarks(row: Any) -> str:
+    """Tell what a reader must know about a row before believing its mean."""
+    kinds = (("collapsed", "no better than majority"), ("diverged", "diverged"), ("failed", "did not finish"))
+    total = row.n + row.diverged + row.failed if row.configuration != MAJORITY else 0
+    return ", ".join(f"{int(row[kind])} of {int(total)} {text}" for kind, text in kinds if row[kind] and total)
+
+
+# --- Tables ---------------------------------------------------------------------------------------------------------
+
+
+def score_tables(summary: pd.DataFrame) -> list[Table]:
+    """Make a table a task."""
+    tables = []
+    for task, rows in summary.groupby("task", sort=True):
+        metric, split = rows["metric"].iloc[0], rows["split"].iloc[0]
+        columns = (
+            "method",
+            metric or "score",
+            "± sd",
+            "n",
+            "trainable",
+            "share",
+            "seconds",
+            "tokens/s",
+            "adapter",
+            "remarks",
+        )
+        cells = [
+            (
+                str(row["configuration"]),
+                number(row["mean"]),
+                "" if row["configuration"] == MAJORITY else deviation(row["std"], row["n"]),
+                "" if row["configuration"] == MAJORITY else str(row["n"]),
+                *(
+                    [""] * 5
+                    if row["configuration"] == MAJORITY
+                    else (
+                        number(row["trainable_parameters"], 0),
+                        share(row["share"]),
+                        number(row["train_seconds"], 1),
+                        number(row["tokens_per_second"], 0),
+                        size(row["adapter_file_bytes"]),
+                    )
+                ),
+                remarks(row),
+            )
+            for _, row in rows.iterrows()
+        ]
+        caption = (
+            f"Mean {metric} on the {split} split over n runs, ± sample standard deviation (ddof=1); costs are means."
+        )
+        tables.append(Table(str(task), columns, cells, caption))
+    return tables
+
+
+def tuning_table(tuning: pd.DataFrame) -> Table | None:
+    """Make the table of what was tried to choose the learning rates."""
+    if tuning.empty:
+        return None
+    columns = ("task", "method", "trials", "best", "median", "worst", "chosen rate", "grid", "remarks")
+    equal = tuning.groupby("task")["trials"].transform("nunique") == 1
+    cells = []
+    for (_, row), same in zip(tuning.iterrows(), equal, strict=True):
+        chosen = NONE if math.isnan(row["chosen"]) else f"{row['chosen']:g}"
+        notes = [f"{row['edge']} of its grid: the best may lie beyond"] if row["edge"] else []
+        notes += [f"{row['without_score']} without a score"] if row["without_score"] else []
+        notes += [] if same else ["not the same number of trials for every method"]
+        notes += [f"final runs used {row['used']}"] if row["used"] and row["used"] != chosen else []
+        scores = [number(row[name]) for name in ("best", "median", "worst")]
+        cells.append(
+            (row["task"], row["configuration"], str(row["trials"]), *scores, chosen, row["grid"], "; ".join(notes))
+        )
+    caption = "Scores on the development split, which chose the learning rate; final runs use fresh seeds."
+    return Table("How the learning rates were chosen", columns, cells, caption, ("task", "method", "grid", "remarks"))
+
+
+def failure_table(failures: pd.DataFrame) -> Table | None:
+    """Make the table of runs that did not finish."""
+    if failures.empty:
+        return None
+    columns = ("task", "method", "seed", "status", "reason")
+    cells = [
+        (
+            row["task"],
+            row["configuration"],
+            "" if pd.isna(row["seed"]) else str(row["seed"]),
+            row["status"],
+            row["error"],
+        )
+        for _, row in failures.iterrows()
+    ]
+    return Table("Runs that did not finish", columns, cells, "", ("task", "method", "status", "reason"))
+
+
+def opening(frame: pd.DataFrame) -> str:
+    """Say in two sentences what the report is about."""
+    newest = frame[frame["newest"]]
+    done = int((newest["status"] == "finished").sum())
+    kinds = [(newest[name].nunique(), name) for name in ("method", "model", "task")]
+    counted = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in kinds)
+    text = f"{len(newest)} run{'' if len(newest) == 1 else 's'} of {counted}; {done} finished."
+    again = len(frame) - len(newest)
+    if again:
+        text += f" Of a point that was run again only the newest run counts: {again} older left out."
+    models = sorted(set(newest["model"]))
+    return f"{text} Model{'' if len(models) == 1 else 's'}: {', '.join(models)}."
+
+
+def protocol(summary: pd.DataFrame, tuned: bool) -> list[str]:
+    """Say which split chose what, and what is counted how."""
+    lines = [
+        "The development split, carved from the training rows, chose the best checkpoint of each run"
+        + (" and each method's learning rate; trials that only chose are left out of the scores." if tuned else "."),
+    ]
+    if (summary["split"] == "validation").any():
+        lines.append("Scores are on the validation split, which chose nothing.")
+    if (summary["split"] == "development").any():
+        lines.append(
+            "Where no run scored the validation split, scores are on the development split, which is optimistic."
+        )
+    lines.append(
+        "Every finished run counts, never only the best; diverged and failed runs have no score and count apart."
+    )
+    return lines
+
+
+# --- Shown ----------------------------------------------------------------------------------------------------------
+
+
+def terminal(tables: Sequence[Table], width: int | None = None) -> Any:
+    """Return a function that prints tables with rich to a console; markup in a cell is shown as text."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    # Where the output goes into a file or a pipe there is no width to keep to.
+    console = console if console.is_terminal and width is None else Console(highlight=False, width=width or 160)
+    for table in tables:
+        shown = RichTable(
+            title=Text(table.title), caption=Text(table.caption), title_justify="left", caption_justify="left"
+        )
+        for column in table.columns:
+            left = column in table.text_columns
+            shown.add_column(Text(column), justify="left" if left else "right", no_wrap=not left, overflow="fold")
+        for row in table.rows:
+            shown.add_row(*(Text(cell) for cell in row))
+        console.print(shown)
+        console.print()
+
+
+def markdown(title: str, lead: str, tables: Sequence[Table], notes: Sequence[str], pictures: Sequence[str]) -> str:
+    """Write a report as Markdown."""
+    parts = [f"# {_escape(title)}", _escape(lead)]
+    for table in tables:
+        head = "| " + " | ".join(_escape(column) for column in table.columns) + " |"
+        rule = "|" + "|".join(":---" if column in table.text_columns else "---:" for column in table.columns) + "|"
+        rows = ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in table.rows]
+        parts += [f"## {_escape(table.title)}", "\n".join([head, rule, *rows])]
+        parts += [_escape(table.caption)] if table.caption else []
+    parts += [f"![Score against trainable parameters]({name})" for name in pictures]
+    parts += ["\n".join(f"- {_escape(note)}" for note in notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _escape(text: str) -> str:
+    text = html.escape(text, quote=False).replace("\\", "\\\\")
+    return re.sub(r"([|*_`\[\]])", r"\\\1", text)
+
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --quiet: #666; }
+@media (prefers-color-scheme: dark) { :root { --quiet: #aaa; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { line-height: 1.2; } h2 { margin: 2.5rem 0 .5rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
+th { border-bottom-width: 2px; } .text { text-align: left; } td.last { white-space: normal; min-width: 10rem; }
+.quiet { color: var(--quiet); font-size: .9rem; }
+figure { margin: 2rem 0; background: #fff; border-radius: .5rem; padding: .5rem; overflow-x: auto; }
+figure svg { width: 100%; min-width: 36rem; max-width: 68rem; height: auto; }
+""".strip()
+
+
+def page(title: str, lead: str, tables: Sequence[Table], notes: Sequence[str], pictures: Sequence[str]) -> str:
+    """Write a report as one HTML page that needs no other file; every text is escaped.
+
+    Args:
+        title: Of the page.
+        lead: First sentences.
+        tables: In their order.
+        notes: How to read it.
+        pictures: SVG documents, made by us.
+    """
+    sections = []
+    figures = [f"<figure>{_inline(picture)}</figure>" for picture in pictures]
+    for table in tables:
+        kinds = ["text" if column in table.text_columns else "" for column in table.columns]
+        kinds[-1] += " last"
+        head = "".join(
+            f'<th class="{kind}">{html.escape(text)}</th>' for kind, text in zip(kinds, table.columns, strict=True)
+        )
+        rows = [
+            "<tr>"
+            + "".join(f'<td class="{kind}">{html.escape(cell)}</td>' for kind, cell in zip(kinds, row, strict=True))
+            + "</tr>"
+            for row in table.rows
+        ]
+        body = f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
+        caption = f'<p class="quiet">{html.escape(table.caption)}</p>' if table.caption else ""
+        sections.append(f'<h2>{html.escape(table.title)}</h2>\n<div class="wide">{body}</div>\n{caption}')
+    content = "\n".join([*figures, *sections])
+    listed = "\n".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<h1>{html.escape(title)}</h1>
+<p>{html.escape(lead)}</p>
+{content}
+<h2>How to read this</h2>
+<ul class="quiet">
+{listed}
+</ul>
+</body>
+</html>
+"""
+
+
+def _inline(svg: str) -> str:
+    return svg[svg.index("<svg") :]

@@ -1,0 +1,237 @@
+"""From a tracking store to frames: a row a run, a row a configuration, a row a tuning grid, a row a failure."""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness import tracking
+from harness.config import NOT_IDENTITY
+from harness.reporting.stats import summarise
+
+FINISHED, DIVERGED = "finished", "diverged"
+MAJORITY = "majority class"
+LEARNING_RATE = "param.train.learning_rate"
+COSTS = (
+    "trainable_parameters",
+    "total_parameters",
+    "train_seconds",
+    "tokens_per_second",
+    "adapter_file_bytes",
+)
+TAGS = ("sweep", "stage", "status", "error", "identity", "task", "model", "method", "primary_metric", "harness.version")
+# Parameters that tell configurations apart, most telling first; the others follow in alphabetical order.
+TELLING = ("model.name", "model.pretrained", "model.quantization", "method.rank", "method.alpha", "train.learning_rate")
+# Repetitions of a point differ in these, and a place is no property of a result.
+NOT_TELLING = {"seed", "data_seed", "method.name", "task.name", "model.path", "model.revision"} | {
+    f"{section}.{key}" for section, keys in NOT_IDENTITY.items() for key in keys if key != "name"
+}
+NOT_TELLING_SECTIONS = ("sweep.", "evaluate.", "plan.")
+
+
+def load(uri: str, sweep: str | None = None) -> pd.DataFrame:
+    """Read a tracking store into a tidy frame, a row a run, oldest first.
+
+    Columns:
+        run_id, mlflow_run_id, name, artifact_uri: Which run it is.
+        sweep, stage, status, error, identity, task, model, method, primary_metric, harness.version: Its tags; empty
+            text where a run has none.
+        seed, data_seed: Whole numbers, missing where a run has none.
+        started_at, ended_at: UTC.
+        validation, development, majority: The primary metric on each split, and the majority class's; NaN where it
+            was not measured.
+        newest: False where the same point (`identity`) was run again later; tables leave such runs out.
+        param.*: The configuration, as text, under its dotted keys.
+        validation.*, development.*, majority.*, forgetting.*, cost.*, train.*: Every metric, under its name in the
+            store.
+
+    Args:
+        uri: `sqlite:///mlflow.db`, `http://host:port`, ...
+        sweep: Only the runs of this sweep.
+
+    Raises:
+        ConfigError: The URI names no store.
+        ConnectionError: The store cannot be read.
+    """
+    frame = pd.DataFrame([_row(run) for run in tracking.read_runs(uri, sweep)])
+    if frame.empty:
+        return frame
+    for column in ("seed", "data_seed"):
+        values = frame[f"param.{column}"] if f"param.{column}" in frame else pd.Series(np.nan, frame.index)
+        frame[column] = pd.to_numeric(values, errors="coerce").astype("Int64")
+    for column in ("started_at", "ended_at"):
+        frame[column] = pd.to_datetime(frame[column], unit="ms", utc=True)
+    for column in [f"cost.{name}" for name in COSTS]:
+        if column not in frame:
+            frame[column] = np.nan
+    point = frame["identity"].where(frame["identity"] != "", frame["run_id"])
+    frame["newest"] = ~point.duplicated(keep="last")
+    return frame
+
+
+def _row(run: dict[str, Any]) -> dict[str, Any]:
+    tags, metrics = run["tags"], run["metrics"]
+    row = {key: run[key] for key in ("run_id", "mlflow_run_id", "artifact_uri", "started_at", "ended_at")}
+    row |= {"name": plain(run["name"])} | {key: plain(tags.get(key, "")) for key in TAGS}
+    row["stage"] = row["stage"] or "run"
+    for split in ("validation", "development", "majority"):
+        row[split] = metrics.get(f"{split}.{row['primary_metric']}", math.nan)
+    return row | {f"param.{key}": plain(value) for key, value in run["params"].items()} | metrics
+
+
+def plain(text: Any) -> str:
+    """Make one line of a text, without the control characters that a terminal would obey."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\s]+", " ", str(text)).strip()
+
+
+def compared(frame: pd.DataFrame) -> pd.DataFrame:
+    """Keep the runs that the main table is about: the newest of each point, tuning trials left out."""
+    return frame[frame["newest"] & (frame["stage"] != "tune")]
+
+
+def label(frame: pd.DataFrame, without: tuple[str, ...] = ()) -> pd.Series:
+    """Name each run's configuration: its method, and what differs between the runs of that method on that task."""
+    labels = pd.Series("", index=frame.index, dtype=object)
+    for (_, method), group in frame.groupby(["task", "method"], sort=True):
+        keys = _telling(group, without)
+        short = [key.rpartition(".")[2] for key in keys]
+        names = [full if short.count(part) > 1 else part for full, part in zip(keys, short, strict=True)]
+        names = ["model" if key == "model.name" else name for key, name in zip(keys, names, strict=True)]
+        for index, row in group.iterrows():
+            parts = [f"{name}={_value(row[f'param.{key}'])}" for name, key in zip(names, keys, strict=True)]
+            labels[index] = " ".join([str(method), *parts])
+    return labels
+
+
+def _telling(group: pd.DataFrame, without: tuple[str, ...]) -> list[str]:
+    """Find the fewest parameters that tell the group's configurations apart."""
+    found = sorted(column.removeprefix("param.") for column in group if str(column).startswith("param."))
+    candidates = [key for key in TELLING if key in found] + [key for key in found if key not in TELLING]
+    chosen: list[str] = []
+    parts, count = np.zeros(len(group), dtype=np.int64), 1
+    for key in candidates:
+        if key in NOT_TELLING or key in without or key.startswith(NOT_TELLING_SECTIONS):
+            continue
+        codes = pd.factorize(group[f"param.{key}"].fillna(""))[0]
+        finer, kinds = pd.factorize(parts * (codes.max() + 1) + codes)
+        if len(kinds) > count:
+            chosen, parts, count = [*chosen, key], finer.astype(np.int64), len(kinds)
+    return chosen
+
+
+def _value(value: Any) -> str:
+    return "none" if not isinstance(value, str) or not value else value
+
+
+def split_of(runs: pd.DataFrame) -> str:
+    """Say which split a task's table is about: validation, or development where no run scored validation."""
+    return "validation" if runs["validation"].notna().any() else "development"
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Make the main table: for each task the majority class, then a row a configuration, best mean first.
+
+    Columns: task, configuration, method, metric, split, n, mean, std, low, high, collapsed, diverged, failed (runs that
+    ended in any other way), share (trainable of total parameters), and the means of `COSTS`. A diverged or failed
+    run has no score and counts in its own column; a collapsed one (no better than the majority class) does both.
+    """
+    runs = compared(frame)
+    runs = runs.assign(configuration=label(runs))
+    rows: list[dict[str, Any]] = []
+    for task, of_task in runs.groupby("task", sort=True):
+        split = split_of(of_task)
+        metrics = of_task["primary_metric"]
+        common = {"task": task, "metric": next(iter(metrics[metrics != ""]), ""), "split": split}
+        found = [
+            common | {"configuration": name, "method": group["method"].iloc[0]} | _configuration(group, split)
+            for name, group in of_task.groupby("configuration", sort=True)
+        ]
+        rows += sorted(found, key=lambda row: (-row["mean"] if row["n"] else math.inf, row["configuration"]))
+        majority = of_task["majority"].dropna()
+        if len(majority) and split == "validation":
+            counts = dict.fromkeys(("n", "collapsed", "diverged", "failed"), 0)
+            score = float(majority.iloc[-1])
+            rows.append(common | counts | {"configuration": MAJORITY, "method": "", "mean": score})
+    columns = ["task", "configuration", "method", "metric", "split", "n", "mean", "std", "low", "high"]
+    columns += ["collapsed", "diverged", "failed", "share", *COSTS]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _configuration(group: pd.DataFrame, split: str) -> dict[str, Any]:
+    done = group[group["status"] == FINISHED]
+    found = summarise(done[split])
+    costs = {name: float(done[f"cost.{name}"].mean()) if len(done) else math.nan for name in COSTS}
+    return {
+        "n": found.n,
+        "mean": found.mean,
+        "std": found.std,
+        "low": found.low,
+        "high": found.high,
+        "collapsed": int((done[split] <= done["majority"]).sum()),
+        "diverged": int((group["status"] == DIVERGED).sum()),
+        "failed": int((~group["status"].isin([FINISHED, DIVERGED])).sum()),
+        "share": costs["trainable_parameters"] / costs["total_parameters"] if costs["total_parameters"] else math.nan,
+        **costs,
+    }
+
+
+def tuning(frame: pd.DataFrame) -> pd.DataFrame:
+    """Make the tuning table: a row a grid of learning rates that was tried with `stage=tune`.
+
+    Columns: task, configuration, trials (learning rates tried), without_score, best, median, worst (development
+    score, mean over the seeds of a trial), chosen (learning rate of the best), edge (`lowest` or `highest` where the
+    choice lies at the grid's end), grid, used (learning rates that the final runs used).
+    """
+    runs = frame[frame["newest"] & frame["stage"].isin(["tune", "final"])]
+    columns = [
+        "task",
+        "configuration",
+        "trials",
+        "without_score",
+        "best",
+        "median",
+        "worst",
+        "chosen",
+        "edge",
+        "grid",
+        "used",
+    ]
+    if runs.empty or LEARNING_RATE not in runs:
+        return pd.DataFrame(columns=columns)
+    runs = runs.assign(
+        configuration=label(runs, without=("train.learning_rate",)),
+        rate=pd.to_numeric(runs[LEARNING_RATE], errors="coerce"),
+    )
+    rows = []
+    for (task, name), group in runs[runs["stage"] == "tune"].groupby(["task", "configuration"], sort=True):
+        scores = group["development"].where(group["status"] == FINISHED).groupby(group["rate"]).mean()
+        grid, scored = sorted(scores.index), scores.dropna()
+        final = runs[(runs["stage"] == "final") & (runs["task"] == task) & (runs["configuration"] == name)]
+        chosen = float(scored.idxmax()) if len(scored) else math.nan
+        edge = "" if len(grid) < 2 else {grid[0]: "lowest", grid[-1]: "highest"}.get(chosen, "")
+        rows.append(
+            {
+                "task": task,
+                "configuration": name,
+                "trials": len(grid),
+                "without_score": len(grid) - len(scored),
+                "best": scored.max(),
+                "median": scored.median(),
+                "worst": scored.min(),
+                "chosen": chosen,
+                "edge": edge,
+                "grid": " ".join(f"{rate:g}" for rate in grid),
+                "used": " ".join(f"{rate:g}" for rate in sorted(final["rate"].dropna().unique())),
+            }
+        )
+    return pd.DataFrame(rows, columns=columns)
+
+
+def failures(frame: pd.DataFrame) -> pd.DataFrame:
+    """List the newest run of every point that did not finish: task, configuration, seed, stage, status, error."""
+    runs = frame[frame["newest"]]
+    runs = runs.assign(configuration=label(runs))
+    runs = runs[runs["status"] != FINISHED].sort_values(["task", "configuration", "seed", "run_id"])
+    return runs[["task", "configuration", "seed", "stage", "status", "error"]].reset_index(drop=True)

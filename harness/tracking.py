@@ -1,0 +1,422 @@
+"""Runs in an MLflow store: sent whole after they ended, read back in bulk.
+
+The only file that imports mlflow, and only inside functions. A run directory (see `harness.record`) is all that is
+read, so a run can be sent when it ends, or any time later. An MLflow run appears only after ours has ended: a kill
+while training leaves nothing in the store, and never a run that is "running" for ever. A kill in the middle of
+sending leaves a run without the tag `harness.run_id`; readers skip it and the next `send` replaces it.
+
+Names in the store:
+
+    params     the resolved configuration, dotted (`method.rank`, `train.learning_rate`, `seed`); nulls are left out
+    metrics    `validation.*`, `development.*`, `majority.*`, `forgetting.*` (final scores), `cost.*` (the names of
+               `harness.record.COST_FIELDS`, nested ones dotted), `train.*` (by step: loss, learning_rate, ...)
+    tags       `method`, `task`, `model`, `status`, `error`, `identity`, `sweep`, `stage`, `primary_metric`,
+               `git_commit`, `git_dirty`, `harness.version`, `harness.run_id`; on the parent of a sweep `harness.sweep`
+    artifacts  `result.json`, `config.yaml`, `run.log`, `steps.jsonl`, `predictions.parquet`, `adapter/`
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.config import ConfigError
+from harness.entries import final_metrics, milliseconds, run_name, run_params, run_tags, step_metrics
+from harness.record import (
+    ADAPTER_FOLDER,
+    CONFIG_FILE,
+    LOG_FILE,
+    PREDICTIONS_FILE,
+    RESULT_FILE,
+    STEPS_FILE,
+    TRACKED_FILE,
+    RunRecord,
+    write_atomically,
+)
+from harness.store import RUN_ID_TAG, Store, check, parse, read_sqlite, redact
+
+__all__ = ["SyncOutcome", "check", "create", "finished", "read_runs", "redact", "send", "sweeps", "sync"]
+
+PENDING_TAG = "harness.pending"
+SWEEP_PARENT_TAG = "harness.sweep"
+ARTIFACT_FOLDER = "mlartifacts"
+MLFLOW_STATUS = {"finished": "FINISHED", "interrupted": "KILLED"}  # every other status is FAILED
+
+LOCK_SECONDS = 600
+# MLflow's own limits (mlflow.utils.validation): longer values and larger batches are refused.
+VALUE_LENGTH, TAG_LENGTH, PARAMS_A_BATCH, METRICS_A_BATCH = 6000, 8000, 100, 1000
+
+# No usage statistics to the network, no four minutes of retries, no progress bars and links amid our own output.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+@dataclass
+class SyncOutcome:
+    """What `sync` did with each run directory; `damaged` maps a directory to the reason."""
+
+    sent: list[Path] = field(default_factory=list)
+    present: list[Path] = field(default_factory=list)
+    damaged: dict[Path, str] = field(default_factory=dict)
+
+
+# --- Opening a store ------------------------------------------------------------------------------------------------
+
+
+def _mlflow() -> Any:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    return mlflow
+
+
+@contextmanager
+def _credentials(store: Store) -> Iterator[None]:
+    """Hand secrets to mlflow through its environment variables, so that no URI, log or error of it holds them."""
+    given = {"USERNAME": store.username, "PASSWORD": store.password, "TOKEN": store.token}
+    given = {f"MLFLOW_TRACKING_{name}": value for name, value in given.items()} if any(given.values()) else {}
+    before = {name: os.environ.get(name) for name in given}
+    try:
+        _set_environment(given)
+        yield
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+@contextmanager
+def _client(store: Store) -> Iterator[Any]:
+    """Yield an MlflowClient; whatever mlflow raises becomes a ConnectionError of one sentence without secrets."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mlflow uses parts of SQLAlchemy 2.1 that are deprecated
+        mlflow = _mlflow()
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            with _credentials(store):
+                yield mlflow.MlflowClient(tracking_uri=store.uri)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            reason = store.scrub(" ".join(str(error).split()))[:500]
+            raise ConnectionError(f"the tracking store {store.uri} failed: {reason}") from None
+
+
+@contextmanager
+def _lock(store: Store) -> Iterator[None]:
+    """Let one process of this machine at a time create a store or write a run into it."""
+    from filelock import FileLock, Timeout
+
+    if store.path:
+        path = store.path.with_name(store.path.name + ".lock")
+    else:
+        path = (
+            Path(tempfile.gettempdir())
+            / f"harness-{os.getuid()}-{hashlib.sha256(store.uri.encode()).hexdigest()[:16]}.lock"
+        )
+    try:
+        with FileLock(path, timeout=LOCK_SECONDS):
+            yield
+    except Timeout:
+        raise ConnectionError(f"the tracking store {store.uri} stayed locked for {LOCK_SECONDS} s ({path})") from None
+
+
+def create(uri: str) -> None:
+    """Create an SQLite store where there is none yet, safe with any number of processes at once; `send` does it too.
+
+    Raises:
+        ConfigError: The store cannot be used (see `check`).
+        ConnectionError: It could not be created.
+    """
+    check(uri)
+    store = parse(uri)
+    with _lock(store):
+        _create(store)
+
+
+def _create(store: Store) -> None:
+    """Make the file under another name first, so that a kill leaves no half of a store."""
+    if store.path is None or (store.path.exists() and store.path.stat().st_size):
+        return
+    partial = store.path.with_name(f"{store.path.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        with _client(Store(f"sqlite:///{partial}", partial)):
+            pass
+        partial.replace(store.path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _experiment_id(client: Any, store: Store, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        location = None
+        if store.path:
+            location = str(store.path.parent / ARTIFACT_FOLDER / re.sub(r"[^\w.-]+", "_", name))
+        # Else the MLflow UI takes it for one about prompts and agents, and hides the metrics.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(client.create_experiment(name, artifact_location=location, tags=tags))
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+# --- Sending --------------------------------------------------------------------------------------------------------
+
+
+def send(run_dir: Path, uri: str, experiment: str) -> str:
+    """Send one run directory, unless the store has it; return the MLflow run's id.
+
+    Only `result.json` must exist; `config.yaml`, `steps.jsonl`, `predictions.parquet`, `adapter/` and `run.log` go
+    along where they do. `tracked.json` in the run directory then says where the run went.
+
+    Raises:
+        ConfigError: The store cannot be used (see `check`).
+        ConnectionError: The store failed on the way; nothing is lost, send again.
+        ValueError: `result.json` is damaged.
+        FileNotFoundError: There is no `result.json`.
+    """
+    run_dir = Path(run_dir)
+    record = RunRecord.read(run_dir)
+    check(uri)
+    store = parse(uri)
+    with _lock(store):
+        _create(store)
+        known = _fetch(store, run_ids=[record.run_id])
+        if known:
+            sent = str(known[0]["mlflow_run_id"])
+        else:
+            with _client(store) as client:
+                sent = _send(client, store, run_dir, record, experiment)
+    note = {"uri": redact(store.uri), "experiment": experiment, "mlflow_run_id": sent}
+    with suppress(OSError):  # a read-only archive can be sent too; the store itself knows what it has
+        write_atomically(run_dir / TRACKED_FILE, json.dumps(note, indent=2) + "\n")
+    return sent
+
+
+def _send(client: Any, store: Store, run_dir: Path, record: RunRecord, experiment: str) -> str:
+    experiment_id = _experiment_id(client, store, experiment)
+    for rest in client.search_runs([experiment_id], f"tags.`{PENDING_TAG}` = {_quoted(record.run_id)}"):
+        client.delete_run(rest.info.run_id)
+    started, ended = milliseconds(record.started_at, run_dir), milliseconds(record.ended_at, run_dir)
+    tags = run_tags(record) | {PENDING_TAG: record.run_id}
+    if record.sweep.get("name"):
+        tags["mlflow.parentRunId"] = _sweep_parent(client, experiment_id, record.sweep["name"], started, ended)
+    tags = {name: store.scrub(value)[:TAG_LENGTH] for name, value in tags.items()}
+    run = client.create_run(experiment_id, start_time=started, tags=tags, run_name=run_name(record))
+    run_id = str(run.info.run_id)
+    client.set_terminated(run_id, MLFLOW_STATUS.get(record.status, "FAILED"), ended)
+    _log(client, store, run_id, run_dir, record, started, ended)
+    client.set_tag(run_id, RUN_ID_TAG, record.run_id)
+    client.delete_tag(run_id, PENDING_TAG)
+    return run_id
+
+
+def _sweep_parent(client: Any, experiment_id: str, name: str, started: int, ended: int) -> str:
+    """Find or create the run that a sweep's runs are nested under; it lasts from its first run to its last."""
+    parents = client.search_runs([experiment_id], f"tags.`{SWEEP_PARENT_TAG}` = {_quoted(name)}", max_results=1)
+    if parents:
+        parent, ended = parents[0].info, max(ended, parents[0].info.end_time or 0)
+    else:
+        tags = {SWEEP_PARENT_TAG: name, "mlflow.note.content": f"The runs of the sweep {name}."}
+        parent = client.create_run(experiment_id, start_time=started, tags=tags, run_name=f"sweep {name}").info
+    client.set_terminated(parent.run_id, "FINISHED", ended)
+    return str(parent.run_id)
+
+
+def _log(client: Any, store: Store, run_id: str, run_dir: Path, record: RunRecord, started: int, ended: int) -> None:
+    from mlflow.entities import Metric, Param
+
+    params = [Param(key, store.scrub(value)[:VALUE_LENGTH]) for key, value in run_params(record.config).items()]
+    steps = list(step_metrics(run_dir / STEPS_FILE))
+    # A final score must be newer than the last one by step, or MLflow shows that one as the run's.
+    last = max((step for step, _ in steps), default=0)
+    metrics = [
+        Metric(key, value, min(started + round(1000 * values.get("train.seconds", 0)), ended - 1), step)
+        for step, values in steps
+        for key, value in values.items()
+    ]
+    metrics += [Metric(key, value, ended, last) for key, value in final_metrics(record).items()]
+    for start in range(0, len(params), PARAMS_A_BATCH):
+        client.log_batch(run_id, params=params[start : start + PARAMS_A_BATCH])
+    for start in range(0, len(metrics), METRICS_A_BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_BATCH])
+    _log_artifacts(client, store, run_id, run_dir)
+
+
+def _log_artifacts(client: Any, store: Store, run_id: str, run_dir: Path) -> None:
+    for name in (RESULT_FILE, CONFIG_FILE, LOG_FILE, STEPS_FILE, PREDICTIONS_FILE):
+        path = run_dir / name
+        if not path.is_file():
+            continue
+        if name != PREDICTIONS_FILE and (store.password or store.token):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if store.scrub(text) != text:
+                client.log_text(run_id, store.scrub(text), name)
+                continue
+        client.log_artifact(run_id, str(path))
+    if (run_dir / ADAPTER_FOLDER).is_dir():
+        client.log_artifacts(run_id, str(run_dir / ADAPTER_FOLDER), ADAPTER_FOLDER)
+
+
+def sync(folder: Path, uri: str, experiment: str) -> SyncOutcome:
+    """Send every run directory below a folder that the store lacks; a damaged `result.json` stops none of the others.
+
+    Raises:
+        ConfigError: The folder does not exist, or the store cannot be used.
+        ConnectionError: The store failed on the way; what was sent is not sent again.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"sync={folder} is not a folder; give the one that holds the runs, such as runs")
+    check(uri)
+    store, outcome = parse(uri), SyncOutcome()
+    known = {run["run_id"] for run in _fetch(store)}
+    for path in sorted(folder.rglob(RESULT_FILE)):
+        if ARTIFACT_FOLDER in path.relative_to(folder).parts:
+            continue  # the copies that a store keeps
+        try:
+            record = RunRecord.read(path.parent)
+            if record.run_id not in known:
+                send(path.parent, uri, experiment)
+            (outcome.present if record.run_id in known else outcome.sent).append(path.parent)
+            known.add(record.run_id)
+        except (ConfigError, ConnectionError):
+            raise
+        except (ValueError, OSError) as error:
+            outcome.damaged[path.parent] = str(error)
+    return outcome
+
+
+# --- Reading --------------------------------------------------------------------------------------------------------
+
+
+def finished(
+    uri: str, identities: Collection[str] | None = None, sweep: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return identity -> the newest run of that point in the store, however it ended; one query for all of them.
+
+    Each value has `run_id`, `mlflow_run_id`, `status`, `error`, `sweep`, `stage`, `ended_at` (milliseconds UTC),
+    `primary_metric` and `scores` {`validation` {...}, `development` {...}}. A store that does not exist yet is empty.
+
+    Raises:
+        ConfigError: The URI names no store.
+        ConnectionError: The store cannot be read.
+    """
+    points: dict[str, dict[str, Any]] = {}
+    for run in _fetch(parse(uri), sweep=sweep, identities=identities, tables=("tags", "latest_metrics")):
+        tags = run["tags"]
+        scores: dict[str, dict[str, float]] = {"validation": {}, "development": {}}
+        for key, value in run["metrics"].items():
+            split, _, metric = key.partition(".")
+            if split in scores:
+                scores[split][metric] = value
+        chosen = {key: tags.get(key) for key in ("status", "error", "sweep", "stage", "primary_metric")}
+        chosen |= {key: run[key] for key in ("run_id", "mlflow_run_id", "ended_at")} | {"scores": scores}
+        points[tags.get("identity", "")] = chosen  # oldest first, so the newest stays
+    return points
+
+
+def read_runs(uri: str, sweep: str | None = None) -> list[dict[str, Any]]:
+    """Return every run of the store, or of one sweep, oldest first; a store that does not exist yet has none.
+
+    Each has `run_id`, `mlflow_run_id`, `name`, `started_at`, `ended_at` (milliseconds UTC), `artifact_uri`, and
+    `params`, `tags`, `metrics` (name -> value), with the names that this module's docstring lists.
+
+    Raises:
+        ConfigError: The URI names no store.
+        ConnectionError: The store cannot be read.
+    """
+    return _fetch(parse(uri), sweep=sweep, tables=("tags", "params", "latest_metrics"))
+
+
+def sweeps(uri: str) -> dict[str, int]:
+    """Return the name of every sweep in the store -> its number of runs; runs outside a sweep count under `""`."""
+    counts: dict[str, int] = {}
+    for run in _fetch(parse(uri), tables=("tags",)):
+        name = run["tags"].get("sweep", "")
+        counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def _fetch(
+    store: Store,
+    sweep: str | None = None,
+    identities: Iterable[str] | None = None,
+    run_ids: Iterable[str] | None = None,
+    tables: tuple[str, ...] = (),
+) -> list[dict[str, Any]]:
+    limits = {"sweep": None if sweep is None else [sweep], "identity": identities, RUN_ID_TAG: run_ids}
+    wanted = {key: sorted(values) for key, values in limits.items() if values is not None}
+    if store.path is None:
+        runs = _read_server(store, wanted)
+    elif not store.path.exists() or not store.path.stat().st_size:
+        runs = []
+    else:
+        runs = read_sqlite(store, wanted, tables)
+    return sorted(runs, key=lambda run: (run["ended_at"] or 0, run["run_id"]))
+
+
+def _read_server(store: Store, wanted: dict[str, list[str]]) -> list[dict[str, Any]]:
+    text = f"tags.`{RUN_ID_TAG}` != ''"
+    text += "".join(
+        f" AND tags.`{key}` = {_quoted(allowed[0])}" for key, allowed in wanted.items() if len(allowed) == 1
+    )
+    runs: list[dict[str, Any]] = []
+    with _client(store) as client:
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        token: str | None = ""
+        while experiments and token is not None:
+            page = client.search_runs(experiments, text, max_results=1000, page_token=token or None)
+            runs += [
+                {
+                    "mlflow_run_id": run.info.run_id,
+                    "run_id": run.data.tags[RUN_ID_TAG],
+                    "name": run.info.run_name,
+                    "started_at": run.info.start_time,
+                    "ended_at": run.info.end_time,
+                    "artifact_uri": run.info.artifact_uri,
+                    "params": run.data.params,
+                    "tags": run.data.tags,
+                    "metrics": run.data.metrics,
+                }
+                for run in page
+            ]
+            token = page.token or None
+    sets = {key: set(allowed) for key, allowed in wanted.items()}
+    return [run for run in runs if all(run["tags"].get(key) in allowed for key, allowed in sets.items())]
+
+
+def _quoted(value: str) -> str:
+    """Quote a value for MLflow's filter language, which has no escapes.
+
+    Raises:
+        ConfigError: The value holds both kinds of quotation marks.
+    """
+    if "'" in value and '"' in value:
+        raise ConfigError(f"sweep.name={value} holds both ' and \"; use one kind of quotation mark at most")
+    return f'"{value}"' if "'" in value else f"'{value}'"

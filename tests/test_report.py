@@ -1,0 +1,141 @@
+"""harness-report: from a store to files, or one sentence about what is wrong."""
+
+import csv
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from run_directories import new_store, store_of, write_run
+
+from harness import report
+
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store with two sweeps, an evil name and a failure."""
+    folder = tmp_path_factory.mktemp("store")
+    runs = [
+        write_run(folder / "runs", method=method, seed=seed, score=score + seed / 100)
+        for method, score in (("lora", 0.8), ("full", 0.7), (EVIL, 0.6))
+        for seed in range(2)
+    ]
+    runs.append(write_run(folder / "runs", seed=2, status="failed", error=f"ValueError: {EVIL}"))
+    runs.append(write_run(folder / "runs", method="ia3", sweep="other"))
+    return store_of(folder, *runs)
+
+
+def test_a_report_is_printed_and_written(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The terminal, Markdown, CSV and HTML all have the mean; the last line says how to browse the runs."""
+    report.main([f"tracking.uri={store}", "sweep=grid", f"out={tmp_path / 'report'}"])
+    printed = capsys.readouterr().out
+    for text in (printed, *((tmp_path / "report" / name).read_text() for name in ("report.md", "report.html"))):
+        assert "0.8050" in text
+        assert "majority class" in text
+        assert "ia3" not in text
+    assert printed.rstrip().endswith(f"mlflow ui --backend-store-uri {store} --host 127.0.0.1 --port 5000")
+    with (tmp_path / "report" / "scores.csv").open(newline="") as file:
+        rows = {row["configuration"]: row for row in csv.DictReader(file)}
+    assert float(rows["lora"]["mean"]) == pytest.approx(0.805)
+    assert rows["lora"]["failed"] == "1"
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(set(report.FILES) - {"tuning.csv"})
+
+
+def test_the_same_store_gives_the_same_bytes(store: str, tmp_path: Path) -> None:
+    """Every file of two reports on one store is equal."""
+    for name in ("one", "two"):
+        report.main([f"tracking.uri={store}", f"out={tmp_path / name}"])
+    names = [path.name for path in (tmp_path / "one").iterdir()]
+    assert len(names) >= 6
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
+
+
+def test_an_evil_name_is_shown_as_text(store: str, tmp_path: Path) -> None:
+    """A method and an error with markup in them put none into the HTML page, pictures included."""
+    report.main([f"tracking.uri={store}", f"out={tmp_path}"])
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_files_of_an_earlier_report_do_not_stay(store: str, tmp_path: Path) -> None:
+    """A report without failures removes the list of those of the report before it, and nothing else."""
+    (tmp_path / "mine.txt").write_text("kept")
+    for sweep in ("grid", "other"):
+        report.main([f"tracking.uri={store}", f"out={tmp_path}", f"sweep={sweep}"])
+    assert not (tmp_path / "failures.csv").exists()
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_a_sweep_that_has_only_trials_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sweep stopped while it tuned shows its trials."""
+    trials = [write_run(tmp_path / "runs", stage="tune", learning_rate=rate) for rate in (1e-4, 1e-3, 1e-2)]
+    report.main([f"tracking.uri={store_of(tmp_path, *trials)}", f"out={tmp_path / 'report'}"])
+    assert "How the learning rates were chosen" in capsys.readouterr().out
+
+
+def test_runs_that_all_failed_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A store with nothing but failures lists their reasons."""
+    uri = store_of(tmp_path, write_run(tmp_path / "runs", status="failed", error="no memory"))
+    report.main([f"tracking.uri={uri}", f"out={tmp_path / 'report'}"])
+    assert "no memory" in capsys.readouterr().out
+
+
+def test_sync_sends_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both spellings send what is missing, and say what was there and what is damaged."""
+    write_run(tmp_path / "runs")
+    (write_run(tmp_path / "runs") / "result.json").write_text("{")
+    uri = new_store(tmp_path)
+    report.main(["--sync", str(tmp_path / "runs"), f"tracking.uri={uri}"])
+    report.main([f"sync={tmp_path / 'runs'}", f"tracking.uri={uri}"])
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [
+        f"sent 1, already there 0, damaged 1: {uri}",
+        f"sent 0, already there 1, damaged 1: {uri}",
+    ]
+    assert "result.json is damaged" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("swep=x", "swep=x: there is no key swep; did you mean sweep? Valid: "),
+        ("tracking.ur=x", "did you mean tracking.uri"),
+        ("out", "out: a value is needed"),
+        ("--sync", "sync=: a value is needed"),
+        ("--sync {tmp}/nowhere", "sync={tmp}/nowhere is not a folder"),
+        (
+            "tracking.uri={store} sweep=gird",
+            "no runs found in tracking.uri={store}; did you mean grid? There are: grid (7",
+        ),
+        ("tracking.uri=sqlite:///{tmp}/none.db", "there is no such store"),
+        ("tracking.uri=mlruns", "tracking.uri=mlruns is not a tracking store"),
+        ("tracking.uri=http://u:secret@127.0.0.1:9", "the server cannot be reached"),
+        ("http://u:secret@127.0.0.1:9", "there is no key"),
+        ("tracking.uri={store} out=/proc/x", "out=/proc/x: the folder cannot be written"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    arguments: str, sentence: str, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit status 2, one line on the error stream, no password and no stack trace."""
+    with pytest.raises(SystemExit) as ended:
+        report.main([part.format(tmp=tmp_path, store=store) for part in arguments.split()])
+    shown = capsys.readouterr()
+    assert ended.value.code == 2
+    assert sentence.format(tmp=tmp_path, store=store) in shown.err
+    assert shown.err.startswith("harness-report: ")
+    assert (shown.err.count("\n"), shown.out) == (1, "")
+    assert "secret" not in shown.err
+
+
+def test_help_is_fast() -> None:
+    """--help names every key and needs under 1.5 s."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "harness.report", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert time.monotonic() - began < 1.5
+    assert all(key in shown for key in ("sweep=", "out=", "tracking.uri=", "tracking.experiment=", "--sync"))

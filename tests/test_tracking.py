@@ -1,0 +1,335 @@
+"""Runs reach a store whole, once, without secrets, and come back in one query."""
+
+import json
+import math
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from run_directories import new_store, store_of, write_run
+
+from harness import tracking
+from harness.record import CONFIG_FILE, LOG_FILE, RESULT_FILE, STEPS_FILE, TRACKED_FILE
+
+SECRET = "s3cret-pass"
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[str]]]:
+    """A server that refuses everything, and the Authorization headers that it was sent."""
+    seen: list[str] = []
+
+    class Refuse(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("Authorization", ""))
+            self.send_response(403)
+            self.end_headers()
+            self.wfile.write(f"no entry for {self.path}".encode())
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refuse) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{httpd.server_port}", seen
+        httpd.shutdown()
+
+
+def test_a_run_arrives_whole(tmp_path: Path) -> None:
+    """Parameters, scores, costs, tags, times and artifacts of a run directory are all in the store."""
+    run_dir = write_run(
+        tmp_path / "runs", options={"rank": 8}, cost={"latency_ms": {"merged": 1.5}}, steps=[{"step": 10, "loss": 0.7}]
+    )
+    (run_dir / CONFIG_FILE).write_text("seed: 0\n")
+    (run_dir / LOG_FILE).write_text("began\n")
+    (run_dir / "adapter").mkdir()
+    (run_dir / "adapter" / "weights.bin").write_bytes(b"weights")
+    pd.DataFrame({"idx": [0], "label": [1]}).to_parquet(run_dir / "predictions.parquet")
+    [run] = tracking.read_runs(store_of(tmp_path, run_dir))
+    assert run["name"] == "lora micro/sentiment micro_encoder seed 0"
+    assert run["params"] == {
+        "model.name": "micro_encoder",
+        "model.path": "/models/x",
+        "task.name": "micro/sentiment",
+        "method.name": "lora",
+        "method.learning_rate": "0.001",
+        "method.learning_rates": "[0.0001, 0.001]",
+        "method.rank": "8",
+        "train.learning_rate": "0.001",
+        "train.epochs": "3",
+        "train.batch_size": "32",
+        "seed": "0",
+        "data_seed": "0",
+        "evaluate.validation": "true",
+        "sweep.name": "grid",
+        "sweep.stage": "run",
+    }
+    assert run["metrics"] == {
+        "validation.accuracy": 0.9,
+        "validation.loss": 0.5,
+        "development.accuracy": 0.8,
+        "majority.accuracy": 0.5,
+        "cost.trainable_parameters": 1000,
+        "cost.total_parameters": 20_000,
+        "cost.train_seconds": 10,
+        "cost.tokens_per_second": 2000,
+        "cost.adapter_file_bytes": 4096,
+        "cost.latency_ms.merged": 1.5,
+        "train.loss": 0.7,
+    }
+    wanted = {"method": "lora", "status": "finished", "sweep": "grid", "stage": "run", "git_commit": "0123abc"}
+    assert wanted.items() <= run["tags"].items()
+    artifacts = Path(run["artifact_uri"])
+    names = [RESULT_FILE, CONFIG_FILE, LOG_FILE, STEPS_FILE, "predictions.parquet", "adapter/weights.bin"]
+    assert all((artifacts / name).read_bytes() == (run_dir / name).read_bytes() for name in names)
+    assert artifacts.is_relative_to(tmp_path / "mlartifacts")
+    assert run["started_at"] == pd.Timestamp("2026-11-01T10:00:00Z").value // 10**6
+
+
+def test_no_run_is_left_running(tmp_path: Path) -> None:
+    """Every run of the store, parents of sweeps too, has ended with the status that the record says."""
+    for status in ("finished", "failed", "diverged", "out_of_memory", "interrupted"):
+        write_run(tmp_path / "runs", status=status, error=None if status == "finished" else "why")
+    uri = new_store(tmp_path)
+    tracking.sync(tmp_path / "runs", uri, "tests")
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        rows = connection.execute(
+            "SELECT t.value, r.status, r.end_time FROM runs r "
+            "LEFT JOIN tags t ON t.run_uuid = r.run_uuid AND t.key = 'status'"
+        ).fetchall()
+    connection.close()
+    assert {(status, ended) for status, ended, _ in rows} == {
+        ("finished", "FINISHED"),
+        ("failed", "FAILED"),
+        ("diverged", "FAILED"),
+        ("out_of_memory", "FAILED"),
+        ("interrupted", "KILLED"),
+        (None, "FINISHED"),
+    }
+    assert all(end for _, _, end in rows)
+
+
+def test_the_runs_of_a_sweep_share_one_parent(tmp_path: Path) -> None:
+    """A sweep has one parent run, also when its runs are sent one by one."""
+    uri = store_of(tmp_path, *(write_run(tmp_path / "runs", seed=seed) for seed in range(3)))
+    other = write_run(tmp_path / "runs", sweep=None)
+    tracking.send(other, uri, "tests")
+    parents = [run["tags"].get("mlflow.parentRunId") for run in tracking.read_runs(uri)]
+    assert len(set(parents[:3])) == 1
+    assert parents[3] is None
+    assert tracking.sweeps(uri) == {"": 1, "grid": 3}
+
+
+def test_the_final_score_is_the_one_shown(tmp_path: Path) -> None:
+    """A score by step of the same name never hides the final one, even where it is higher or has no time."""
+    steps = [{"step": step, "development.accuracy": 0.99, "loss": 1.0} for step in (10, 20)]
+    [run] = tracking.read_runs(store_of(tmp_path, write_run(tmp_path / "runs", steps=steps, development=0.7)))
+    assert run["metrics"]["development.accuracy"] == 0.7
+
+
+def test_a_run_is_sent_once(tmp_path: Path) -> None:
+    """Sending again returns the same MLflow run, and tracked.json names it."""
+    run_dir = write_run(tmp_path / "runs")
+    uri = new_store(tmp_path)
+    first = tracking.send(run_dir, uri, "tests")
+    assert tracking.send(run_dir, uri, "tests") == first
+    assert len(tracking.read_runs(uri)) == 1
+    assert json.loads((run_dir / TRACKED_FILE).read_text())["mlflow_run_id"] == first
+
+
+def test_what_a_kill_left_half_sent_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose sending was cut short is not read, and sending it again leaves one whole run."""
+    run_dir = write_run(tmp_path / "runs")
+    uri = new_store(tmp_path)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "_log", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tracking.send(run_dir, uri, "tests")
+    assert tracking.read_runs(uri) == []
+    tracking.send(run_dir, uri, "tests")
+    assert [run["metrics"]["validation.accuracy"] for run in tracking.read_runs(uri)] == [0.9]
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        active = connection.execute("SELECT count(*) FROM runs WHERE lifecycle_stage = 'active' AND name LIKE 'lora%'")
+        assert active.fetchone() == (1,)
+    connection.close()
+
+
+def test_four_processes_create_one_store(tmp_path: Path) -> None:
+    """Processes that start at once on a store that does not exist all deliver their runs."""
+    code = "import sys; from pathlib import Path; from harness import tracking; "
+    code += "tracking.send(Path(sys.argv[1]), sys.argv[2], 'tests')"
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    command = [sys.executable, "-W", "error", "-c", code]
+    processes = [
+        subprocess.Popen(
+            [*command, str(write_run(tmp_path / "runs", seed=seed)), uri], stderr=subprocess.PIPE, text=True
+        )
+        for seed in range(4)
+    ]
+    printed = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, printed
+    assert printed == [""] * 4
+    assert sorted(run["params"]["seed"] for run in tracking.read_runs(uri)) == ["0", "1", "2", "3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlartifacts", "mlflow.db", "mlflow.db.lock", "runs"]
+
+
+def test_an_unreachable_server_loses_nothing(tmp_path: Path) -> None:
+    """A run that could not be sent is sent by sync; what is there already is left alone."""
+    run_dirs = [write_run(tmp_path / "runs", seed=seed) for seed in range(2)]
+    with pytest.raises(ValueError, match=r"^tracking\.uri=http://127\.0\.0\.1:9: the server cannot be reached"):
+        tracking.send(run_dirs[0], "http://127.0.0.1:9", "tests")
+    uri = new_store(tmp_path)
+    first = tracking.sync(tmp_path / "runs", uri, "tests")
+    second = tracking.sync(tmp_path / "runs", uri, "tests")
+    assert (first.sent, first.present) == (run_dirs, [])
+    assert (second.sent, second.present) == ([], run_dirs)
+
+
+def test_a_damaged_record_does_not_stop_the_others(tmp_path: Path) -> None:
+    """Sync reports a damaged result.json with its path, and sends the rest."""
+    good, bad = write_run(tmp_path / "runs"), write_run(tmp_path / "runs")
+    (bad / RESULT_FILE).write_text('{"run_id": "1')
+    outcome = tracking.sync(tmp_path, new_store(tmp_path), "tests")
+    assert outcome.sent == [good]
+    assert list(outcome.damaged) == [bad]
+    assert str(bad / RESULT_FILE) in outcome.damaged[bad]
+
+
+def test_no_file_holds_a_secret(
+    tmp_path: Path, server: tuple[str, list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Credentials of a URI reach the server as credentials, and no error, log or file."""
+    address, seen = server
+    run_dir = write_run(tmp_path / "runs")
+    with pytest.raises(ConnectionError) as caught:
+        tracking.send(run_dir, f"http://admin:{SECRET}@{address}", "tests")
+    assert seen[0].startswith("Basic ")
+    assert SECRET not in str(caught.value) + caplog.text
+    assert "no entry" in str(caught.value)
+    assert not any(SECRET.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_a_secret_in_a_run_directory_does_not_travel(tmp_path: Path) -> None:
+    """A URI with a password that got into a configuration or an error is redacted in the store's database."""
+    uri = f"https://admin:{SECRET}@host"
+    run_dir = write_run(tmp_path / "runs", status="failed", error=f"no answer from {uri}", options={"note": uri})
+    store_of(tmp_path, run_dir)
+    assert SECRET.encode() not in (tmp_path / "mlflow.db").read_bytes()
+
+
+def test_finished_points_are_found_by_identity(tmp_path: Path) -> None:
+    """Each point comes with its newest run, however it ended, its status and its scores."""
+    runs = tmp_path / "runs"
+    uri = store_of(
+        tmp_path,
+        write_run(runs, identity="a", status="failed", error="why"),
+        write_run(runs, identity="a", score=0.7, development=0.6),
+        write_run(runs, identity="b", status="diverged", error="nan", sweep="other"),
+        write_run(runs, identity="c"),
+    )
+    found = tracking.finished(uri, ["a", "b", "missing"])
+    assert {identity: run["status"] for identity, run in found.items()} == {"a": "finished", "b": "diverged"}
+    assert found["a"]["scores"] == {"validation": {"accuracy": 0.7, "loss": 0.5}, "development": {"accuracy": 0.6}}
+    assert found["a"]["primary_metric"] == "accuracy"
+    assert set(tracking.finished(uri, sweep="grid")) == {"a", "c"}
+    assert set(tracking.finished(uri)) == {"a", "b", "c"}
+    assert tracking.finished(uri, []) == {}
+
+
+def test_a_store_that_does_not_exist_is_empty(tmp_path: Path) -> None:
+    """Reading creates no store."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert (tracking.finished(uri), tracking.read_runs(uri), tracking.sweeps(uri)) == ({}, [], {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scores_that_are_not_numbers_are_left_out(tmp_path: Path) -> None:
+    """NaN and null scores and steps become no metric, and the line that a kill cut short is skipped."""
+    run_dir = write_run(
+        tmp_path / "runs", score=math.nan, steps=[{"step": 1, "loss": 0.5}, {"step": 2, "loss": math.nan}]
+    )
+    with (run_dir / STEPS_FILE).open("a") as file:
+        file.write('{"step": 3, "lo')
+    [run] = tracking.read_runs(store_of(tmp_path, run_dir))
+    assert "validation.accuracy" not in run["metrics"]
+    assert run["metrics"]["train.loss"] == 0.5
+
+
+def test_a_record_without_most_of_its_fields_is_sent(tmp_path: Path) -> None:
+    """A run that failed before anything was known still arrives."""
+    run_dir = write_run(tmp_path / "runs", status="failed", error="early", scores={}, sweep=None)
+    content = json.loads((run_dir / RESULT_FILE).read_text())
+    content |= {"config": {}, "cost": {}, "provenance": {}, "started_at": "", "ended_at": ""}
+    (run_dir / RESULT_FILE).write_text(json.dumps(content))
+    [run] = tracking.read_runs(store_of(tmp_path, run_dir))
+    assert run["tags"]["method"] == "unknown"
+    assert run["tags"]["error"] == "early"
+
+
+def test_long_and_odd_values_are_made_to_fit(tmp_path: Path) -> None:
+    """Values longer than MLflow takes are cut, and characters that its names cannot have are replaced."""
+    run_dir = write_run(
+        tmp_path / "runs", options={"text": "x" * 9000, "odd?key": 1}, error="e" * 9000, status="failed"
+    )
+    [run] = tracking.read_runs(store_of(tmp_path, run_dir))
+    assert len(run["params"]["method.text"]) == tracking.VALUE_LENGTH
+    assert run["params"]["method.odd_key"] == "1"
+    assert len(run["tags"]["error"]) == tracking.TAG_LENGTH
+
+
+def test_a_folder_with_odd_characters_holds_a_store(tmp_path: Path) -> None:
+    """Spaces, # and % in the path of a store do no harm."""
+    folder = tmp_path / "a b#c% @d"
+    folder.mkdir()
+    uri = store_of(folder, write_run(tmp_path / "runs"))
+    [run] = tracking.read_runs(uri)
+    assert (Path(run["artifact_uri"]) / RESULT_FILE).is_file()
+
+
+def test_a_run_directory_that_cannot_be_written_is_sent(tmp_path: Path) -> None:
+    """Only the note tracked.json is missing then."""
+    run_dir = write_run(tmp_path / "runs")
+    (run_dir / (TRACKED_FILE + ".partial")).mkdir()  # what makes writing fail for root as well
+    uri = new_store(tmp_path)
+    with pytest.raises(OSError, match="partial"):
+        (run_dir / (TRACKED_FILE + ".partial")).write_text("")
+    tracking.send(run_dir, uri, "tests")
+    assert len(tracking.read_runs(uri)) == 1
+
+
+def test_importing_costs_nothing() -> None:
+    """Importing harness.tracking imports neither mlflow nor pandas."""
+    code = "import sys, harness.tracking; print(sorted({'mlflow', 'pandas', 'sqlalchemy', 'torch'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+
+
+def test_a_database_that_is_no_store_is_an_error_of_one_sentence(tmp_path: Path) -> None:
+    """An SQLite file of something else raises ConnectionError when it is read."""
+    with sqlite3.connect(tmp_path / "other.db") as connection:
+        connection.execute("CREATE TABLE x (y)")
+    connection.close()
+    with pytest.raises(ConnectionError, match="cannot be read: no such table"):
+        tracking.read_runs(f"sqlite:///{tmp_path}/other.db")
+
+
+def test_copies_within_a_store_are_not_sent(tmp_path: Path) -> None:
+    """Sync passes by the result.json files that a store keeps as artifacts."""
+    run_dir = write_run(tmp_path / "runs")
+    store_of(tmp_path, run_dir)
+    shutil.rmtree(tmp_path / "runs")
+    (tmp_path / "second").mkdir()
+    assert tracking.sync(tmp_path, new_store(tmp_path / "second"), "tests").sent == []
