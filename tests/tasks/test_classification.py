@@ -1,0 +1,169 @@
+"""Every task of conf/task/ composes, reads rows, and refuses rows that can't be right."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.config import ConfigError, build, conf_root
+from harness.plan import compose
+from harness.tasks.leakage import overlap
+
+FOLDER = conf_root() / "conf/task"
+TASKS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*/*.yaml"))
+GLUE_BY_HAND = {
+    "cola": {"sentence": "text"},
+    "sst2": {"sentence": "text"},
+    "mrpc": {"sentence1": "text", "sentence2": "more"},
+    "stsb": {"sentence1": "text", "sentence2": "more"},
+    "qqp": {"question1": "text", "question2": "more"},
+    "mnli": {"premise": "text", "hypothesis": "more"},
+    "qnli": {"question": "text", "sentence": "more"},
+    "rte": {"sentence1": "text", "sentence2": "more"},
+    "wnli": {"sentence1": "text", "sentence2": "more"},
+}
+
+
+def task_of(name: str, *overrides: str):
+    return build(compose("config", [f"task={name}", *overrides])).task
+
+
+def test_every_named_task_is_there() -> None:
+    assert {f"glue/{name}" for name in GLUE_BY_HAND} <= set(TASKS)
+    assert {f"micro/{name}" for name in ("sentiment", "acceptability", "entailment", "paraphrase")} <= set(TASKS)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_named_after_its_file_and_has_a_version(name: str) -> None:
+    task = task_of(name)
+    assert (task.name, task.version) == (name, 1)
+
+
+@pytest.mark.parametrize("name", [task for task in TASKS if task.startswith("micro/")])
+def test_a_generated_task_loads_without_overlap(name: str) -> None:
+    data = task_of(name).load()
+    assert {"train", "development", "validation"} <= set(data.splits)
+    assert all(shares["exact"] == 0 for shares in data.notes["overlap"].values())
+
+
+@pytest.mark.parametrize("name", sorted(GLUE_BY_HAND))
+def test_a_glue_task_reads_local_files_with_the_hubs_columns(name: str, tmp_path: Path) -> None:
+    classes = 3 if name == "mnli" else 2
+    for split in ("train", "validation"):
+        rows = [
+            {**GLUE_BY_HAND[name], "label": number / 8 if name == "stsb" else number % classes, "idx": number}
+            for number in range(40)
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = task_of(f"glue/{name}", f"task.data_dir={tmp_path}").load()
+    assert {split: len(rows) for split, rows in data.splits.items()} == {
+        "train": 36,
+        "development": 4,
+        "validation": 40,
+    }
+
+
+@pytest.mark.parametrize("name", sorted(set(GLUE_BY_HAND) - {"qnli"}))
+def test_a_glue_task_reads_the_real_files(name: str, real_data: Path) -> None:
+    task = task_of(f"glue/{name}", f"task.data_dir={real_data}/glue/{name}", "task.max_train_rows=100")
+    data = task.load()
+    assert len(data.splits["train"]) == 100
+    majority = task.majority(data, "validation")
+    assert set(majority) == set(task.metrics)
+
+
+def test_mnli_scores_matched_and_mismatched(tmp_path: Path) -> None:
+    rows = [{**GLUE_BY_HAND["mnli"], "label": number % 3} for number in range(40)]
+    for split in ("train", "validation_matched", "validation_mismatched"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = task_of("glue/mnli", f"task.data_dir={tmp_path}").load()
+    assert set(data.splits) == {"train", "development", "validation", "mismatched"}
+
+
+@pytest.fixture
+def sst2(tmp_path: Path) -> Callable[..., Path]:
+    """Writes train and validation files of good rows, then one bad row into the validation file."""
+
+    def write(**bad: object) -> Path:
+        good = [{"sentence": f"sentence {number}", "label": number % 2} for number in range(40)]
+        (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in good))
+        rows = [*good[:2], {"sentence": "the bad one", "label": 0, **bad}]
+        (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        ({"label": 2}, r"validation\.jsonl, row 3: label=2; a whole number from 0 to 1 is allowed"),
+        ({"label": -1}, r"row 3: label=-1; .*the label is hidden, as in GLUE's test files"),
+        ({"label": 0.5}, r"row 3: label=0\.5"),
+        ({"label": None}, r"row 3: label=None"),
+        ({"sentence": None}, r"row 3: sentence=None is not text"),
+    ],
+)
+def test_a_bad_row_is_named(bad: dict, sentence: str, sst2: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        task_of("glue/sst2", f"task.data_dir={sst2(**bad)}").load()
+
+
+def test_a_missing_column_is_named_with_near_misses(sst2: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"no column 'sentense'; did you mean sentence\?"):
+        task_of("glue/sst2", f"task.data_dir={sst2()}", "task.text=[sentense]").load()
+
+
+def test_a_number_that_is_none_is_refused_for_a_regression(sst2: Callable[..., Path]) -> None:
+    options = ["task.text=[sentence]", f"task.data_dir={sst2(label=None)}"]
+    with pytest.raises(ConfigError, match="label=None; a number is needed"):
+        task_of("glue/stsb", *options).load()
+
+
+def test_the_majority_answer_is_the_training_rows_commonest() -> None:
+    task = task_of("glue/sst2")
+    rows = [{"sentence": "x", "label": int(number < 7)} for number in range(10)]
+    from harness.tasks import TaskData
+
+    data = TaskData({"train": rows, "validation": rows[:8]}, "")
+    assert task.majority(data, "validation") == {"accuracy": 7 / 8}
+
+
+def test_a_revision_follows_the_files(sst2: Callable[..., Path]) -> None:
+    folder = sst2()
+    task = task_of("glue/sst2", f"task.data_dir={folder}")
+    before = task.revision()
+    with (folder / "train.jsonl").open("a") as file:
+        file.write('{"sentence": "one more", "label": 0}\n')
+    assert task.revision() != before
+
+
+def test_a_pair_is_cut_to_the_length_and_keeps_its_segments() -> None:
+    from harness.models import load_tokenizer, resolve
+
+    experiment = build(compose("config", ["task=micro/entailment", "task.max_length=12"]))
+    from harness.architectures import BERT
+
+    tokenizer = load_tokenizer(resolve(experiment.model), BERT)
+    rows = experiment.task.load().splits["validation"][:50]
+    features = experiment.task.encode(rows, tokenizer)
+    assert max(len(row["input_ids"]) for row in features) <= 12
+    assert {segment for row in features for segment in row["token_type_ids"]} == {0, 1}
+
+
+def test_an_empty_text_that_gives_no_tokens_is_refused() -> None:
+    task = replace(task_of("glue/sst2"), name="mine")
+
+    def tokenizer(*columns: list[str], **_: object) -> dict[str, list]:
+        return {"input_ids": [[] for _ in columns[0]]}
+
+    with pytest.raises(ConfigError, match="task=mine: '' gives no tokens"):
+        task.encode([{"sentence": "", "label": 0}], tokenizer)
+
+
+def test_overlap_counts_whole_texts_and_runs_of_words() -> None:
+    train = ["One two three four five six seven eight nine.", "a b"]
+    evaluation = ["one TWO three four five six seven eight", "A, b!", "nothing of the kind", "b a"]
+    assert overlap(train, evaluation) == {"exact": 1 / 4, "8-gram": 1 / 4}

@@ -1,0 +1,199 @@
+"""A run writes its record whatever happens, and the same configuration and seed give the same bits."""
+
+import json
+import logging
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from harness import run as runner
+from harness import tracking
+from harness.config import ConfigError
+from harness.methods.selective import SelectedWeights
+from harness.plan import compose, plan
+from harness.record import COST_FIELDS, RunRecord, Status
+from harness.train import Trainer
+
+
+def carry_out(folder: Path, *overrides: str) -> RunRecord:
+    result = runner.run(runner.prepare(compose("config", list(overrides))), folder)
+    assert RunRecord.read(folder).status == result.status
+    return result
+
+
+def scores_of(result: RunRecord) -> dict:
+    return {key: result.scores[key] for key in ("development", "validation", "majority")}
+
+
+METHODS = ("full", "head", "bitfit", "lora")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_is_recorded_whole(method: str, tiny_experiment: list[str], tmp_path: Path) -> None:
+    result = carry_out(tmp_path / "run", *tiny_experiment, f"method={method}")
+    assert result.status == Status.finished
+    written = json.loads((tmp_path / "run/result.json").read_text())
+    assert set(written["cost"]) == set(COST_FIELDS)
+    missing = {name for name, value in written["cost"].items() if value is None}
+    assert missing == {name.removeprefix("cost.") for name in written["unmeasured"] if name.startswith("cost.")}
+    assert written["provenance"]["data"]["rows"] == {"train": 180, "validation": 60, "development": 20}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "adapter",
+        "config.yaml",
+        "predictions.parquet",
+        "result.json",
+        "steps.jsonl",
+    }
+
+
+def test_the_same_configuration_and_seed_give_the_same_bits(tiny_experiment: list[str], tmp_path: Path) -> None:
+    first, second = (carry_out(tmp_path / name, *tiny_experiment) for name in ("first", "second"))
+    assert scores_of(first) == scores_of(second)
+    assert first.identity == second.identity
+    frames = [pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("first", "second")]
+    pd.testing.assert_frame_equal(*frames)
+    weights = [(tmp_path / name / "adapter/adapter_model.safetensors").read_bytes() for name in ("first", "second")]
+    assert weights[0] == weights[1]
+
+
+def test_another_seed_gives_another_result(tiny_experiment: list[str], tmp_path: Path) -> None:
+    first = carry_out(tmp_path / "first", *tiny_experiment)
+    second = carry_out(tmp_path / "second", *tiny_experiment, "seed=1")
+    assert scores_of(first) != scores_of(second)
+
+
+def test_predictions_score_what_the_record_says(tiny_experiment: list[str], tmp_path: Path) -> None:
+    result = carry_out(tmp_path / "run", *tiny_experiment)
+    frame = pd.read_parquet(tmp_path / "run/predictions.parquet")
+    rows = frame[frame.split == "validation"]
+    assert list(rows.idx) == list(range(60))
+    assert (rows.label == rows.prediction).mean() == result.scores["validation"]["accuracy"]
+    assert result.scores["validation"]["accuracy"] > 0.8 > result.scores["majority"]["accuracy"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_plan_counts_what_the_run_counts(method: str, tiny_experiment: list[str], tmp_path: Path) -> None:
+    options = [*tiny_experiment, f"method={method}", "train.epochs=1"]
+    measured = carry_out(tmp_path / "run", *options).cost
+    planned = plan(runner.prepare(compose("config", options)).experiment)
+    for name, value in planned.items():
+        if value is not None:
+            assert measured[name] == value, name
+
+
+def test_a_trial_leaves_the_validation_split_untouched(tiny_experiment: list[str], tmp_path: Path) -> None:
+    result = carry_out(tmp_path / "run", *tiny_experiment, "evaluate.validation=false")
+    assert result.scores["validation"] is None
+    assert "evaluate.validation=false" in result.unmeasured["scores.validation"]
+    assert set(pd.read_parquet(tmp_path / "run/predictions.parquet").split) == {"development"}
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tiny_experiment: list[str], tmp_path: Path) -> None:
+    result = carry_out(tmp_path / "run", *tiny_experiment, "method=full", "train.learning_rate=1e30")
+    assert result.status == Status.diverged
+    assert "smaller learning rate" in str(result.error)
+    assert (tmp_path / "run/steps.jsonl").exists()
+    assert result.cost["train_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_running_out_of_memory_is_recorded_with_advice(
+    error: Exception, tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "_step", fail)
+    result = carry_out(tmp_path / "run", *tiny_experiment)
+    assert result.status == Status.out_of_memory
+    assert "smaller train.batch_size" in str(result.error)
+
+
+def test_memory_that_no_machine_has_is_out_of_memory(tiny_experiment: list[str], tmp_path: Path) -> None:
+    """The allocator's own error, not one of ours: a batch of 10^15 numbers."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert runner._judge(caught.value)[0] is Status.out_of_memory
+
+
+def test_an_interrupted_run_is_recorded_and_goes_on_to_the_same_scores(
+    tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = carry_out(tmp_path / "whole", *tiny_experiment)
+    step = Trainer._step
+
+    def interrupted_step(trainer: Trainer, *arguments: object) -> None:
+        if trainer.progress.step == 14:
+            raise KeyboardInterrupt
+        step(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted_step)
+    cut = carry_out(tmp_path / "cut", *tiny_experiment)
+    assert cut.status == Status.interrupted
+    monkeypatch.setattr(Trainer, "_step", step)
+    resumed = carry_out(tmp_path / "resumed", *tiny_experiment, "train.resume=true")
+    assert scores_of(resumed) == scores_of(whole)
+    assert not list(Path("runs/checkpoints").glob("*/*"))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "resumed/steps.jsonl").read_text().splitlines()]
+    assert steps == [json.loads(line)["step"] for line in (tmp_path / "whole/steps.jsonl").read_text().splitlines()]
+
+
+def test_a_store_that_fails_after_the_run_loses_nothing(
+    tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    inputs = runner.prepare(compose("config", [*tiny_experiment, "tracking=local"]))
+    result = runner.run(inputs, tmp_path / "run")
+
+    def fail(*_: object) -> None:
+        raise ConnectionError("no answer from https://me:secret@host")
+
+    monkeypatch.setattr(tracking, "send", fail)
+    with caplog.at_level(logging.ERROR):
+        assert not runner._track(result, tmp_path / "run", inputs.experiment)
+    assert f"harness-report --sync {tmp_path / 'run'}" in caplog.text
+    assert "secret" not in caplog.text
+    assert (tmp_path / "run/result.json").exists()
+
+
+def test_a_disk_that_is_full_while_saving_fails_the_run_with_a_sentence(
+    tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr(SelectedWeights, "save", fail)
+    result = carry_out(tmp_path / "run", *tiny_experiment, "method=head")
+    assert result.status == Status.failed
+    assert "No space left on device" in str(result.error)
+    assert result.scores["validation"] is not None
+
+
+def test_user_mistakes_in_the_data_are_raised_and_not_recorded(tiny_experiment: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no column 'text'"):
+        carry_out(tmp_path / "run", *tiny_experiment, "task.text=[text]")
+    assert not (tmp_path / "run/result.json").exists()
+
+
+def test_a_gpu_that_is_not_there_is_refused(tiny_experiment: list[str], tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match=r"train\.device=cuda: torch sees no GPU"):
+        carry_out(tmp_path / "run", *tiny_experiment, "train.device=cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_on_a_gpu_finishes_in_bfloat16(method: str, tiny_experiment: list[str], tmp_path: Path) -> None:
+    result = carry_out(tmp_path / "run", *tiny_experiment, f"method={method}", "train.device=cuda")
+    assert result.status == Status.finished
+    assert result.provenance["dtype"] == "bfloat16"
+    assert result.scores["validation"]["accuracy"] > result.scores["majority"]["accuracy"]
