@@ -1,0 +1,111 @@
+"""The command line: `harness` is one run, `harness -m` or `harness -cn SWEEP` a sweep.
+
+Exit status: 0 all finished, 1 a run or a point of a sweep did not, 2 a user's mistake, 130 interrupted.
+Imports Hydra and nothing heavy, so that `--help`, `--cfg job` and tab completion answer at once.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig
+
+from harness import launcher, points, sweeper
+from harness.config import ConfigError, conf_root, register_resolvers
+from harness.mistakes import explain, is_mistake
+
+PRIMARY_CONFIG = "config"
+VERSION_BASE = "1.3"
+FAILED, MISTAKEN, INTERRUPTED = 1, 2, 130
+FULL_ERROR = "HYDRA_FULL_ERROR"
+_traces_wanted = os.environ.get(FULL_ERROR) == "1"
+
+
+class SweepsOnSearchPath(SearchPathPlugin):
+    """Finds the shipped sweeps/, and conf/ and sweeps/ of the working directory so that users can keep their own."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        # Appended, never prepended: a conf/config.yaml of another project in the working directory must not take over.
+        for folder in dict.fromkeys([conf_root() / "sweeps", Path.cwd() / "conf", Path.cwd() / "sweeps"]):
+            if folder.is_dir() and folder != conf_root() / "conf":
+                search_path.append(provider="harness", path=f"file://{folder}")
+
+
+def register_plugins() -> None:
+    """Make the launcher, the sweepers and the search path known to Hydra."""
+    launcher.register(SweepsOnSearchPath, launcher.LocalLauncher)
+    sweeper.register()
+    register_resolvers()
+
+
+def run_point(cfg: DictConfig) -> dict[str, Any]:
+    """Run one configuration, in this process or in a sweep's worker; a user's mistake comes back as `refused`."""
+    from harness.run import job
+
+    try:
+        outcome = job(cfg)
+    except ConfigError as error:
+        if _traces_wanted:
+            raise
+        outcome = {"status": points.REFUSED, "error": str(error), "scores": {}}
+    points.outcomes.append(outcome)
+    return outcome
+
+
+def main() -> int:
+    """Parse the command line, run, and return the exit status."""
+    register_plugins()
+    points.outcomes.clear()
+    # Hydra prints a trace of its own unless told to raise; what it raises becomes one sentence below.
+    os.environ[FULL_ERROR] = "1"
+    # Names Hydra's job, and so the log file and the help's title, instead of "__main__".
+    os.environ.setdefault("HYDRA_MAIN_MODULE", "harness")
+    signal.signal(signal.SIGTERM, _interrupt)
+    app = hydra.main(version_base=VERSION_BASE, config_path=str(conf_root() / "conf"), config_name=PRIMARY_CONFIG)
+    try:
+        app(run_point)()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if _traces_wanted or not is_mistake(error):
+            raise
+        arguments = get_args_parser().parse_args()
+        print(explain(error, arguments.overrides, lambda o: _compose(arguments, o)), file=sys.stderr)
+        return MISTAKEN
+    return exit_status(points.outcomes)
+
+
+def exit_status(outcomes: list[dict[str, Any]]) -> int:
+    """The exit status for what ended; a single run's failure is told here, a sweep's has its table."""
+    if len(outcomes) == 1 and "point" not in outcomes[0]:
+        outcome = outcomes[0]
+        if outcome["status"] != "finished":
+            refused = outcome["status"] == points.REFUSED
+            print(outcome["error"] if refused else f"{outcome['status']}: {outcome['error']}", file=sys.stderr)
+            return MISTAKEN if refused else INTERRUPTED if outcome["status"] == "interrupted" else FAILED
+    return FAILED if any(points.counts_as_failure(outcome) for outcome in outcomes) else 0
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _compose(arguments: Any, overrides: list[str]) -> DictConfig:
+    """Compose once more, without the override at fault, to see which keys there are."""
+    with hydra.initialize_config_dir(config_dir=str(conf_root() / "conf"), version_base=VERSION_BASE):
+        single = [override for override in overrides if "," not in override]
+        return hydra.compose(arguments.config_name or PRIMARY_CONFIG, overrides=single, return_hydra_config=True)
+
+
+if __name__ == "__main__":
+    # Imported under its own name: workers unpickle `run_point` by reference, and "__main__" is another module there.
+    from harness.__main__ import main as entry
+
+    sys.exit(entry())

@@ -1,0 +1,184 @@
+"""Worker processes that live on between the points of a sweep, and lose no more than their own point when they die."""
+
+import faulthandler
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from multiprocessing import get_context
+from multiprocessing.util import Finalize
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobRuntime, run_job, setup_globals
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+from pebble import CONSTS, ProcessExpired, ProcessFuture, ProcessPool
+
+from harness.config import ConfigError, register_resolvers
+from harness.points import CONSOLE_FILE
+
+# Every library that would otherwise start as many threads as there are cores, in each worker.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
+# The status of a worker that left without a word; pebble waits for ever for one that leaves with 0.
+SILENT_EXIT = 70
+# How long pebble waits for a process that outstays its time to end itself.
+GRACE_SECONDS = 60
+# How long an interrupted run has to save a checkpoint and its record before it is killed.
+CONSTS.term_timeout = 15
+
+Task = Callable[[DictConfig], Any]
+
+
+class Worker:
+    """One process and the point it works on.
+
+    A pebble pool of one, not one pool of many: pebble's workers share a channel and a lock, and a worker killed
+    between taking a task and saying so breaks the whole pool.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.pool: ProcessPool | None = None
+
+    def start(self, task: Task, config: DictConfig, context: HydraContext) -> ProcessFuture[Any]:
+        """Begin a point."""
+        if self.pool is None or not self.pool.active:
+            self.stop()
+            # spawn: a forked torch inherits locks and threads in an unknown state.
+            self.pool = ProcessPool(1, 0, _prepare, (self.threads, os.getpid()), get_context("spawn"))
+        seconds = seconds_allowed(config)
+        return self.pool.schedule(
+            run_in_worker, args=(task, config, context, seconds), timeout=seconds and seconds + GRACE_SECONDS
+        )
+
+    def stop(self) -> None:
+        if self.pool is not None:
+            self.pool.stop()
+            self.pool.join()
+            self.pool = None
+
+
+def stop_all(workers: list[Worker]) -> None:
+    """Stop the processes, all at once: one that is stuck takes three seconds to be killed."""
+    with ThreadPoolExecutor(max(1, len(workers))) as threads:
+        list(threads.map(Worker.stop, workers))
+
+
+def seconds_allowed(config: DictConfig | None) -> float | None:
+    minutes = config.sweep.timeout_minutes if config is not None else None
+    return None if minutes is None else minutes * 60
+
+
+def outcome_of(future: Future[Any], allowed: float | None, elapsed: float) -> tuple[dict[str, Any], bool]:
+    """What became of a point, and whether its worker was lost and so could record nothing."""
+    try:
+        return future.result(), False
+    except (ProcessExpired, TimeoutError) as error:
+        if allowed is not None and elapsed >= allowed:
+            return _failed(f"took longer than sweep.timeout_minutes={allowed / 60:g} and was stopped"), True
+        return _failed(_death(getattr(error, "exitcode", None))), True
+    except (CancelledError, Exception) as error:
+        return _failed(f"its worker process could not be used: {type(error).__name__}: {error}"), True
+
+
+def _death(status: int | None) -> str:
+    if status is not None and status < 0:
+        hint = " (perhaps the machine ran out of memory)" if -status == signal.SIGKILL else ""
+        return f"its worker process was killed by {signal.Signals(-status).name}{hint}"
+    return f"its worker process ended with exit status {status}"
+
+
+def _failed(error: str) -> dict[str, Any]:
+    return {"status": "failed", "error": error, "scores": {}}
+
+
+def _prepare(threads: int, parent: int) -> None:
+    """Runs first in a new worker, before anything imports torch, which reads the variables once."""
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    faulthandler.enable()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # Told to go, a worker unwinds; the signal that pebble sends after the word must not cut that short half-way.
+    Finalize(None, signal.signal, (signal.SIGTERM, signal.SIG_IGN), exitpriority=1000)
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    own, leave = os.getpid(), os._exit
+
+    def leave_loudly(status: int) -> None:
+        leave(status or SILENT_EXIT if os.getpid() == own else status)
+
+    os._exit = leave_loudly  # type: ignore[assignment]
+
+
+def _die_with(parent: int) -> None:
+    """End this worker when the sweep was killed, else a sweep started again would run beside it."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_in_worker(task: Task, config: DictConfig, context: HydraContext, seconds: float | None) -> dict[str, Any]:
+    """Run a point as a Hydra job, its output in `console.log` of its directory; never raises.
+
+    Past `seconds` the process ends, and `console.log` shows where it hung. A clock of C ends also what no signal
+    handler of Python would, and leaves the run no time to record that it was interrupted.
+    """
+    setup_globals()
+    register_resolvers()
+    hydra = config.hydra
+    folder = Path(hydra.sweep.dir) / str(hydra.sweep.subdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    _redirect_output(folder / CONSOLE_FILE)
+    if seconds is not None:
+        faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        outcome = _run(task, config, context)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    if outcome["status"] == "interrupted":
+        # The signal that interrupted the run meant this process: its record is written, so it may leave.
+        signal.raise_signal(signal.SIGTERM)
+    return outcome
+
+
+def _run(task: Task, config: DictConfig, context: HydraContext) -> dict[str, Any]:
+    JobRuntime.instance().set("name", config.hydra.job.name)
+    try:
+        job = run_job(task, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+        outcome = job.return_value
+    except ConfigError as error:
+        return _failed(str(error))
+    except KeyboardInterrupt:
+        return {**_failed("interrupted"), "status": "interrupted"}
+    except SystemExit as error:
+        return _failed(f"the run called sys.exit({error.code!r})")
+    except Exception as error:
+        traceback.print_exc()
+        return _failed(f"{type(error).__name__}: {error}")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        gc.collect()
+    if not isinstance(outcome, dict) or "status" not in outcome:
+        return _failed(f"the run returned {outcome!r:.80} where a result was expected")
+    return outcome
+
+
+def _redirect_output(path: Path) -> None:
+    """Send this process's output, also that of C code and of child processes, to a file."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)

@@ -1,0 +1,182 @@
+"""How fast training is, as ratios in one run on SST-2 with MiniLM.
+
+    HARNESS_REAL_DATA=FOLDER python -m pytest -m slow -s tests/benchmarks
+
+Two things are timed in turn, batch by batch, so that a machine that slows down slows both. The median over the pairs
+is what is asserted. `-s` prints the figures.
+"""
+
+import copy
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+from tqdm import tqdm
+
+from harness import models
+from harness.architectures import architecture
+from harness.batches import Batch, bucketed, collator_for
+from harness.config import build
+from harness.methods import Adapter
+from harness.plan import compose
+from harness.train import Trainer, make_optimizer, make_schedule
+
+pytestmark = pytest.mark.slow
+
+STEPS = 24
+WARM_UP = 3
+BATCH = 32
+
+
+class Setting:
+    """MiniLM with LoRA and 2,000 rows of SST-2, encoded."""
+
+    def __init__(self, minilm: Path, real_data: Path) -> None:
+        options = ["model=minilm", f"model.path={minilm}", "task=glue/sst2", f"task.data_dir={real_data}/glue/sst2"]
+        self.experiment = build(compose("config", [*options, "task.max_train_rows=2000", "train.epochs=1"]))
+        models.quiet_libraries()
+        configuration = models.load_config(minilm, 2, False)
+        tokenizer = models.load_tokenizer(minilm, architecture(configuration))
+        torch.manual_seed(0)
+        self.backbone = models.load_classifier(minilm, configuration, self.experiment, torch.float32)
+        self.features = self.experiment.task.encode(self.experiment.task.load().splits["train"], tokenizer)
+        self.collate = collator_for(self.backbone, tokenizer, torch.device("cpu"))
+        self.adapter: Adapter = self.experiment.method.attach(self.backbone)
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(row["input_ids"]) for row in self.features]
+
+    def shuffled(self) -> list[list[int]]:
+        rows = list(range(len(self.features)))
+        random.Random(0).shuffle(rows)
+        return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+
+    def our_step(self) -> Callable[[Batch], None]:
+        """A step of a run, its bookkeeping included."""
+        trainer = Trainer(
+            self.adapter,
+            self.features,
+            self.collate,
+            self.experiment.train,
+            0,
+            None,
+            lambda: pytest.fail("no evaluation is timed"),
+            "accuracy",
+            "benchmark",
+        )
+        bar = tqdm(disable=True)
+        return lambda batch: trainer._step([batch], bar)
+
+    def plain_step(self) -> Callable[[Batch], None]:
+        """The loop that anyone would write, on a copy of the model."""
+        model = copy.deepcopy(self.adapter.model).train()
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        optimizer = make_optimizer(trained, self.experiment.train)
+        schedule = make_schedule(optimizer, self.experiment.train, 1000)
+
+        def step(batch: Batch) -> None:
+            loss = model(**batch.inputs).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+
+        return step
+
+
+@pytest.fixture(scope="module")
+def setting(minilm: Path) -> Setting:
+    import os
+
+    root = os.environ.get("HARNESS_REAL_DATA")
+    if not root:
+        pytest.skip("set HARNESS_REAL_DATA to a folder with glue/sst2/train.jsonl")
+    return Setting(minilm, Path(root))
+
+
+def seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def test_a_step_takes_at_most_a_twentieth_longer_than_a_plain_loops(setting: Setting) -> None:
+    steps = {"ours": setting.our_step(), "plain": setting.plain_step()}
+    order = bucketed(setting.lengths, BATCH, 0, 0)[: STEPS + WARM_UP]
+    timed: dict[str, list[float]] = {name: [] for name in steps}
+    for number, indices in enumerate(order):
+        batch = setting.collate(setting.features, indices)
+        # Whoever goes second finds the caches warm: they take turns.
+        for name in sorted(steps, reverse=number % 2 == 1):
+            timed[name].append(seconds(lambda name=name, batch=batch: steps[name](batch)))
+    ratios = [ours / plain for ours, plain in zip(timed["ours"], timed["plain"], strict=True)]
+    ratio = median(ratios[WARM_UP:])
+    print(f"\nstep time against a plain loop's: {ratio:.3f} (median of {STEPS}; {median(timed['ours']):.3f} s a step)")
+    assert ratio <= 1.05
+
+
+def test_length_buckets_double_the_real_tokens_a_second(setting: Setting) -> None:
+    step = setting.plain_step()
+    figures = {}
+    orders = {"buckets": bucketed(setting.lengths, BATCH, 0, 0), "shuffled": setting.shuffled()}
+    for name in orders:
+        figures[name] = {"tokens": 0, "padded": 0, "seconds": 0.0}
+    for number, pair in enumerate(zip(*orders.values(), strict=False)):
+        for name, indices in zip(orders, pair, strict=True):
+            batch = setting.collate(setting.features, indices)
+            took = seconds(lambda batch=batch: step(batch))
+            if WARM_UP <= number < STEPS + WARM_UP:
+                figures[name]["tokens"] += batch.tokens
+                figures[name]["padded"] += batch.padded_tokens
+                figures[name]["seconds"] += took
+    speed = {name: figure["tokens"] / figure["seconds"] for name, figure in figures.items()}
+    padding = {name: 1 - figure["tokens"] / figure["padded"] for name, figure in figures.items()}
+    print(f"\nreal tokens/s: {speed}, ratio {speed['buckets'] / speed['shuffled']:.2f}; padding share: {padding}")
+    assert speed["buckets"] >= 2 * speed["shuffled"]
+
+
+def test_less_than_15_percent_of_an_epoch_is_padding(setting: Setting) -> None:
+    order = bucketed(setting.lengths, BATCH, 0, 0)
+    padded = sum(len(batch) * max(setting.lengths[row] for row in batch) for batch in order)
+    share = 1 - sum(setting.lengths) / padded
+    print(f"\npadding share of an epoch: {share:.3f}")
+    assert share < 0.15
+
+
+def test_the_loop_is_no_slower_than_transformers_trainer(setting: Setting, tmp_path: Path) -> None:
+    """What decided for a loop of our own: the same rows through both, an epoch each."""
+    from transformers import DataCollatorWithPadding, TrainingArguments
+    from transformers import Trainer as TransformersTrainer
+
+    tokenizer = models.load_tokenizer(Path(str(setting.experiment.model.path)), setting.backbone.architecture)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=STEPS,
+        per_device_train_batch_size=BATCH,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    model = copy.deepcopy(setting.adapter.model)
+    theirs = TransformersTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=setting.features,
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )
+    step = setting.our_step()
+    share_of_epoch = STEPS * BATCH / len(setting.features)
+    theirs_seconds = seconds(theirs.train)
+    ours_seconds = 0.0
+    for indices in bucketed(setting.lengths, BATCH, 0, 0)[:STEPS]:
+        ours_seconds += seconds(lambda indices=indices: step(setting.collate(setting.features, indices)))
+    print(f"\n{share_of_epoch:.0%} of an epoch: Trainer {theirs_seconds:.1f} s, length buckets {ours_seconds:.1f} s")
+    assert ours_seconds < theirs_seconds

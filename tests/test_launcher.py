@@ -1,0 +1,246 @@
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from toy_sweep import ToySweep
+
+from harness import launcher
+from harness import points as sweep_points
+from harness.config import ConfigError
+from harness.record import RunRecord
+
+ACTS = ["finish", "raise", "exit", "kill", "leave", "hang", "garbage", "diverge", "record_then_die"]
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    return ToySweep(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def disaster(tmp_path_factory):
+    """One sweep in which nearly every point goes wrong in another way; two workers, so that each has survivors."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        folder = tmp_path_factory.mktemp("disaster")
+        toy = ToySweep(folder, monkeypatch)
+        limit = "sweep.timeout_minutes=0.05"
+        points = [[f"act={act}", limit, f"+folder={folder}/sweep/{i}"] for i, act in enumerate(ACTS)]
+        points += [["act=finish", "seed=7"], ["act=finish", "train.rate=1"]]
+        began = time.monotonic()
+        outcomes = toy.launch(points, "hydra.launcher.workers=2")
+        named = dict(zip([*ACTS, "last", "wrong"], outcomes, strict=True))
+        yield toy, named, time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    ("act", "status", "reason"),
+    [
+        ("finish", "finished", ""),
+        ("last", "finished", ""),
+        ("diverge", "diverged", "the loss is NaN at step 3"),
+        ("raise", "failed", "RuntimeError: no such luck"),
+        ("exit", "failed", "the run called sys.exit(3)"),
+        ("kill", "failed", "its worker process was killed by SIGKILL (perhaps the machine ran out of memory)"),
+        ("leave", "failed", "its worker process ended with exit status 70"),
+        ("hang", "failed", "took longer than sweep.timeout_minutes=0.05 and was stopped"),
+        ("wrong", "failed", "train.rate=1: there is no key train.rate; Valid: learning_rate"),
+        ("record_then_die", "finished", ""),
+    ],
+)
+def test_each_point_ends_with_its_own_status_and_reason(disaster, act, status, reason):
+    """A point that raises, leaves, is killed or hangs harms no other, and says what became of it."""
+    outcome = disaster[1][act]
+    assert (outcome["status"], outcome.get("error") or "") == (status, reason)
+
+
+def test_a_value_that_is_no_result_is_a_failure(disaster):
+    """A run that returns garbage failed."""
+    assert disaster[1]["garbage"]["status"] == "failed"
+    assert "where a result was expected" in disaster[1]["garbage"]["error"]
+
+
+def test_a_run_that_died_after_recording_keeps_its_scores(disaster):
+    """The record on disk counts more than the death of the worker that wrote it."""
+    assert disaster[1]["record_then_die"]["scores"]["validation"] == {"x": 0.75}
+
+
+def test_points_that_could_not_record_their_end_have_a_record_and_are_in_the_store(disaster):
+    """The launcher writes result.json for a run that could not, and sends it."""
+    toy, named, _ = disaster
+    for act in ("raise", "exit", "kill", "leave", "hang"):
+        record = RunRecord.read(Path(named[act]["run_dir"]))
+        assert (record.status, record.error) == ("failed", named[act]["error"])
+        assert record.config["act"] == act
+        assert record.identity == named[act]["identity"]
+        assert record.run_id in {sent.run_id for sent in toy.sent}
+
+
+def test_a_hanging_point_leaves_the_place_where_it_hung_in_its_log(disaster):
+    """console.log of a point that was stopped shows its stack, and of any other its output."""
+    assert "in task" in (Path(disaster[1]["hang"]["run_dir"]) / "console.log").read_text()
+    assert "no such luck" in (Path(disaster[1]["raise"]["run_dir"]) / "console.log").read_text()
+    assert "a word from the worker" in (Path(disaster[1]["finish"]["run_dir"]) / "console.log").read_text()
+
+
+def test_a_disaster_takes_no_longer_than_its_timeout_and_new_workers(disaster):
+    """Nothing waits for a worker that is gone."""
+    assert disaster[2] < 40
+
+
+def test_workers_live_on_and_compute_with_their_threads(toy, monkeypatch):
+    """Five points share two processes, whose thread variables are set while the parent's stay."""
+    monkeypatch.setenv("HARNESS_TOY", "inherited")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    points = [["act=report", f"seed={seed}"] for seed in range(5)]
+    outcomes = toy.launch(points, "hydra.launcher.workers=2", "hydra.launcher.threads=1")
+    assert 1 <= len({outcome["pid"] for outcome in outcomes}) <= 2
+    expected = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HARNESS_TOY": "inherited"}
+    assert all(outcome["environment"] == expected for outcome in outcomes)
+    assert os.environ["OMP_NUM_THREADS"] == "5"
+    assert not [child for child in multiprocessing.active_children() if "pebble" in child.name]
+
+
+def test_points_with_a_result_are_skipped_with_the_stored_outcome(toy, capsys):
+    """The store is asked once, finished and diverged points keep their result, failed ones run again."""
+    points = [["seed=0"], ["seed=1"], ["seed=2"]]
+    first = toy.launch(points)
+    for outcome, status in zip(first, ("finished", "diverged", "failed"), strict=True):
+        scores = {"validation": {"x": 0.25}, "development": {}}
+        toy.stored[outcome["identity"]] = {
+            "status": status,
+            "primary_metric": "x",
+            "scores": scores,
+            "run_id": "stored",
+        }
+    toy.questions = 0
+    again = toy.launch(points)
+    assert [outcome.get("skipped", False) for outcome in again] == [True, True, False]
+    assert again[0]["scores"] == {"primary_metric": "x", "validation": {"x": 0.25}, "development": {}}
+    assert toy.questions == 1
+    assert "2 of 3 points have their result in the store and are skipped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rerun", "skipped"), [("failed", 1), ("all", 0)])
+def test_rerun_runs_points_again(toy, rerun, skipped):
+    """`failed` runs what diverged again, all everything."""
+    points = [["act=diverge"], ["act=tie"]]
+    for point, status in zip(points, ("diverged", "finished"), strict=True):
+        with toy.hydra(point, None) as (_, config):
+            toy.stored[launcher.identify(sweep_points.without_hydra(config))] = {"status": status, "scores": {}}
+    outcomes = toy.launch([[*point, f"sweep.rerun={rerun}"] for point in points])
+    assert sum(outcome.get("skipped", False) for outcome in outcomes) == skipped
+
+
+def test_the_sweep_is_named_after_its_file(toy):
+    """Every point is told the sweep's name; without a file it is multirun."""
+    outcomes = toy.launch([["act=raise"], ["act=raise", "sweep.name=mine"]])
+    names = [RunRecord.read(Path(outcome["run_dir"])).sweep["name"] for outcome in outcomes]
+    assert names == ["multirun", "mine"]
+
+
+def test_fail_fast_stops_the_sweep_at_the_first_failure(toy):
+    """Points after the failure are not run."""
+    points = [["act=finish"], ["act=raise"], ["seed=2"], ["seed=3"]]
+    outcomes = toy.launch(points, "hydra.launcher.workers=1", "sweep.fail_fast=true")
+    assert [outcome["status"] for outcome in outcomes] == ["finished", "failed", "not run", "not run"]
+
+
+def test_an_interrupted_sweep_records_what_was_running_and_stops_its_workers(toy, capsys):
+    """Ctrl-C ends the sweep at once, with the table of what was done."""
+
+    def interrupt_the_second_point() -> None:
+        while not (toy.folder / "sweep" / "1" / "console.log").exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt_the_second_point).start()
+    with pytest.raises(KeyboardInterrupt):
+        toy.launch([["act=finish"], ["act=hang"], ["seed=5"]], "hydra.launcher.workers=1")
+    statuses = [outcome["status"] for outcome in sweep_points.outcomes]
+    assert statuses == ["finished", "interrupted", "not run"]
+    assert [record.status for record in toy.sent if record.config["act"] == "hang"] == ["interrupted"]
+    assert "1 finished, 1 interrupted, 1 not run" in capsys.readouterr().out
+
+
+def test_workers_die_with_a_sweep_that_was_killed(tmp_path):
+    """No orphan goes on computing beside a sweep that was started again."""
+    code = (
+        "import os, sys, time\n"
+        "from multiprocessing import get_context\n"
+        "from harness.workers import _prepare\n"
+        "from pebble import ProcessPool\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPool(1, 0, _prepare, (1, os.getpid()), get_context('spawn'))\n"
+        "    print(pool.schedule(os.getpid).result(), flush=True)\n"
+        "    pool.schedule(time.sleep, args=(600,))\n"
+        "    time.sleep(600)\n"
+    )
+    script = tmp_path / "sweep.py"
+    script.write_text(code)
+    sweep = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert sweep.stdout is not None
+    worker = int(sweep.stdout.readline())
+    sweep.kill()
+    sweep.wait()
+    sweep.stdout.close()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{worker}").exists() and "Z" not in state(worker) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not Path(f"/proc/{worker}").exists() or "Z" in state(worker)
+
+
+def state(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def test_the_table_names_every_point_and_the_log_of_each_failure(toy, capsys):
+    """What the points share stands above the table, what sets them apart in it."""
+    outcomes = toy.launch([["seed=3", "act=finish"], ["seed=3", "act=raise"]])
+    shown = capsys.readouterr().out
+    assert "every point with seed=3" in shown
+    assert any(line.split()[:3] == ["1", "act=raise", "failed"] for line in shown.splitlines())
+    assert f"log of point 1: {outcomes[1]['run_dir']}/console.log" in shown
+    assert "2 points: 1 failed, 1 finished" in shown
+
+
+def test_more_workers_than_cores_are_warned_of(toy, capsys):
+    """Points that slow each other down are worth a sentence."""
+    cores = launcher.available_cores()
+    toy.launch([["seed=1"]], f"hydra.launcher.workers={cores + 1}")
+    assert f"is more than the {cores} cores" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("points", "setting", "sentence"),
+    [
+        ([], "seed=0", "the sweep is empty"),
+        ([["seed=0"]], "hydra.launcher.workers=0", "hydra.launcher.workers=0: a positive whole number is needed"),
+        (
+            [["method=wid"], ["method=wid", "seed=1"]],
+            "seed=0",
+            "method=wid: there is no such method; did you mean wide?",
+        ),
+        ([["sweep.rerun=fail"]], "seed=0", "sweep.rerun=fail: there is no such choice; did you mean failed?"),
+    ],
+)
+def test_a_sweep_that_cannot_work_is_refused(toy, points, setting, sentence):
+    """Nothing starts when no point could run."""
+    with pytest.raises(ConfigError, match=sentence.replace("?", r"\?")):
+        toy.launch(points, setting)
+
+
+def test_the_exit_status_counts_failures_but_not_trials_that_diverge():
+    """A learning rate that is too high is what a trial is there to find out."""
+    assert sweep_points.counts_as_failure({"status": "diverged", "stage": "run"})
+    assert sweep_points.counts_as_failure({"status": "not run", "stage": "run"})
+    assert not sweep_points.counts_as_failure({"status": "diverged", "stage": "tune"})
+    assert not sweep_points.counts_as_failure({"status": "finished", "stage": "tune"})

@@ -1,0 +1,154 @@
+"""A sweep over a toy task: real worker processes and a real Hydra, no model, no data, and a dict for a store."""
+
+import hashlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from harness import launcher, points, sweeper, tracking
+from harness.config import conf_root
+from harness.record import RunRecord
+
+CONFIG = """
+defaults: [method: wide, override hydra/launcher: local, _self_]
+act: finish
+seed: 0
+train: {learning_rate: "${method.learning_rate}"}
+evaluate: {validation: true}
+sweep: {name: null, stage: run, rerun: none, timeout_minutes: null, fail_fast: false}
+tracking: {kind: local, uri: "sqlite:///toy.db", experiment: toy}
+hydra:
+  searchpath: ["file://CONF"]
+  output_subdir: null
+  sweep: {dir: SWEEP, subdir: "${hydra.job.num}"}
+"""
+METHODS = {"wide": [0.1, 0.2, 0.3, 0.4, 0.5], "narrow": [1.0, 2.0, 3.0], "single": [1.0]}
+
+
+def task(cfg: DictConfig) -> Any:
+    """Do what `act` says; the development score is best at a learning rate of 0.3, or of 3 and diverges above."""
+    match cfg.act:
+        case "finish":
+            print("a word from the worker")
+            score = 1 - abs(cfg.train.learning_rate - 0.3)
+            scores = {"primary_metric": "accuracy", "development": {"accuracy": score}, "validation": None}
+            if cfg.evaluate.validation:
+                scores["validation"] = {"accuracy": score / 2}
+            status = "diverged" if cfg.method.name == "narrow" and cfg.train.learning_rate < 2 else "finished"
+            return {"status": status, "error": None, "scores": scores, "seconds": 0.5}
+        case "tie":
+            return {"status": "finished", "scores": {"primary_metric": "x", "development": {"x": 0.5}}}
+        case "report":
+            names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HARNESS_TOY")
+            return {"status": "finished", "pid": os.getpid(), "environment": {n: os.environ.get(n) for n in names}}
+        case "diverge":
+            return {"status": "diverged", "error": "the loss is NaN at step 3", "scores": {}}
+        case "raise":
+            raise RuntimeError("no such luck")
+        case "exit":
+            sys.exit(3)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "leave":
+            os._exit(0)
+        case "hang":
+            time.sleep(600)
+        case "garbage":
+            return lambda: None
+        case "record_then_die":
+            record(cfg, "finished").write(Path(cfg.folder))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def record(cfg: DictConfig, status: str) -> RunRecord:
+    return RunRecord("0" * 32, status, None, "i", {}, {}, scores={"primary_metric": "x", "validation": {"x": 0.75}})
+
+
+class ToySweep:
+    """Launches points and holds what the store was sent."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.sent: list[RunRecord] = []
+        self.stored: dict[str, dict[str, Any]] = {}
+        self.questions = 0
+        self.asked: list[tuple[list[str], str]] = []
+        monkeypatch.setattr(launcher, "identify", identity)
+        compose = launcher.LocalLauncher._compose
+        monkeypatch.setattr(launcher.LocalLauncher, "_compose", lambda *given: self._note(compose(*given)))
+        monkeypatch.setattr(tracking, "check", lambda uri: None)
+        monkeypatch.setattr(tracking, "finished", self._finished)
+        monkeypatch.setattr(tracking, "send", lambda folder, uri, experiment: self.sent.append(RunRecord.read(folder)))
+        points.outcomes.clear()
+        launcher.register(launcher.LocalLauncher)
+        sweeper.register()
+        self.configurations = folder / "conf"
+        (self.configurations / "method").mkdir(parents=True)
+        text = CONFIG.replace("CONF", str(conf_root() / "conf")).replace("SWEEP", str(folder / "sweep"))
+        (self.configurations / "config.yaml").write_text(text)
+        for name, rates in METHODS.items():
+            method = {"name": name, "learning_rate": rates[0], "learning_rates": rates}
+            OmegaConf.save(OmegaConf.create(method), self.configurations / "method" / f"{name}.yaml")
+
+    def _note(self, point: points.Point) -> points.Point:
+        self.asked.append((point.overrides, point.stage))
+        return point
+
+    def _finished(self, uri: str, sweep: str, identities: list[str]) -> dict[str, Any]:
+        self.questions += 1
+        return {key: value for key, value in self.stored.items() if key in identities}
+
+    def launch(self, told: list[list[str]], *settings: str, function: Any = task) -> list[dict[str, Any]]:
+        """Run points through the launcher alone and return their outcomes."""
+        with self.hydra(settings, function) as (context, config):
+            plugin = Plugins.instance().instantiate_launcher(
+                hydra_context=context, task_function=function, config=config
+            )
+            try:
+                return values(plugin.launch(told, initial_job_idx=0))
+            finally:
+                plugin.stop()
+
+    def sweep(self, arguments: list[str], *settings: str) -> list[list[dict[str, Any]]]:
+        """Run a whole sweep and return the outcomes of each batch."""
+        with self.hydra([*settings, *arguments], task) as (context, config):
+            plugin = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
+            return [values(batch) for batch in plugin.sweep(arguments)]
+
+    def hydra(self, settings: Any, function: Any) -> Any:
+        from contextlib import contextmanager
+
+        from hydra._internal.callbacks import Callbacks
+
+        @contextmanager
+        def opened() -> Any:
+            with initialize_config_dir(str(self.configurations), version_base="1.3"):
+                loader = GlobalHydra.instance().config_loader()
+                config = loader.load_configuration("config", list(settings), RunMode.MULTIRUN)
+                yield HydraContext(config_loader=loader, callbacks=Callbacks()), config
+
+        return opened()
+
+
+def values(returned: Any) -> list[dict[str, Any]]:
+    assert all(isinstance(one, JobReturn) for one in returned)
+    return [one.return_value for one in returned]
+
+
+def identity(cfg: DictConfig) -> str:
+    """As the real one: everything but the sweep and the store decides."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    decisive = {key: value for key, value in plain.items() if key not in ("sweep", "tracking")}
+    return hashlib.sha256(str(decisive).encode()).hexdigest()
