@@ -1,6 +1,7 @@
 """The command line: `harness` is one run, `harness -m` or `harness -cn SWEEP` a sweep.
 
-Exit status: 0 all finished, 1 a run or a point of a sweep did not, 2 a user's mistake, 130 interrupted.
+Exit status: 0 all finished, 1 a run or a point of a sweep did not (or could not be tracked), 2 a user's mistake, 130
+interrupted.
 Imports Hydra and nothing heavy, so that `--help`, `--cfg job` and tab completion answer at once.
 """
 
@@ -90,7 +91,8 @@ def exit_status(outcomes: list[dict[str, Any]]) -> int:
             refused = outcome["status"] == points.REFUSED
             print(outcome["error"] if refused else f"{outcome['status']}: {outcome['error']}", file=sys.stderr)
             return MISTAKEN if refused else INTERRUPTED if outcome["status"] == "interrupted" else FAILED
-    return FAILED if any(points.counts_as_failure(outcome) for outcome in outcomes) else 0
+    untracked = any(outcome.get("tracked") is False for outcome in outcomes)
+    return FAILED if untracked or any(points.counts_as_failure(outcome) for outcome in outcomes) else 0
 
 
 def _interrupt(*_: Any) -> None:

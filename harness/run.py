@@ -112,7 +112,7 @@ def run(inputs: Inputs, run_dir: Path) -> RunRecord:
         result.status, result.error = _judge(error)
         log.error("%s: %s", result.status, result.error, exc_info=result.status is Status.failed)
     else:
-        log.info("finished: %s", describe(result))
+        log.info("finished: %s; %s", describe(result), run_dir / record.RESULT_FILE)
     result.cost["total_seconds"] = time.perf_counter() - start
     result.ended_at = datetime.now(UTC).isoformat()
     for name, value in result.cost.items():
@@ -286,11 +286,15 @@ def _judge(error: Exception) -> tuple[Status, str]:
     return Status.failed, f"{type(error).__name__}: {sentence}"
 
 
-def _track(result: RunRecord, run_dir: Path, experiment: Experiment) -> bool:
-    """Send a recorded run to the store; what can't be sent stays in the run directory and can be sent later."""
+def _track(result: RunRecord, run_dir: Path, experiment: Experiment) -> bool | None:
+    """Send a recorded run to the store; what can't be sent stays in the run directory and can be sent later.
+
+    Returns:
+        Whether the store has it; null where no store is wanted.
+    """
     store = experiment.tracking
     if store.kind is TrackingKind.none:
-        return False
+        return None
     try:
         tracking.send(run_dir, str(store.uri), store.experiment)
     except Exception as error:  # any failure of a store, of its database or of the network to it

@@ -20,6 +20,7 @@ from harness import launcher, points
 from harness.config import ConfigError
 from harness.mistakes import MISTAKES, explain, key_of
 from harness.progress import SCORE_DIGITS, primary_score, table
+from harness.store import redact
 
 # What the equal-budget sweeper decides itself, and where to say it instead.
 DECIDED = {
@@ -190,7 +191,7 @@ def stopping(starter: Launcher) -> Iterator[Callable[[list[list[str]], int], Seq
 def save_configuration(config: DictConfig) -> None:
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, folder / "multirun.yaml")
+    (folder / "multirun.yaml").write_text(redact(OmegaConf.to_yaml(config)), encoding="utf-8")
 
 
 def spread(rates: list[float], number: int) -> list[float]:

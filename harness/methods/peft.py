@@ -70,6 +70,8 @@ class PeftAdapter:
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(str(folder), safe_serialization=True)  # type: ignore[operator]
+        # peft's card is a form with every field left to fill in.
+        (folder / "README.md").unlink(missing_ok=True)
 
     def merge(self) -> "nn.Module":
         merged = getattr(self.model, "merge_and_unload", None)

@@ -4,16 +4,21 @@ import hashlib
 import json
 import logging
 import random
+import socket
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from harness.config import ConfigError, near_misses
 from harness.models import digest
 
 log = logging.getLogger(__name__)
 
+CONNECT_SECONDS = 3
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -93,6 +98,21 @@ def _check_text(path: Path) -> None:
                 raise ConfigError(f"task.data_dir: {path}, line {number}: not JSON: {error.msg}") from error
 
 
+@lru_cache(maxsize=1)
+def _use_cache_without_network() -> None:
+    """Without the Hub, go to its cache at once: the libraries would try again for half a minute a call."""
+    import datasets
+    from huggingface_hub import constants
+
+    hub = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or getproxies():
+        return
+    try:
+        socket.create_connection((str(hub.hostname), hub.port or 443), timeout=CONNECT_SECONDS).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+
+
 def read_hub(hub: Hub, split: str) -> tuple[list[dict[str, Any]], str]:
     """Rows of one split and the revision they came from.
 
@@ -101,6 +121,8 @@ def read_hub(hub: Hub, split: str) -> tuple[list[dict[str, Any]], str]:
     """
     from datasets import load_dataset
 
+    if not Path(hub.path).is_dir():
+        _use_cache_without_network()
     label = f"task.hub.path={hub.path}" + (f" ({hub.name})" if hub.name else "")
     try:
         rows = load_dataset(hub.path, hub.name, split=split, revision=hub.revision)
