@@ -3,11 +3,7 @@
 import logging
 import secrets
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +13,7 @@ from omegaconf import DictConfig
 
 from harness import __version__, config, models, record, tracking
 from harness.config import ConfigError, Experiment, TrackingKind
+from harness.interrupts import kill_as_interrupt
 from harness.record import RunRecord, Status
 
 if TYPE_CHECKING:
@@ -73,7 +70,7 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     if store.kind is not TrackingKind.none:
         tracking.check(str(store.uri))
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    with _terminated_like_interrupted():
+    with kill_as_interrupt():
         result = run(inputs, run_dir)
     return {
         "status": result.status,
@@ -120,7 +117,11 @@ def run(inputs: Inputs, run_dir: Path) -> RunRecord:
             result.unmeasured.setdefault(
                 f"cost.{name}", NOT_MEASURED if result.status == Status.finished else f"the run {result.status}"
             )
-    result.write(run_dir)
+    try:
+        result.write(run_dir)
+    except OSError as error:
+        result.status = Status.failed
+        result.error = f"{run_dir / record.RESULT_FILE} can't be written: {error.strerror}; the run is lost with it"
     return result
 
 
@@ -211,9 +212,6 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
     )
     try:
         trainer.fit()
-    except KeyboardInterrupt:
-        trainer.save_checkpoint()
-        raise
     finally:
         _write_steps(run_dir, trainer.progress.history)
         cost |= trainer.costs()
@@ -290,10 +288,10 @@ def _track(result: RunRecord, run_dir: Path, experiment: Experiment) -> bool | N
     """Send a recorded run to the store; what can't be sent stays in the run directory and can be sent later.
 
     Returns:
-        Whether the store has it; null where no store is wanted.
+        Whether the store has it; null where no store is wanted, or there is no record to send.
     """
     store = experiment.tracking
-    if store.kind is TrackingKind.none:
+    if store.kind is TrackingKind.none or not (run_dir / record.RESULT_FILE).exists():
         return None
     try:
         tracking.send(run_dir, str(store.uri), store.experiment)
@@ -307,20 +305,3 @@ def _track(result: RunRecord, run_dir: Path, experiment: Experiment) -> bool | N
         )
         return False
     return True
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """A polite kill (SIGTERM, as schedulers send) leaves a checkpoint, like Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

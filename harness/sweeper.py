@@ -172,7 +172,7 @@ class EqualBudgetSweeper(Sweeper):
 
 def grid(params: DictConfig | None, arguments: list[str], context: HydraContext) -> list[list[str]]:
     """The product of a sweep's values: a list of overrides a point. An argument replaces the parameter of its key."""
-    given = [f"{key}={value}" for key, value in (params or {}).items()]
+    given = [f"{key!s}={value}" for key, value in (params or {}).items()]
     parser = OverridesParser.create(config_loader=context.config_loader)
     (told,) = BasicSweeper.split_arguments(parser.parse_overrides([*given, *arguments]), None)
     return told

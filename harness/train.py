@@ -16,6 +16,7 @@ from harness import measure
 from harness.batches import Batch, Collator, bucketed
 from harness.config import Scheduler, TrainConfig
 from harness.evaluate import Evaluation
+from harness.interrupts import deferred_interrupts
 from harness.methods import Adapter
 from harness.tasks import Features
 
@@ -104,21 +105,33 @@ class Trainer:
 
         Raises:
             Diverged: The loss is NaN or infinite.
+            KeyboardInterrupt: Ctrl-C or a polite kill came. The step, and its evaluation, were finished first and a
+                checkpoint written, unless it came twice.
         """
         from tqdm import tqdm
 
         if self.settings.resume:
             self._restore()
         self._saved_at = time.monotonic()
-        with tqdm(total=self.total_steps, initial=self.progress.step, desc="train", unit="step", disable=None) as bar:
+        self.adapter.model.train()
+        with (
+            deferred_interrupts() as interrupted,
+            tqdm(total=self.total_steps, initial=self.progress.step, desc="train", unit="step", disable=None) as bar,
+        ):
+            start = time.perf_counter()
             for micro_batches in self._steps():
-                self._step(micro_batches, bar)
+                loss = self._step(micro_batches)
+                self.progress.train_seconds += time.perf_counter() - start
+                self._report(loss, bar)
                 last = self.progress.step == self.total_steps
                 if last or self.progress.step % self.evaluation_steps == 0:
                     self._evaluate()
                     if self._stalled():
                         break
-                self._save_when_due()
+                self._save_when_due(interrupted())
+                if interrupted():
+                    raise KeyboardInterrupt
+                start = time.perf_counter()
         self._load(self.best)
         return self.progress
 
@@ -133,11 +146,10 @@ class Trainer:
                 if self.progress.step == self.total_steps:
                     return
 
-    def _step(self, micro_batches: list[Batch], bar: Any) -> None:
+    def _step(self, micro_batches: list[Batch]) -> "Tensor":
+        """One optimizer step; returns the loss, the mean over its rows."""
         import torch
 
-        start = time.perf_counter()
-        self.adapter.model.train()
         rows = sum(len(batch.indices) for batch in micro_batches)
         loss = torch.zeros((), device=self.collate.device)
         for batch in micro_batches:
@@ -153,33 +165,37 @@ class Trainer:
         if self.progress.step == 0:
             self.progress.gradient_bytes = measure.gradient_bytes(self.adapter.model)
             self.progress.optimizer_bytes = measure.optimizer_bytes(self.optimizer)
-        rate = self.optimizer.param_groups[0]["lr"]
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        due = self.progress.step % LOG_STEPS == 0 or self.progress.step in (1, self.total_steps)
-        value = float(loss) if due or self.collate.device.type == "cpu" else 0.0
-        self.progress.train_seconds += time.perf_counter() - start
-        bar.update()
-        if not math.isfinite(value):
-            raise Diverged(f"the loss is {value} at step {self.progress.step}; a smaller learning rate may help")
-        if due:
-            self._log(value, rate, bar)
+        return loss
 
-    def _log(self, loss: float, rate: float, bar: Any) -> None:
+    def _report(self, loss: "Tensor", bar: Any) -> None:
+        """Check the loss and show it: at every step on a CPU, now and then on a GPU, which it makes wait."""
+        bar.update()
+        step = self.progress.step
+        due = step % LOG_STEPS == 0 or step in (1, self.total_steps)
+        if not due and self.collate.device.type != "cpu":
+            return
+        value = float(loss)
+        if not math.isfinite(value):
+            raise Diverged(f"the loss is {value} at step {step}; a smaller learning rate may help")
+        if not due:
+            return
         tokens_per_second = self.progress.tokens / self.progress.train_seconds
         self.progress.history.append(
             {
-                "step": self.progress.step,
-                "loss": loss,
-                "learning_rate": rate,
+                "step": step,
+                "loss": value,
+                "learning_rate": self.schedule.get_last_lr()[0],
                 "tokens_per_second": tokens_per_second,
             }
         )
-        bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
+        bar.set_postfix_str(f"loss {value:.3f}, {tokens_per_second:,.0f} tokens/s")
 
     def _evaluate(self) -> None:
         evaluation = self.score()
+        self.adapter.model.train()
         primary = evaluation.scores[self.primary_metric]
         self.progress.evaluation_seconds += evaluation.seconds
         if not math.isfinite(evaluation.scores["loss"]):
@@ -210,13 +226,16 @@ class Trainer:
             for name, value in weights.items():
                 self.trained[name].copy_(value)
 
-    def _save_when_due(self) -> None:
-        if time.monotonic() - self._saved_at >= 60 * self.settings.checkpoint_minutes:
-            self.save_checkpoint()
+    def _save_when_due(self, at_once: bool) -> None:
+        if at_once or time.monotonic() - self._saved_at >= 60 * self.settings.checkpoint_minutes:
+            self._save_checkpoint()
             self._saved_at = time.monotonic()
 
-    def save_checkpoint(self) -> None:
-        """Write everything the run needs to go on; a crash while writing leaves the checkpoint before."""
+    def _save_checkpoint(self) -> None:
+        """Write everything the run needs to go on; a crash while writing leaves the checkpoint before.
+
+        Only between steps, after the evaluation that belongs to one: anywhere else the state is of no single moment.
+        """
         import torch
 
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)

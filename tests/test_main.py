@@ -143,3 +143,15 @@ def test_the_exit_status_of_a_sweep_is_1_if_any_point_failed(capsys):
     assert command.exit_status([finished, finished]) == 0
     assert command.exit_status([finished, {"status": "failed", "error": "", "point": 1}]) == 1
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("multirun", [[], ["-m", "seed=0,1"]])
+def test_a_password_in_the_stores_uri_is_in_no_output_and_no_file(tmp_path, multirun):
+    """Also not in what is written before the store is found to be out of reach."""
+    ended = harness(tmp_path, *multirun, "tracking=server", "tracking.uri=http://me:s3cret@127.0.0.1:9")
+    assert ended.returncode == 2
+    assert "http://***@127.0.0.1:9" in ended.stderr
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert written
+    assert not [path for path in written if "s3cret" in path.read_text()]
+    assert "s3cret" not in ended.stdout + ended.stderr

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -131,14 +134,15 @@ def test_an_interrupted_run_is_recorded_and_goes_on_to_the_same_scores(
     whole = carry_out(tmp_path / "whole", *tiny_experiment)
     step = Trainer._step
 
-    def interrupted_step(trainer: Trainer, *arguments: object) -> None:
+    def interrupted_step(trainer: Trainer, batches: list) -> torch.Tensor:
         if trainer.progress.step == 14:
-            raise KeyboardInterrupt
-        step(trainer, *arguments)
+            signal.raise_signal(signal.SIGINT)
+        return step(trainer, batches)
 
     monkeypatch.setattr(Trainer, "_step", interrupted_step)
     cut = carry_out(tmp_path / "cut", *tiny_experiment)
     assert cut.status == Status.interrupted
+    assert list(Path("runs/checkpoints").glob("*/checkpoint.pt"))
     monkeypatch.setattr(Trainer, "_step", step)
     resumed = carry_out(tmp_path / "resumed", *tiny_experiment, "train.resume=true")
     assert scores_of(resumed) == scores_of(whole)
@@ -175,6 +179,37 @@ def test_a_disk_that_is_full_while_saving_fails_the_run_with_a_sentence(
     assert result.status == Status.failed
     assert "No space left on device" in str(result.error)
     assert result.scores["validation"] is not None
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from harness.plan import compose
+from harness.run import prepare, run
+
+inputs = prepare(compose("config", sys.argv[3:]))
+# No file may grow beyond this: what writing to a full disk looks like to a process.
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+result = run(inputs, Path(sys.argv[1]))
+print(result.status, result.error, sep="|")
+"""
+
+
+@pytest.mark.parametrize(
+    ("space", "sentence", "recorded"), [(20_000, "File too large", True), (1_000, "can't be written", False)]
+)
+def test_a_process_that_can_write_no_more_fails_with_a_sentence(
+    space: int, sentence: str, recorded: bool, tiny_experiment: list[str], tmp_path: Path
+) -> None:
+    """The adapter does not fit, or not even the record does: no trace, and no half-written result.json."""
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "run"), str(space), *tiny_experiment, "method=full"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    status, error = ended.stdout.strip().splitlines()[-1].split("|")
+    assert status == "failed"
+    assert sentence in error
+    assert (tmp_path / "run/result.json").exists() == recorded
+    assert not list((tmp_path / "run").glob("*.partial"))
 
 
 def test_user_mistakes_in_the_data_are_raised_and_not_recorded(tiny_experiment: list[str], tmp_path: Path) -> None:

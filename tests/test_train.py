@@ -98,11 +98,12 @@ from harness.run import prepare, run
 from harness.train import Trainer
 
 step = Trainer._step
-def slow_step(trainer, *arguments):
+def slow_step(trainer, batches):
     import time
-    step(trainer, *arguments)
+    loss = step(trainer, batches)
     print(trainer.progress.step, flush=True)
     time.sleep(0.05)
+    return loss
 Trainer._step = slow_step
 run(prepare(compose("config", sys.argv[2:])), Path(sys.argv[1]))
 """

@@ -166,7 +166,7 @@ def opening(frame: pd.DataFrame) -> str:
 def protocol(summary: pd.DataFrame, tuned: bool) -> list[str]:
     """Say which split chose what, and what is counted how."""
     lines = [
-        "The development split, carved from the training rows, chose the best checkpoint of each run"
+        "The development split, which is never the validation split, chose the best checkpoint of each run"
         + (" and each method's learning rate; trials that only chose are left out of the scores." if tuned else "."),
     ]
     if (summary["split"] == "validation").any():
