@@ -187,7 +187,7 @@ class Trainer:
             {
                 "step": step,
                 "loss": value,
-                "learning_rate": self.schedule.get_last_lr()[0],
+                "learning_rate": float(self.schedule.get_last_lr()[0]),
                 "tokens_per_second": tokens_per_second,
             }
         )
