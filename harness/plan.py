@@ -179,12 +179,14 @@ def architecture_of(experiment: Experiment) -> "PretrainedConfig":
 
 def print_table(points: list[dict[str, Any]]) -> None:
     """Print a row a point; the overrides name it."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     shared = [text for text in points[0]["overrides"] if all(text in point["overrides"] for point in points)]
     title = " ".join(["Parameters, and bytes in a training step:", *shared]) if shared else "Parameters and bytes"
-    table = Table(title=title)
+    # Tight, so that figures fit into 80 columns; a pipe or a file has no width to keep to.
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("run" if len(points) == 1 else "point", no_wrap=True)
     columns = {
         "adapter": "adapter_parameters",
@@ -202,7 +204,7 @@ def print_table(points: list[dict[str, Any]]) -> None:
         share = 100 * cost["trainable_parameters"] / cost["total_parameters"]
         own = [text for text in point["overrides"] if text not in shared]
         table.add_row("\n".join(own) or "this", *cells, f"{share:.3g}%")
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def readable(value: int | None, is_bytes: bool) -> str:
