@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # One thread a test process: tests run side by side, and the same thread count gives the same bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell starts background processes with Ctrl-C ignored, and Python then leaves it so: tests of Ctrl-C would wait for
+# ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL_DATA = "HARNESS_REAL_DATA"
 
