@@ -77,6 +77,7 @@ class ModelConfig:
         revision: A Hub branch, tag or commit.
         pretrained: false starts from random weights of the same architecture.
         quantization: none, int8, nf4 or fp4.
+        double_quantization: Quantize the scales of 4-bit weights too.
         architecture: Published dimensions, as in a transformers `config.json`, so that the planner needs no download.
     """
 
@@ -85,6 +86,7 @@ class ModelConfig:
     revision: str | None
     pretrained: bool
     quantization: Quantization
+    double_quantization: bool
     architecture: dict[str, Any] | None
 
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.architectures import Architecture, Backbone, architecture
+from harness.architectures import Architecture, Backbone, Kind, architecture
 from harness.config import ConfigError, Experiment, ModelConfig, Precision, Quantization
 
 if TYPE_CHECKING:
@@ -150,8 +150,10 @@ def load_tokenizer(folder: Path, arch: Architecture) -> "PreTrainedTokenizerBase
     return tokenizer
 
 
-def check_fit(folder: Path, tokenizer: "PreTrainedTokenizerBase", config: "PretrainedConfig", max_length: int) -> None:
-    """A tokenizer and a text length that the model has embeddings for.
+def check_fit(
+    folder: Path, tokenizer: "PreTrainedTokenizerBase", config: "PretrainedConfig", max_length: int, virtual_tokens: int
+) -> None:
+    """A tokenizer and a text length, virtual tokens of the method included, that the model has embeddings for.
 
     Raises:
         ConfigError: Token ids or positions would fall outside the model's tables.
@@ -162,59 +164,75 @@ def check_fit(folder: Path, tokenizer: "PreTrainedTokenizerBase", config: "Pretr
             "they are not of one model"
         )
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and max_length > positions:
-        raise ConfigError(f"task.max_length={max_length}: the model has {positions} positions")
+    if positions is not None and max_length + virtual_tokens > positions:
+        method = f", of which the method takes {virtual_tokens}" if virtual_tokens else ""
+        raise ConfigError(f"task.max_length={max_length}: the model has {positions} positions{method}")
 
 
-def load_classifier(folder: Path, config: "PretrainedConfig", experiment: Experiment, dtype: "Dtype") -> Backbone:
-    """Load a backbone with a new classification head. Draws the head's weights from torch's generator.
+def load_model(folder: Path, config: "PretrainedConfig", experiment: Experiment, dtype: "Dtype") -> Backbone:
+    """Load a backbone with the head that its task needs. Draws a new head's weights from torch's generator.
 
     Raises:
         ConfigError: The weights are damaged, or are not this architecture's.
     """
-    from transformers import AutoModelForSequenceClassification
-
-    arch, quantization = architecture(config), choose_quantization(experiment)
+    arch, quantization, kind = architecture(config), choose_quantization(experiment), experiment.task.kind
+    factory = model_class(kind)
     if not experiment.model.pretrained:
-        model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
-        return Backbone(model, arch, _head_of(model, arch))
+        model = factory.from_config(config, dtype=dtype)
+        return Backbone(model, arch, _head_of(model, arch, kind), kind, quantization)
     try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
+        model, report = factory.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            quantization_config=quantization_config(quantization, arch, dtype),
+            quantization_config=quantization_config(quantization, arch, dtype, experiment.model.double_quantization),
         )
     except Exception as error:  # safetensors' own exception class has no public base
         first = str(error).strip().split("\n")[0]
         raise ConfigError(f"model.path={folder}: the weights can't be loaded: {first}") from error
-    return Backbone(model, arch, _new_modules(folder, model, arch, set(report["missing_keys"])))
+    head = _head_of(model, arch, kind)
+    return Backbone(model, arch, _new_modules(folder, model, head, set(report["missing_keys"])), kind, quantization)
 
 
-def empty_classifier(config: "PretrainedConfig") -> Backbone:
+def empty_model(
+    config: "PretrainedConfig", kind: Kind = Kind.classification, quantization: Quantization = Quantization.none
+) -> Backbone:
     """The same model on the meta device: names and shapes without memory, for counting."""
     import torch
-    from transformers import AutoModelForSequenceClassification
 
     arch = architecture(config)
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    return Backbone(model, arch, _head_of(model, arch))
+        model = model_class(kind).from_config(config, dtype=torch.float32)
+    return Backbone(model, arch, _head_of(model, arch, kind), kind, quantization)
 
 
-def _head_of(model: "PreTrainedModel", arch: Architecture) -> tuple[str, ...]:
+def model_class(kind: Kind) -> Any:
+    """The class of transformers that puts the right head on a backbone."""
+    import transformers
+
+    name = {
+        Kind.classification: "AutoModelForSequenceClassification",
+        Kind.causal_lm: "AutoModelForCausalLM",
+        Kind.seq2seq_lm: "AutoModelForSeq2SeqLM",
+    }[kind]
+    return getattr(transformers, name)
+
+
+def _head_of(model: "PreTrainedModel", arch: Architecture, kind: Kind) -> tuple[str, ...]:
+    """New modules on top; a language model's output layer comes with the backbone."""
+    if kind is not Kind.classification:
+        return ()
     return tuple(name for name, _ in model.named_children() if name in arch.head)
 
 
-def _new_modules(folder: Path, model: "PreTrainedModel", arch: Architecture, missing: set[str]) -> tuple[str, ...]:
+def _new_modules(folder: Path, model: "PreTrainedModel", head: tuple[str, ...], missing: set[str]) -> tuple[str, ...]:
     """The head, and a pooler that the checkpoint lacks, as after masked language modelling alone.
 
     Such a pooler starts random. Frozen it would spoil every method but full fine-tuning, so it is trained too.
     """
-    head = _head_of(model, arch)
     pooler = f"{model.base_model_prefix}.pooler"
     if any(name.startswith(f"{pooler}.") for name in missing):
         log.warning("the checkpoint has no pooler; it is trained as a part of the head")
@@ -228,7 +246,7 @@ def _new_modules(folder: Path, model: "PreTrainedModel", arch: Architecture, mis
     return head
 
 
-def quantization_config(quantization: Quantization, arch: Architecture, dtype: "Dtype") -> Any:
+def quantization_config(quantization: Quantization, arch: Architecture, dtype: "Dtype", double: bool) -> Any:
     """Options of bitsandbytes for a kind of quantization; null for none. Heads stay in full precision."""
     if quantization is Quantization.none:
         return None
@@ -240,10 +258,16 @@ def quantization_config(quantization: Quantization, arch: Architecture, dtype: "
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization.value,
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_use_double_quant=double,
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=skip,
     )
+
+
+def set_checkpointing(model: "PreTrainedModel", wanted: bool) -> None:
+    """Have activations computed again in the backward pass instead of kept."""
+    if wanted:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def choose_device(wanted: str) -> "Device":

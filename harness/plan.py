@@ -126,10 +126,11 @@ def plan_point(name: str, overrides: list[str]) -> dict[str, Any]:
 
 def plan(experiment: Experiment) -> dict[str, Any]:
     """Attach the method to the architecture on the meta device, and count; null where nothing is predicted yet."""
-    from harness.models import empty_classifier, quiet_libraries
+    from harness.models import choose_quantization, empty_model, quiet_libraries
 
     quiet_libraries()
-    backbone = empty_classifier(architecture_of(experiment))
+    quantization = choose_quantization(experiment)
+    backbone = empty_model(architecture_of(experiment), experiment.task.kind, quantization)
     expected = experiment.method.expected_parameters(backbone)
     adapter = experiment.method.attach(backbone)
     own, head = adapter.adapter_parameters(), adapter.head_parameters()
@@ -141,7 +142,7 @@ def plan(experiment: Experiment) -> dict[str, Any]:
     trainable = cost["adapter_parameters"] + cost["head_parameters"]
     cost["trainable_parameters"] = trainable
     cost["total_parameters"] = adapter.total_parameters()
-    if (experiment.method.quantization() or experiment.model.quantization) is Quantization.none:
+    if quantization is Quantization.none:
         held = [*adapter.model.parameters(), *adapter.model.buffers()]
         cost["weight_bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in held)
     cost["gradient_bytes"] = FLOAT32_BYTES * trainable

@@ -169,17 +169,17 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
     result.provenance["data"] = data.notes
     configuration = models.load_config(inputs.folder, task.labels_count, task.regression)
     tokenizer = models.load_tokenizer(inputs.folder, architectures.architecture(configuration))
-    models.check_fit(inputs.folder, tokenizer, configuration, task.max_length)
+    models.check_fit(inputs.folder, tokenizer, configuration, task.max_length, method.virtual_tokens())
     features = {split: task.encode(rows, tokenizer) for split, rows in data.splits.items()}
 
     # -> model
     torch.manual_seed(experiment.seed)
-    skeleton = models.empty_classifier(configuration)
+    skeleton = models.empty_model(configuration, task.kind, models.choose_quantization(experiment))
+    models.set_checkpointing(skeleton.model, experiment.train.gradient_checkpointing)
     method.expected_parameters(skeleton)  # refuses what can't go together before the weights are read
-    backbone = models.load_classifier(inputs.folder, configuration, experiment, autocast or torch.float32)
+    backbone = models.load_model(inputs.folder, configuration, experiment, autocast or torch.float32)
     backbone.model.config.pad_token_id = tokenizer.pad_token_id
-    if experiment.train.gradient_checkpointing:
-        backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+    models.set_checkpointing(backbone.model, experiment.train.gradient_checkpointing)
 
     # -> method
     adapter = method.attach(backbone)

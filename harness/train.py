@@ -94,7 +94,7 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(features) / rows_a_step)
         self.total_steps = settings.max_steps or math.ceil(settings.epochs * self.steps_per_epoch)
         self.evaluation_steps = max(1, math.ceil(self.steps_per_epoch / settings.evaluations_per_epoch))
-        self.optimizer = make_optimizer(self.trained, settings)
+        self.optimizer = adapter.optimizer(self.trained, settings) or make_optimizer(self.trained, settings)
         self.schedule = make_schedule(self.optimizer, settings, self.total_steps)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
@@ -110,6 +110,7 @@ class Trainer:
         """
         from tqdm import tqdm
 
+        self.adapter.start(self.total_steps)
         if self.settings.resume:
             self._restore()
         self._saved_at = time.monotonic()
@@ -160,14 +161,19 @@ class Trainer:
             loss += part.detach()
             self.progress.tokens += batch.tokens
             self.progress.padded_tokens += batch.padded_tokens
+        penalty = self.adapter.penalty()
+        if penalty is not None:
+            penalty.backward()
+            loss += penalty.detach()
         torch.nn.utils.clip_grad_norm_(self.trained.values(), self.settings.max_grad_norm)
         self.optimizer.step()
         if self.progress.step == 0:
             self.progress.gradient_bytes = measure.gradient_bytes(self.adapter.model)
             self.progress.optimizer_bytes = measure.optimizer_bytes(self.optimizer)
+        self.progress.step += 1
+        self.adapter.after_step(self.progress.step)
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.progress.step += 1
         return loss
 
     def _report(self, loss: "Tensor", bar: Any) -> None:
@@ -206,6 +212,8 @@ class Trainer:
                 **{f"development.{name}": value for name, value in evaluation.scores.items()},
             }
         )
+        if not self.adapter.settled() and self.progress.step < self.total_steps:
+            return  # the method is still changing what it trains: these weights can't be the final ones
         if self.progress.best_score is None or primary > self.progress.best_score:
             self.progress.best_score = primary
             self.progress.best_step = self.progress.step
@@ -244,6 +252,7 @@ class Trainer:
             "progress": asdict(self.progress),
             "trained": {name: p.detach() for name, p in self.trained.items()},
             "best": self.best,
+            "method": self.adapter.state(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "random": torch.get_rng_state(),
@@ -262,6 +271,7 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self._load(state["trained"])
         self.best = state["best"]
+        self.adapter.load_state(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["random"].cpu())

@@ -9,20 +9,23 @@ from transformers import AutoConfig
 from harness.architectures import ARCHITECTURES, ROLES, architecture
 from harness.config import ConfigError
 from harness.methods.lora import Bias, Lora
-from harness.models import empty_classifier
+from harness.models import empty_model
 
 
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
 @pytest.mark.parametrize("role", ROLES)
 def test_a_role_matches_the_same_projections_in_every_layer(model_type: str, role: str) -> None:
-    backbone = empty_classifier(AutoConfig.for_model(model_type, num_labels=2, **TINY[model_type]))
+    backbone = empty_model(AutoConfig.for_model(model_type, num_labels=2, **TINY[model_type]))
     lora = Lora("lora", 1e-3, [1e-3], 2, 4, 0.0, [role], Bias.none)
     layers = 1 if model_type == "albert" else 2  # ALBERT's layers share one set of weights
     described = backbone.architecture
     roles = {
+        "query": described.query,
         "attention_qv": described.query_value,
+        "attention_kv": described.key_value,
         "attention": described.attention,
         "mlp": described.mlp,
+        "mlp_output": described.mlp[-1:],
         "all_linear": described.attention + described.mlp,
     }
     assert len(lora.targets(backbone)) == layers * len(roles[role])
@@ -30,7 +33,7 @@ def test_a_role_matches_the_same_projections_in_every_layer(model_type: str, rol
 
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
 def test_the_head_is_what_the_classifier_adds(model_type: str) -> None:
-    backbone = empty_classifier(AutoConfig.for_model(model_type, num_labels=3, **TINY[model_type]))
+    backbone = empty_model(AutoConfig.for_model(model_type, num_labels=3, **TINY[model_type]))
     assert backbone.head
     outside = {name.split(".")[0] for name, _ in backbone.model.named_parameters() if not backbone.is_head(name)}
     assert outside == {backbone.model.base_model_prefix}

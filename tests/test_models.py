@@ -19,14 +19,14 @@ TinyModel = Callable[[str], Path]
 
 
 def backbone_of(path: str | Path | None, pretrained: bool = True) -> ModelConfig:
-    return ModelConfig("test", None if path is None else str(path), None, pretrained, Quantization.none, None)
+    return ModelConfig("test", None if path is None else str(path), None, pretrained, Quantization.none, True, None)
 
 
 def load(folder: Path, *overrides: str):
     experiment = build(compose("config", [f"model.path={folder}", "task=glue/sst2", *overrides]))
     configuration = models.load_config(folder, labels=2, regression=False)
     torch.manual_seed(0)
-    return models.load_classifier(folder, configuration, experiment, torch.float32)
+    return models.load_model(folder, configuration, experiment, torch.float32)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_model: TinyModel) -> None:
     tokenizer = models.load_tokenizer(folder, architecture(configuration))
     tokenizer.add_tokens(["more"])
     with pytest.raises(ConfigError, match="the tokenizer has 65 tokens, the model 64"):
-        models.check_fit(folder, tokenizer, configuration, 16)
+        models.check_fit(folder, tokenizer, configuration, 16, 0)
 
 
 def test_text_longer_than_the_model_is_refused(tiny_model: TinyModel) -> None:
@@ -112,7 +112,7 @@ def test_text_longer_than_the_model_is_refused(tiny_model: TinyModel) -> None:
     configuration = models.load_config(folder, 2, False)
     tokenizer = models.load_tokenizer(folder, architecture(configuration))
     with pytest.raises(ConfigError, match=r"task\.max_length=513: the model has 512 positions"):
-        models.check_fit(folder, tokenizer, configuration, 513)
+        models.check_fit(folder, tokenizer, configuration, 513, 0)
 
 
 def test_a_revision_is_of_content_and_not_of_place(copy_of_bert: Path, tiny_model: TinyModel) -> None:

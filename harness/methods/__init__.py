@@ -4,10 +4,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from harness.config import Quantization
+from harness.config import Quantization, TrainConfig
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
 
     from harness.architectures import Backbone
 
@@ -25,13 +26,17 @@ class Method(Protocol):
     def quantization(self) -> Quantization | None:
         """How the backbone must be stored; null leaves it to `model.quantization`."""
 
+    def virtual_tokens(self) -> int:
+        """Positions that the method takes from the context, beside the text's."""
+
     def expected_parameters(self, backbone: "Backbone") -> int:
         """Trainable parameters apart from the head, by a closed form over the backbone's shapes.
 
-        The backbone may be on the meta device.
+        The backbone may be on the meta device: this runs before any weights are read, and what it refuses is the
+        table of what works.
 
         Raises:
-            ConfigError: The method can't go with this backbone.
+            ConfigError: The method can't go with this backbone, its kind of head or its quantization.
         """
 
     def attach(self, backbone: "Backbone") -> "Adapter":
@@ -45,10 +50,53 @@ class Method(Protocol):
         """
 
 
+class TrainingHooks:
+    """What a method may add to training; these defaults add nothing."""
+
+    def optimizer(self, trained: "dict[str, nn.Parameter]", settings: TrainConfig) -> "Optimizer | None":
+        """The method's own optimizer over the trained parameters; null for the harness's AdamW."""
+        return None
+
+    def start(self, total_steps: int) -> None:
+        """Told once, before the first step."""
+
+    def penalty(self) -> "Tensor | None":
+        """A scalar added to the loss of every step."""
+        return None
+
+    def after_step(self, step: int) -> None:
+        """Called after the optimizer's step, while gradients are still there; `step` counts from 1."""
+
+    def settled(self) -> bool:
+        """Whether the method's own schedule has ended; before that no weights are taken as the best."""
+        return True
+
+    def state(self) -> "dict[str, Tensor]":
+        """What a checkpoint must hold beside the trained parameters."""
+        return {}
+
+    def load_state(self, state: "dict[str, Tensor]") -> None:
+        """Take back what `state` gave."""
+
+
 class Adapter(Protocol):
-    """A method attached to a model."""
+    """A method attached to a model; implementations inherit `TrainingHooks` for what they do not need."""
 
     model: "nn.Module"
+
+    def optimizer(self, trained: "dict[str, nn.Parameter]", settings: TrainConfig) -> "Optimizer | None": ...
+
+    def start(self, total_steps: int) -> None: ...
+
+    def penalty(self) -> "Tensor | None": ...
+
+    def after_step(self, step: int) -> None: ...
+
+    def settled(self) -> bool: ...
+
+    def state(self) -> "dict[str, Tensor]": ...
+
+    def load_state(self, state: "dict[str, Tensor]") -> None: ...
 
     def adapter_parameters(self) -> "dict[str, nn.Parameter]":
         """The trained parameters apart from the head."""
@@ -71,3 +119,6 @@ class Adapter(Protocol):
         Raises:
             ValueError: The mathematics does not allow it; the message says why.
         """
+
+    def detach(self) -> None:
+        """Take the adapter off: the backbone computes what it did before `attach`; this object is of no more use."""

@@ -52,6 +52,9 @@ class Lora:
     def quantization(self) -> Quantization | None:
         return None
 
+    def virtual_tokens(self) -> int:
+        return 0
+
     def expected_parameters(self, backbone: Backbone) -> int:
         """Sum rank (in + out) over the adapted matrices (section 4.2), and the biases that are trained too."""
         modules = dict(backbone.model.named_modules())

@@ -5,13 +5,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.methods import TrainingHooks
+
 if TYPE_CHECKING:
     from torch import nn
 
     from harness.architectures import Backbone
 
 
-class PeftAdapter:
+class PeftAdapter(TrainingHooks):
     """A `PeftModel`; what it saves loads with `peft.PeftModel.from_pretrained`, without this package.
 
     The head is copied by peft (`modules_to_save`): the copy is trained and counted, the original is switched back to.
@@ -25,8 +27,8 @@ class PeftAdapter:
         """Put a `peft.PeftConfig` on a backbone."""
         from peft import TaskType, get_peft_model
 
-        config.task_type = TaskType.SEQ_CLS
-        config.modules_to_save = list(backbone.head)
+        config.task_type = TaskType(backbone.kind.value)
+        config.modules_to_save = list(backbone.head) or None
         return cls(get_peft_model(backbone.model, config))
 
     @classmethod
@@ -72,6 +74,9 @@ class PeftAdapter:
         self.model.save_pretrained(str(folder), safe_serialization=True)  # type: ignore[operator]
         # peft's card is a form with every field left to fill in.
         (folder / "README.md").unlink(missing_ok=True)
+
+    def detach(self) -> None:
+        self.model.unload()  # type: ignore[operator]
 
     def merge(self) -> "nn.Module":
         merged = getattr(self.model, "merge_and_unload", None)

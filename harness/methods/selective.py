@@ -1,13 +1,17 @@
-"""Methods that train a selection of the backbone's own weights: all, none, or the bias terms."""
+"""Methods that train a selection of the backbone's own weights: all, none, the top layers, or the bias terms."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import ConfigError, Quantization
+from harness.measure import logical_size
+from harness.methods import TrainingHooks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,8 +23,8 @@ CONFIG_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True)
-class Full:
-    """Every weight of the backbone is trained."""
+class _Selection:
+    """What the methods of this file share: they differ in the weights they select, and so only in `selects`."""
 
     name: str
     learning_rate: float
@@ -28,73 +32,126 @@ class Full:
 
     def check(self, key: str) -> None:
         """Nothing to refuse."""
+
+    def quantization(self) -> Quantization | None:
+        return None
+
+    def virtual_tokens(self) -> int:
+        return 0
+
+    def selects(self, backbone: "Backbone") -> Callable[[str], bool]:
+        """Which parameters of the backbone are trained, by name.
+
+        Raises:
+            ConfigError: The backbone has none of them.
+        """
+        raise NotImplementedError
+
+    def expected_parameters(self, backbone: "Backbone") -> int:
+        """The sum of the sizes of what is selected."""
+        selected = self.selects(backbone)
+        named = backbone.model.named_parameters()
+        return sum(logical_size(p) for name, p in named if selected(name) and not backbone.is_head(name))
+
+    def attach(self, backbone: "Backbone") -> "SelectedWeights":
+        return SelectedWeights(backbone, self, self.selects(backbone))
+
+    def restore(self, backbone: "Backbone", folder: Path) -> "SelectedWeights":
+        return self.attach(backbone).load(folder)
+
+
+@dataclass(frozen=True)
+class Full(_Selection):
+    """Every weight of the backbone is trained."""
 
     def quantization(self) -> Quantization | None:
         # Quantized weights are integers: they have no gradient.
         return Quantization.none
 
-    def expected_parameters(self, backbone: "Backbone") -> int:
-        return sum(p.numel() for name, p in backbone.model.named_parameters() if not backbone.is_head(name))
-
-    def attach(self, backbone: "Backbone") -> "SelectedWeights":
-        return SelectedWeights(backbone, self, lambda name: True)
-
-    def restore(self, backbone: "Backbone", folder: Path) -> "SelectedWeights":
-        return self.attach(backbone).load(folder)
+    def selects(self, backbone: "Backbone") -> Callable[[str], bool]:
+        return lambda name: True
 
 
 @dataclass(frozen=True)
-class Head:
-    """A linear probe: only the new classification head is trained."""
+class Head(_Selection):
+    """A linear probe: only the new head is trained."""
 
-    name: str
-    learning_rate: float
-    learning_rates: list[float]
-
-    def check(self, key: str) -> None:
-        """Nothing to refuse."""
-
-    def quantization(self) -> Quantization | None:
-        return None
-
-    def expected_parameters(self, backbone: "Backbone") -> int:
-        return 0
-
-    def attach(self, backbone: "Backbone") -> "SelectedWeights":
-        return SelectedWeights(backbone, self, lambda name: False)
-
-    def restore(self, backbone: "Backbone", folder: Path) -> "SelectedWeights":
-        return self.attach(backbone).load(folder)
-
-
-@dataclass(frozen=True)
-class BitFit:
-    """The bias terms are trained (Ben Zaken et al. 2022, arXiv 2106.10199, section 3: all of them)."""
-
-    name: str
-    learning_rate: float
-    learning_rates: list[float]
-
-    def check(self, key: str) -> None:
-        """Nothing to refuse."""
-
-    def quantization(self) -> Quantization | None:
-        return None
-
-    def expected_parameters(self, backbone: "Backbone") -> int:
-        biases = [p for name, p in backbone.model.named_parameters() if is_bias(name) and not backbone.is_head(name)]
-        if not biases:
+    def selects(self, backbone: "Backbone") -> Callable[[str], bool]:
+        if not backbone.head:
             raise ConfigError(
-                f"method={self.name}: the {backbone.model.config.model_type} backbone has no bias terms to train; "
+                f"method={self.name}: a language model has no new head to train; choose a method that adapts the "
+                "backbone, such as lora"
+            )
+        return lambda name: False
+
+
+@dataclass(frozen=True)
+class LastLayers(_Selection):
+    """The top layers are trained whole, the others frozen (Lee, Tang and Lin 2019, arXiv 1911.03090).
+
+    Attributes:
+        layers: How many, counted from the output.
+    """
+
+    layers: int
+
+    def check(self, key: str) -> None:
+        if self.layers < 1:
+            raise ConfigError(f"{key}.layers={self.layers}: at least one layer is needed")
+
+    def quantization(self) -> Quantization | None:
+        return Quantization.none
+
+    def selects(self, backbone: "Backbone") -> Callable[[str], bool]:
+        lists = backbone.layers()
+        total = len(lists)
+        if total == 1:
+            raise ConfigError(
+                f"method={self.name}: the {backbone.model.config.model_type} backbone has one set of layer weights, "
+                "so there are no top layers apart from the others; choose method=full"
+            )
+        if self.layers > total:
+            raise ConfigError(f"method.layers={self.layers}: the backbone has {total} layers")
+        top = tuple(f"{name}." for name in lists[-self.layers :])
+        return lambda name: name.startswith(top)
+
+
+class Biases(Enum):
+    """Which bias terms BitFit trains: all, or those of the query and of the first feed-forward projection."""
+
+    all = "all"
+    query_mlp = "query_mlp"
+
+
+@dataclass(frozen=True)
+class BitFit(_Selection):
+    """Bias terms are trained (Ben Zaken et al. 2022, arXiv 2106.10199).
+
+    Attributes:
+        only: all (section 3), or query_mlp, the half of them that the paper finds to be enough (section 4.2, the
+            biases of the query and of the projection into the feed-forward block).
+    """
+
+    only: Biases
+
+    def selects(self, backbone: "Backbone") -> Callable[[str], bool]:
+        kind = backbone.model.config.model_type
+        chosen = {name for name, _ in backbone.model.named_parameters() if is_bias(name) and not backbone.is_head(name)}
+        if chosen and self.only is Biases.query_mlp:
+            arch = backbone.architecture
+            if set(arch.query) & set(arch.key_value):
+                raise ConfigError(
+                    f"method.only=query_mlp: {kind} holds query, key and value in one projection, so the query's bias "
+                    "can't be trained apart; method.only=all trains them together"
+                )
+            wanted = re.compile(rf"{arch.layer_modules((*arch.query, arch.mlp_input))}\.bias")
+            chosen = {name for name in chosen if wanted.fullmatch(name)}
+        if not chosen:
+            raise ConfigError(
+                f"method={self.name}: the {kind} backbone has no bias terms to train; "
                 "choose another method, such as lora"
             )
-        return sum(p.numel() for p in biases)
-
-    def attach(self, backbone: "Backbone") -> "SelectedWeights":
-        return SelectedWeights(backbone, self, is_bias)
-
-    def restore(self, backbone: "Backbone", folder: Path) -> "SelectedWeights":
-        return self.attach(backbone).load(folder)
+        return chosen.__contains__
 
 
 def is_bias(name: str) -> bool:
@@ -102,7 +159,7 @@ def is_bias(name: str) -> bool:
     return name.rpartition(".")[2].endswith("bias")
 
 
-class SelectedWeights:
+class SelectedWeights(TrainingHooks):
     """Trained weights that are the backbone's own; the values they had are kept on the CPU, to switch back to."""
 
     def __init__(self, backbone: "Backbone", method: Any, selects: Callable[[str], bool]) -> None:
@@ -130,19 +187,23 @@ class SelectedWeights:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        import torch
-
         trained = {name: p.detach().clone() for name, p in self.model.named_parameters() if name in self.original}
-        parameters = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, value in self.original.items():
-                parameters[name].copy_(value)
+        self._set(self.original)
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, value in trained.items():
-                    parameters[name].copy_(value)
+            self._set(trained)
+
+    def _set(self, values: "dict[str, Tensor]") -> None:
+        import torch
+
+        parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, value in values.items():
+                parameters[name].copy_(value)
+
+    def detach(self) -> None:
+        self._set(self.original)
 
     def save(self, folder: Path) -> None:
         from safetensors.torch import save_file
@@ -155,7 +216,7 @@ class SelectedWeights:
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         cls = type(self.method)
         content = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **asdict(self.method)}
-        write_atomically(folder / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
+        write_atomically(folder / CONFIG_FILE, json.dumps(content, indent=2, default=lambda value: value.value) + "\n")
 
     def load(self, folder: Path) -> "SelectedWeights":
         """Read what `save` wrote into this model.
@@ -163,7 +224,6 @@ class SelectedWeights:
         Raises:
             ValueError: The file is missing or damaged, or its tensors are not this model's.
         """
-        import torch
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -172,15 +232,12 @@ class SelectedWeights:
             saved = load_file(path)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} can't be read: {error}") from error
-        parameters = dict(self.model.named_parameters())
-        shapes = {name: tuple(parameters[name].shape) for name in self.original}
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.original.items()}
         found = {name: tuple(tensor.shape) for name, tensor in saved.items()}
         if shapes != found:
             different = min(set(shapes.items()) ^ set(found.items()))[0]
             raise ValueError(f"{path} was saved for another backbone or method: tensor {different} differs")
-        with torch.no_grad():
-            for name, tensor in saved.items():
-                parameters[name].copy_(tensor)
+        self._set(saved)
         return self
 
     def merge(self) -> "nn.Module":

@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from harness.architectures import Kind
+
 Row = dict[str, Any]
 Features = dict[str, Any]
 
@@ -46,6 +48,10 @@ class Task(Protocol):
         Raises:
             ConfigError: A file, column or label is missing or wrong; the message names the file and the row.
         """
+
+    @property
+    def kind(self) -> "Kind":
+        """What the backbone is asked for."""
 
     @property
     def labels_count(self) -> int:

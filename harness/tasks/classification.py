@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from harness.architectures import Kind
 from harness.config import ConfigError, near_misses
 from harness.tasks import Features, Row, TaskData, sources
 from harness.tasks.leakage import overlap
@@ -71,6 +72,10 @@ class Classification:
             raise ConfigError(f"{key}.development_share={self.development_share}: a share between 0 and 1 is needed")
         if not (self.hub or self.generator or self.data_dir):
             raise ConfigError(f"{key}.data_dir=null: name a folder, a data set of the Hub, or a generator")
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.classification
 
     @property
     def labels_count(self) -> int:

@@ -42,7 +42,7 @@ class Setting:
         configuration = models.load_config(minilm, 2, False)
         tokenizer = models.load_tokenizer(minilm, architecture(configuration))
         torch.manual_seed(0)
-        self.backbone = models.load_classifier(minilm, configuration, self.experiment, torch.float32)
+        self.backbone = models.load_model(minilm, configuration, self.experiment, torch.float32)
         self.features = self.experiment.task.encode(self.experiment.task.load().splits["train"], tokenizer)
         self.collate = collator_for(self.backbone, tokenizer, torch.device("cpu"))
         self.adapter: Adapter = self.experiment.method.attach(self.backbone)

@@ -36,7 +36,7 @@ def make_backbone(folder: Path, method_name: str, *overrides: str) -> tuple[Back
     experiment = build(compose("config", options))
     configuration = models.load_config(folder, labels=2, regression=False)
     torch.manual_seed(7)
-    backbone = models.load_classifier(folder, configuration, experiment, torch.float32)
+    backbone = models.load_model(folder, configuration, experiment, torch.float32)
     backbone.model.config.pad_token_id = 0
     return backbone, experiment.method
 
@@ -74,7 +74,7 @@ def test_exactly_the_expected_parameters_are_trained(name: str, kind: str, tiny_
     backbone, method = make_backbone(tiny_model(kind), name)
     total = measure.logical_parameters(backbone.model)
     head = {n: p.numel() for n, p in backbone.model.named_parameters() if backbone.is_head(n)}
-    skeleton = models.empty_classifier(backbone.model.config)
+    skeleton = models.empty_model(backbone.model.config)
     expected = method.expected_parameters(replace(skeleton, head=backbone.head))
     adapter = method.attach(backbone)
     counted = measure.parameters(adapter, expected)
