@@ -101,6 +101,17 @@ LLAMA = Architecture(
     head=("score",),
     decoder=True,
 )
+# Its names are regular expressions, since the blocks differ: an encoder's are self-attention and feed-forward, in a
+# decoder's attention to the encoder comes between the two. The feed-forward's way in is `wi`, or gated `wi_0`, `wi_1`.
+T5 = Architecture(
+    layers=r"block",
+    query=("layer.[01].(Self|EncDec)Attention.q",),
+    query_value=("layer.[01].(Self|EncDec)Attention.[qv]",),
+    key_value=("layer.[01].(Self|EncDec)Attention.[kv]",),
+    attention=("layer.[01].(Self|EncDec)Attention.[qkv]", "layer.[01].(Self|EncDec)Attention.o"),
+    mlp=("layer.[12].DenseReluDense.wi(_[01])?", "layer.[12].DenseReluDense.wo"),
+    head=("classification_head",),
+)
 ARCHITECTURES: dict[str, Architecture] = {
     "bert": BERT,
     "roberta": BERT,
@@ -167,6 +178,18 @@ ARCHITECTURES: dict[str, Architecture] = {
         decoder=True,
     ),
     **dict.fromkeys(("llama", "qwen2", "mistral", "gemma"), LLAMA),
+    "bloom": Architecture(
+        layers=r"h",
+        query=("self_attention.query_key_value",),
+        query_value=("self_attention.query_key_value",),
+        key_value=("self_attention.query_key_value",),
+        attention=("self_attention.query_key_value", "self_attention.dense"),
+        mlp=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        head=("score",),
+        decoder=True,
+    ),
+    "t5": T5,
+    "mt5": T5,
 }
 
 
