@@ -1,0 +1,340 @@
+"""Diff pruning: a sparse difference to the backbone's weights, its places found in training."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.config import ConfigError, Quantization, TrainConfig
+from harness.methods.selective import CONFIG_FILE, WEIGHTS_FILE, SelectedWeights
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from harness.architectures import Backbone
+
+MODULE = "adapters"
+# Between which a gate is stretched before it is cut to 0 and 1: what the authors' scripts give. With them a gate is
+# open with probability sigmoid(logit). Louizos et al. take -0.1 and 1.1.
+LOWER, UPPER = -1.5, 1.5
+
+
+def hard_concrete(logit: "Tensor", noise: "Tensor | float") -> "Tensor":
+    """Gates from 0 to 1, both ends included, with a gradient (Louizos et al. 2018, arXiv 1712.01312, equation 11).
+
+    Args:
+        logit: The larger, the more open.
+        noise: The logit of a uniform draw, or 0 for the gate that is used without training.
+    """
+    import torch
+
+    return (torch.sigmoid(logit + noise) * (UPPER - LOWER) + LOWER).clamp(0, 1)
+
+
+def expected_l0(logit: "Tensor") -> "Tensor":
+    """The number of gates that are expected not to be zero (Louizos et al. 2018, equation 12, temperature 1)."""
+    import torch
+
+    return torch.sigmoid(logit - math.log(-LOWER / UPPER)).sum()
+
+
+@dataclass(frozen=True)
+class DiffPruning:
+    """theta + z * w: each weight of the backbone has a difference w and a gate z (Guo et al. 2021, arXiv 2012.07463).
+
+    The expected number of open gates is penalised (section 3.1). After a share of the steps the differences largest in
+    magnitude are kept, exactly the target share of them (section 3.3), and these alone are trained on. Gates are one
+    for each weight, the paper's unstructured variant.
+
+    Attributes:
+        target_share: Share of the weights that differ in the end.
+        l0_weight: What the loss grows by for each gate that is expected to be open.
+        gate_init: Logit that gates start from.
+        gate_learning_rate: Learning rate of the gates' logits; of the differences it is the method's.
+        prune_at_share: Share of the steps after which the places are fixed.
+        embeddings: Whether embedding tables, and an output layer tied to one, may differ, as in the paper.
+    """
+
+    name: str
+    learning_rate: float
+    learning_rates: list[float]
+    target_share: float
+    l0_weight: float
+    gate_init: float
+    gate_learning_rate: float
+    prune_at_share: float
+    embeddings: bool
+
+    def check(self, key: str) -> None:
+        for name in ("target_share", "prune_at_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{key}.{name}={getattr(self, name)}: a share above 0, at most 1, is allowed")
+        if not 0 <= self.l0_weight < math.inf:
+            raise ConfigError(f"{key}.l0_weight={self.l0_weight}: zero or a positive number is allowed")
+        if not 0 < self.gate_learning_rate < math.inf:
+            raise ConfigError(f"{key}.gate_learning_rate={self.gate_learning_rate}: a positive number is needed")
+        if not math.isfinite(self.gate_init):
+            raise ConfigError(f"{key}.gate_init={self.gate_init}: a finite number is needed")
+
+    def quantization(self) -> Quantization | None:
+        # A difference can't be added to packed integers.
+        return Quantization.none
+
+    def virtual_tokens(self) -> int:
+        return 0
+
+    def selected(self, backbone: "Backbone") -> "dict[str, nn.Parameter]":
+        """The weights that may differ, tied ones once."""
+        from torch import nn
+
+        tables = [module for module in backbone.model.modules() if isinstance(module, nn.Embedding)]
+        left_out = set() if self.embeddings else {id(p) for table in tables for p in table.parameters()}
+        named = backbone.model.named_parameters()
+        return {name: p for name, p in named if not backbone.is_head(name) and id(p) not in left_out}
+
+    def expected_parameters(self, backbone: "Backbone") -> int:
+        """Two for each weight of the backbone: difference and gate. `DiffPrunedWeights.changed_parameters` remain."""
+        if backbone.quantization is not Quantization.none:
+            raise ConfigError(
+                f"method={self.name}: a difference can't be added to {backbone.quantization.value} weights; "
+                "model.quantization=none is needed"
+            )
+        if backbone.model.is_gradient_checkpointing:
+            raise ConfigError(
+                f"method={self.name}: weights with their difference are made once for a step, so layers can't be "
+                "computed again in the backward pass; train.gradient_checkpointing=false is needed"
+            )
+        return 2 * sum(p.numel() for p in self.selected(backbone).values())
+
+    def attach(self, backbone: "Backbone") -> "DiffPrunedWeights":
+        return DiffPrunedWeights(backbone, self)
+
+    def restore(self, backbone: "Backbone", folder: Path) -> "DiffPrunedWeights":
+        adapter = self.attach(backbone)
+        adapter.load(folder)
+        return adapter
+
+
+class DiffPrunedWeights(SelectedWeights):
+    """Differences and gates of all selected weights in two flat vectors, in the submodule `adapters`.
+
+    While the model computes, its weights are replaced by the sums.
+    """
+
+    def __init__(self, backbone: "Backbone", method: DiffPruning) -> None:
+        import torch
+        from torch import nn
+
+        super().__init__(backbone, method, lambda name: False)  # the head alone; the rest is frozen
+        self.method: DiffPruning = method
+        self.selected = method.selected(backbone)
+        self.places = places(self.model, self.selected)
+        self.size = sum(p.numel() for p in self.selected.values())
+        device = backbone.model.device
+        self.difference = nn.Parameter(torch.zeros(self.size, device=device))
+        self.gate_logit = nn.Parameter(torch.full((self.size,), method.gate_init, device=device))
+        self.vectors = nn.Module()
+        self.vectors.difference, self.vectors.gate_logit = self.difference, self.gate_logit
+        # Where weights may differ, once that is fixed; it moves with the model and is in no file.
+        self.vectors.register_buffer("mask", None, persistent=False)
+        self.prune_step: int | None = None
+        self._install()
+
+    @property
+    def mask(self) -> "Tensor | None":
+        return self.vectors._buffers["mask"]
+
+    def _install(self) -> None:
+        self.model.add_module(MODULE, self.vectors)
+        self._handles = [
+            self.model.register_forward_pre_hook(lambda module, inputs: self._put(self._sums())),
+            self.model.register_forward_hook(lambda *_: self._put(self.selected), always_call=True),
+        ]
+
+    def _remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        delattr(self.model, MODULE)
+
+    def _put(self, weights: "Mapping[str, Tensor]") -> None:
+        for name, places in self.places.items():
+            for module, leaf in places:
+                module._parameters[leaf] = weights[name]  # type: ignore[assignment]
+
+    def _difference(self, draw: bool) -> "Tensor":
+        """Gate times difference of all selected weights; gates are drawn in training and without noise else."""
+        import torch
+
+        if self.mask is not None:
+            return self.difference * self.mask
+        noise = torch.logit(torch.rand_like(self.gate_logit)) if draw else 0.0
+        return hard_concrete(self.gate_logit, noise) * self.difference
+
+    def _by_weight(self, flat: "Tensor") -> "dict[str, Tensor]":
+        parts = flat.split([p.numel() for p in self.selected.values()])
+        return {name: part.view_as(p) for (name, p), part in zip(self.selected.items(), parts, strict=True)}
+
+    def _sums(self) -> "dict[str, Tensor]":
+        differences = self._by_weight(self._difference(self.model.training))
+        return {name: p + differences[name] for name, p in self.selected.items()}
+
+    def _final(self) -> "Tensor":
+        """The difference that is used without training."""
+        import torch
+
+        with torch.no_grad():
+            return self._difference(draw=False)
+
+    def optimizer(self, trained: "dict[str, nn.Parameter]", settings: TrainConfig) -> "Optimizer":
+        """The harness's AdamW; gates have a learning rate of their own and, like differences, do not decay."""
+        from harness.train import make_optimizer
+
+        gate = self.gate_logit
+        optimizer = make_optimizer({n: p for n, p in trained.items() if p is not gate}, settings)
+        optimizer.add_param_group({"params": [gate], "lr": self.method.gate_learning_rate, "weight_decay": 0.0})
+        return optimizer
+
+    def start(self, total_steps: int) -> None:
+        self.prune_step = max(1, round(self.method.prune_at_share * total_steps))
+
+    def penalty(self) -> "Tensor | None":
+        if self.settled():
+            return None
+        return self.method.l0_weight * expected_l0(self.gate_logit)
+
+    def after_step(self, step: int) -> None:
+        if not self.settled() and self.prune_step is not None and step >= self.prune_step:
+            self.prune()
+
+    def settled(self) -> bool:
+        return self.mask is not None
+
+    def prune(self) -> None:
+        """Keep the largest differences, the target share of all, and fix their places."""
+        final = self._final()
+        kept = final.abs().topk(max(1, round(self.method.target_share * self.size))).indices
+        self._fix(kept, final[kept])
+
+    def _fix(self, places: "Tensor", differences: "Tensor") -> None:
+        import torch
+
+        mask = torch.zeros_like(self.difference, dtype=torch.bool)
+        mask[places] = True
+        self.vectors.mask = mask
+        with torch.no_grad():
+            self.difference.zero_()[places] = differences.to(mask.device)
+
+    def state(self) -> "dict[str, Tensor]":
+        return {} if self.mask is None else {"places": self.mask.nonzero().squeeze(1)}
+
+    def load_state(self, state: "dict[str, Tensor]") -> None:
+        if state:
+            self._fix(state["places"], self.difference.detach()[state["places"]])
+
+    def changed_parameters(self) -> int:
+        """Weights of the backbone that the difference really changes; the head is not among them."""
+        return int(self._final().count_nonzero())
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        self._remove()
+        try:
+            with super().disabled():
+                yield
+        finally:
+            self._install()
+
+    def detach(self) -> None:
+        super().detach()
+        self._remove()
+
+    def merge(self) -> "nn.Module":
+        """A copy of the model with the sums for its weights, in the sums' precision."""
+        import copy
+
+        final = self._by_weight(self._final())
+        self._remove()
+        try:
+            merged = copy.deepcopy(self.model)
+        finally:
+            self._install()
+        parameters = dict(merged.named_parameters())
+        for name, p in self.selected.items():
+            parameters[name].data = p.data + final[name]
+        return merged
+
+    def save(self, folder: Path) -> None:
+        """Write the head, and of each weight where it differs, as places in the flattened weight, and by how much."""
+        import torch
+        from safetensors.torch import save_file
+
+        from harness.record import write_atomically
+
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: p.detach().cpu().contiguous() for name, p in self.head_parameters().items()}
+        for name, difference in self._by_weight(self._final().cpu()).items():
+            flat = difference.flatten()
+            places = flat.nonzero().squeeze(1)
+            small = flat.numel() <= torch.iinfo(torch.int32).max
+            tensors[f"{name}.places"] = places.to(torch.int32) if small else places
+            tensors[f"{name}.differences"] = flat[places]
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        cls, changed = type(self.method), self.changed_parameters()
+        content: dict[str, Any] = {
+            "_target_": f"{cls.__module__}.{cls.__qualname__}",
+            **asdict(self.method),
+            "selected_parameters": self.size,
+            "changed_parameters": changed,
+            "changed_share": changed / self.size,
+        }
+        write_atomically(folder / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
+
+    def load(self, folder: Path) -> "DiffPrunedWeights":
+        """Read what `save` wrote into this model; its places are fixed.
+
+        Raises:
+            ValueError: The file is missing or damaged, or its tensors are not this model's.
+        """
+        import torch
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = folder / WEIGHTS_FILE
+        try:
+            saved = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} can't be read: {error}") from error
+        head = {name: tuple(tensor.shape) for name, tensor in self.original.items()}
+        expected = {*head, *(f"{name}.{kind}" for name in self.selected for kind in ("places", "differences"))}
+        wrong = sorted(expected ^ set(saved)) + [
+            n for n, s in head.items() if n in saved and tuple(saved[n].shape) != s
+        ]
+        places, differences, start = [], [], 0
+        for name, p in self.selected.items() if not wrong else ():
+            where, values = saved[f"{name}.places"].long(), saved[f"{name}.differences"]
+            ordered = where.ndim == 1 and where.shape == values.shape and bool((where.diff() > 0).all())
+            if not ordered or (len(where) and not 0 <= int(where[0]) <= int(where[-1]) < p.numel()):
+                wrong.append(f"{name}.places")
+            places.append(where + start)
+            differences.append(values)
+            start += p.numel()
+        if wrong:
+            raise ValueError(f"{path} was saved for another backbone or method: tensor {wrong[0]} differs")
+        self._set({name: saved[name] for name in head})
+        self._fix(torch.cat(places).to(self.difference.device), torch.cat(differences))
+        return self
+
+
+def places(model: "nn.Module", parameters: "dict[str, nn.Parameter]") -> "dict[str, list[tuple[nn.Module, str]]]":
+    """Where each parameter sits: module and attribute, several of them for tied ones."""
+    names = {id(p): name for name, p in parameters.items()}
+    found: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in parameters}
+    for module in model.modules():
+        for leaf, parameter in module._parameters.items():
+            if id(parameter) in names:
+                found[names[id(parameter)]].append((module, leaf))
+    return found

@@ -1,0 +1,384 @@
+"""Bottleneck adapters compute what their papers say, at the places that their papers name, on every architecture."""
+
+import copy
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY
+from omegaconf import OmegaConf
+from torch.nn import functional
+from transformers import AutoConfig
+
+from harness import measure, models
+from harness.architectures import ARCHITECTURES, Backbone, Kind
+from harness.config import ConfigError, Quantization, build, component, conf_root
+from harness.methods.layers import Bottleneck, linear_bottleneck
+from harness.plan import compose
+
+METHODS = ["houlsby", "pfeiffer", "parallel_adapter", "compacter", "diff_pruning"]
+BACKBONES = [(architecture, Kind.classification) for architecture in TINY] + [
+    (architecture, Kind.causal_lm) for architecture in TINY if ARCHITECTURES[architecture].decoder
+]
+
+
+def method_of(name: str, **changes: Any) -> Any:
+    """The method that conf/method/ describes, with other hyper-parameters; checked."""
+    values = OmegaConf.to_container(OmegaConf.load(conf_root() / f"conf/method/{name}.yaml"))
+    return component({**values, **changes}, "method")
+
+
+@cache
+def _original(architecture: str, kind: Kind) -> Backbone:
+    configuration = AutoConfig.for_model(architecture, **TINY[architecture], num_labels=2)
+    torch.manual_seed(7)
+    model = models.model_class(kind).from_config(configuration, dtype=torch.float32).eval()
+    return replace(models.empty_model(configuration, kind), model=model)
+
+
+def backbone_of(architecture: str, kind: Kind = Kind.classification) -> Backbone:
+    """A tiny random backbone, the same every time."""
+    original = _original(architecture, kind)
+    return replace(original, model=copy.deepcopy(original.model))
+
+
+def inputs(kind: Kind) -> dict[str, torch.Tensor]:
+    tokens = torch.randint(4, 64, (8, 12), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(8) % 2 if kind is Kind.classification else tokens
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+
+
+def logits(backbone: Backbone) -> torch.Tensor:
+    with torch.no_grad():
+        return backbone.model.eval()(**inputs(backbone.kind)).logits
+
+
+def train(adapter: Any, kind: Kind, steps: int = 3, autocast: bool = False) -> tuple[float, float]:
+    """A few steps on one batch without dropout; returns the loss before and after."""
+    trained = {**adapter.adapter_parameters(), **adapter.head_parameters()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=5e-3)
+    losses = []
+    for _ in range(steps + 1):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = adapter.model(**inputs(kind)).loss
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return losses[0], losses[-1]
+
+
+@pytest.mark.parametrize(("architecture", "kind"), BACKBONES)
+@pytest.mark.parametrize("name", METHODS)
+def test_before_training_the_expected_parameters_are_there_and_change_nothing(
+    name: str, architecture: str, kind: Kind
+) -> None:
+    backbone, method = backbone_of(architecture, kind), method_of(name)
+    base, total = logits(backbone), measure.logical_parameters(backbone.model)
+    skeleton = models.empty_model(backbone.model.config, kind)
+    expected = method.expected_parameters(skeleton)
+    adapter = method.attach(backbone)
+    counted = measure.parameters(adapter, expected)
+    assert counted["total_parameters"] == total + expected
+    assert torch.equal(logits(backbone), base)
+    measure.parameters(method.attach(skeleton), expected)
+
+
+@pytest.mark.parametrize(("architecture", "kind"), BACKBONES)
+@pytest.mark.parametrize("name", METHODS)
+def test_training_changes_only_the_adapter_which_can_be_switched_and_taken_off(
+    name: str, architecture: str, kind: Kind
+) -> None:
+    backbone = backbone_of(architecture, kind)
+    base, weights = logits(backbone), {n: p.detach().clone() for n, p in backbone.model.named_parameters()}
+    adapter = method_of(name).attach(backbone)
+    before, after = train(adapter, kind)
+    assert after < before
+    for parameter_name, parameter in backbone.model.named_parameters():
+        if not parameter.requires_grad:
+            assert torch.equal(parameter, weights[parameter_name]), parameter_name
+    trained = logits(backbone)
+    assert not torch.allclose(trained, base)
+    with adapter.disabled():
+        assert torch.equal(logits(backbone), base)
+    assert torch.equal(logits(backbone), trained)
+    adapter.detach()
+    assert torch.equal(logits(backbone), base)
+    assert {n for n, _ in backbone.model.named_parameters()} == set(weights)
+
+
+@pytest.mark.parametrize(("architecture", "kind"), BACKBONES)
+@pytest.mark.parametrize("name", METHODS)
+def test_saved_and_restored_the_logits_are_the_same_and_no_row_sees_padding(
+    name: str, architecture: str, kind: Kind, tmp_path: Path
+) -> None:
+    backbone, method = backbone_of(architecture, kind), method_of(name)
+    adapter = method.attach(backbone)
+    train(adapter, kind)
+    trained = logits(backbone)
+    adapter.save(tmp_path)
+    fresh = backbone_of(architecture, kind)
+    torch.manual_seed(99)
+    method.restore(fresh, tmp_path)
+    assert torch.equal(logits(fresh), trained)
+    given = inputs(kind)
+    tokens, mask = functional.pad(given["input_ids"], (3, 0)), functional.pad(given["attention_mask"], (3, 0))
+    if not backbone.architecture.decoder:
+        tokens, mask = tokens.roll(-3, 1), mask.roll(-3, 1)
+    positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if backbone.architecture.decoder else {}
+    with torch.no_grad():
+        padded = fresh.model(input_ids=tokens, attention_mask=mask, **positions).logits
+    assert torch.allclose(padded[:, 3:] if kind is Kind.causal_lm else padded, trained, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "parameters"),
+    [
+        ("pfeiffer", {}, 894_528),
+        ("houlsby", {}, 1_789_056),
+        ("parallel_adapter", {}, 7_091_712),
+        ("parallel_adapter", {"learned_scale": True}, 7_091_724),
+        ("compacter", {}, 57_088),
+        ("pfeiffer", {"reduction_factor": None, "bottleneck_dim": 64}, 12 * (2 * 64 * 768 + 64 + 768)),
+        ("houlsby", {"layer_norms": True}, 1_789_056 + 25 * 2 * 768),
+    ],
+)
+def test_parameters_on_roberta_base_are_the_published_ones(name: str, changes: dict[str, Any], parameters: int) -> None:
+    configuration = AutoConfig.for_model("roberta", vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
+    skeleton, method = models.empty_model(configuration), method_of(name, **changes)
+    assert method.expected_parameters(skeleton) == parameters
+    measure.parameters(method.attach(skeleton), parameters)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "tanh"])
+def test_a_bottleneck_is_its_formula_and_its_gradient_that_of_finite_differences(activation: str) -> None:
+    adapter = random_bottleneck(activation, scale=torch.nn.Parameter(torch.tensor([0.7])))
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    by_hand = {
+        "relu": lambda v: v.clamp(min=0),
+        "gelu": lambda v: v * (1 + torch.erf(v / 2**0.5)) / 2,
+        "silu": lambda v: v / (1 + torch.exp(-v)),
+        "tanh": lambda v: (torch.exp(v) - torch.exp(-v)) / (torch.exp(v) + torch.exp(-v)),
+    }[activation]
+    inner = by_hand(x @ adapter.down.weight.T + adapter.down.bias)
+    formula = adapter.scale * (inner @ adapter.up.weight.T + adapter.up.bias)
+    assert torch.allclose(adapter(x), formula, atol=1e-12)
+    parameters = tuple(adapter.parameters())
+    names = [name for name, _ in adapter.named_parameters()]
+    assert torch.autograd.gradcheck(
+        lambda x, *values: torch.func.functional_call(adapter, dict(zip(names, values, strict=True)), (x,)),
+        (x, *parameters),
+    )
+
+
+def random_bottleneck(activation: str, scale: Any = 1.0) -> Bottleneck:
+    torch.manual_seed(1)
+    function = method_of("houlsby", activation=activation).activation.function()
+    adapter = linear_bottleneck(6, 4, function, scale, torch.device("cpu")).double()
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter)
+    return adapter
+
+
+def randomised(backbone: Backbone, name: str, **changes: Any) -> Any:
+    """The method attached to a backbone in float64, its adapters far from zero."""
+    adapter = method_of(name, **changes).attach(backbone)
+    backbone.model.double()
+    for parameter in adapter.adapter_parameters().values():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return adapter
+
+
+def hidden_states() -> torch.Tensor:
+    return torch.randn(2, 5, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def test_houlsby_adapts_what_leaves_both_blocks_before_the_residual_sum() -> None:
+    backbone = backbone_of("bert")
+    randomised(backbone, "houlsby")
+    layer, added = backbone.model.bert.encoder.layer[1], backbone.model.adapters
+    x, shortcut = torch.randn(2, 5, 128, dtype=torch.float64), hidden_states()
+    after_mlp = functional.linear(x, layer.output.dense.weight, layer.output.dense.bias)
+    after_mlp = after_mlp + added["bert_encoder_layer_1_output_dense"](after_mlp)
+    assert torch.allclose(layer.output(x, shortcut), layer.output.LayerNorm(after_mlp + shortcut), atol=1e-12)
+    end = layer.attention.output
+    after_attention = functional.linear(shortcut, end.dense.weight, end.dense.bias)
+    after_attention = after_attention + added["bert_encoder_layer_1_attention_output_dense"](after_attention)
+    assert torch.allclose(end(shortcut, shortcut), end.LayerNorm(after_attention + shortcut), atol=1e-12)
+
+
+def test_pfeiffer_reads_the_normed_sum_and_adds_to_it_where_the_norm_is_behind() -> None:
+    backbone = backbone_of("bert")
+    randomised(backbone, "pfeiffer")
+    end, adapter = (
+        backbone.model.bert.encoder.layer[0].output,
+        backbone.model.adapters["bert_encoder_layer_0_output_LayerNorm"],
+    )
+    x, shortcut = torch.randn(2, 5, 128, dtype=torch.float64), hidden_states()
+    total = functional.linear(x, end.dense.weight, end.dense.bias) + shortcut
+
+    def norm(value: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(value, (64,), end.LayerNorm.weight, end.LayerNorm.bias, end.LayerNorm.eps)
+
+    assert torch.allclose(end(x, shortcut), norm(total + adapter(norm(total))), atol=1e-12)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "modernbert"])
+def test_pfeiffer_reads_the_residual_stream_behind_a_layer_where_norms_are_before(architecture: str) -> None:
+    backbone = backbone_of(architecture)
+    names = method_of("pfeiffer").sites(backbone)
+    assert names == backbone.layers()
+    plain: list[torch.Tensor] = []
+    layer = backbone.model.get_submodule(names[0])
+    layer.register_forward_hook(lambda _, given, out: plain.append(out))
+    adapter = randomised(backbone, "pfeiffer")
+    changed: list[torch.Tensor] = []
+    layer.register_forward_hook(lambda _, given, out: changed.append(out))
+    adapter.model(**inputs(Kind.classification))
+    own = backbone.model.adapters[names[0].replace(".", "_")]
+    assert torch.allclose(changed[0], plain[0] + own(plain[0]), atol=1e-12)
+
+
+def test_opt_with_the_norm_behind_is_treated_so() -> None:
+    configuration = AutoConfig.for_model("opt", **TINY["opt"], do_layer_norm_before=False)
+    assert method_of("pfeiffer").sites(models.empty_model(configuration))[0].endswith("layers.0.final_layer_norm")
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_parallel_adapter_reads_the_blocks_input_and_adds_to_its_output(learned: bool) -> None:
+    backbone = backbone_of("llama")
+    block, x = backbone.model.model.layers[0].mlp, hidden_states()
+    plain = copy.deepcopy(block).double()(x)
+    randomised(backbone, "parallel_adapter", learned_scale=learned, scale=2.5)
+    adapter = backbone.model.adapters["model_layers_0_mlp_down_proj"]
+    scale = adapter.scale.detach() if learned else 2.5
+    inner = (x @ adapter.down.weight.T + adapter.down.bias).relu()
+    formula = plain + scale * (inner @ adapter.up.weight.T + adapter.up.bias)
+    assert torch.allclose(block(x), formula, atol=1e-12)
+
+
+def test_a_learned_scale_starts_from_the_fixed_one_and_is_trained() -> None:
+    backbone = backbone_of("bert")
+    adapter = method_of("parallel_adapter", learned_scale=True).attach(backbone)
+    scales = [p for name, p in adapter.adapter_parameters().items() if name.endswith(".scale")]
+    assert [scale.item() for scale in scales] == [4.0, 4.0]
+    train(adapter, Kind.classification)
+    assert all(scale.item() != 4.0 for scale in scales)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # renamed by transformers 5
+@pytest.mark.parametrize("name", METHODS[:4])
+def test_layers_computed_again_in_the_backward_pass_give_the_same_gradients(name: str) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        backbone = backbone_of("bert")
+        models.set_checkpointing(backbone.model, checkpointing)
+        torch.manual_seed(0)
+        adapter = randomised(backbone, name)
+        backbone.model.train()
+        torch.manual_seed(0)
+        adapter.model(**inputs(Kind.classification)).loss.backward()
+        gradients.append([p.grad for p in adapter.adapter_parameters().values()])
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("name", METHODS[:4])
+def test_adapters_train_under_autocast(name: str) -> None:
+    backbone = backbone_of("bert")
+    adapter = method_of(name).attach(backbone)
+    before, after = train(adapter, Kind.classification, steps=10, autocast=True)
+    assert after < before
+
+
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes and torch deprecations on the way to 4 bits
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_adapters_train_on_a_quantized_backbone(architecture: str, quantization: str, tiny_model: Any) -> None:
+    folder = tiny_model(architecture)
+    for name in METHODS[:4]:
+        experiment = build(
+            compose(
+                "config",
+                [f"model.path={folder}", f"method={name}", "task=glue/sst2", f"model.quantization={quantization}"],
+            )
+        )
+        configuration = models.load_config(folder, labels=2, regression=False)
+        torch.manual_seed(0)
+        backbone = models.load_model(folder, configuration, experiment, torch.float32)
+        backbone.model.config.pad_token_id = 0
+        # In evaluation bitsandbytes packs 4-bit weights anew on some CPUs, and they can't be trained behind any more.
+        backbone.model.train()
+        torch.manual_seed(0)
+        base = backbone.model(**inputs(Kind.classification)).logits.detach()
+        adapter = experiment.method.attach(backbone)
+        measure.parameters(adapter, experiment.method.expected_parameters(backbone))
+        torch.manual_seed(0)
+        assert torch.equal(backbone.model(**inputs(Kind.classification)).logits, base)
+        before, after = train(adapter, Kind.classification, steps=20)
+        assert after < before
+
+
+@pytest.mark.parametrize("name", METHODS[:4])
+def test_adapters_that_are_not_linear_say_why_they_can_not_be_merged(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} can't be merged: its adapters are not linear"):
+        method_of(name).attach(backbone_of("bert")).merge()
+
+
+@pytest.mark.parametrize("name", METHODS[:4])
+def test_two_adapters_take_turns_on_one_backbone(name: str, tmp_path: Path) -> None:
+    backbone, method = backbone_of("bert"), method_of(name)
+    wanted = []
+    for number in range(2):
+        torch.manual_seed(number)
+        adapter = method.attach(backbone)
+        train(adapter, Kind.classification, steps=number + 1)
+        wanted.append(logits(backbone))
+        adapter.save(tmp_path / str(number))
+        adapter.detach()
+    for number in (0, 1, 0):
+        adapter = method.restore(backbone, tmp_path / str(number))
+        assert torch.equal(logits(backbone), wanted[number])
+        adapter.detach()
+
+
+def test_an_adapter_of_another_size_is_refused(tmp_path: Path) -> None:
+    method_of("pfeiffer").attach(backbone_of("bert")).save(tmp_path)
+    with pytest.raises(ValueError, match="was saved for another backbone or method: tensor adapters"):
+        method_of("pfeiffer", reduction_factor=8).restore(backbone_of("bert"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("houlsby", {"bottleneck_dim": 8}, "method.bottleneck_dim and method.reduction_factor: both are given"),
+        ("houlsby", {"reduction_factor": None}, "method.bottleneck_dim and method.reduction_factor: neither is given"),
+        ("pfeiffer", {"reduction_factor": 0}, "method.reduction_factor=0: 1 or more"),
+        ("pfeiffer", {"bottleneck_dim": -1, "reduction_factor": None}, "method.bottleneck_dim=-1: 1 or more"),
+        ("pfeiffer", {"activation": "step"}, "method.activation: Invalid value 'step'"),
+        ("parallel_adapter", {"scale": 0}, "method.scale=0.0: a positive number"),
+    ],
+)
+def test_impossible_sizes_are_refused(name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        method_of(name, **changes)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bottleneck_dim": 65, "reduction_factor": None}, r"method\.bottleneck_dim=65: .* 64 wide"),
+        ({"reduction_factor": 65}, r"method\.reduction_factor=65: .* 64 wide"),
+    ],
+)
+def test_a_bottleneck_that_the_backbone_has_no_room_for_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        method_of("pfeiffer", **changes).expected_parameters(backbone_of("bert"))
+
+
+def test_quantization_is_left_to_the_model() -> None:
+    assert all(method_of(name).quantization() is None for name in METHODS[:4])
+    assert method_of("diff_pruning").quantization() is Quantization.none
