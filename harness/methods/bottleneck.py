@@ -1,6 +1,7 @@
 """Bottleneck adapters: small layers beside or behind the backbone's own, which stay frozen."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -96,7 +97,13 @@ class BottleneckMethod:
 
     def connect(self, backbone: "Backbone", site: str, adapter: "nn.Module") -> "list[RemovableHandle]":
         """Hook one adapter into the backbone's computation."""
-        return [backbone.model.get_submodule(site).register_forward_hook(lambda _, inputs, out: out + adapter(out))]
+
+        def add(_: "nn.Module", inputs: Any, out: Any) -> Any:
+            if isinstance(out, tuple):  # a layer that gives attention weights or caches too
+                return (out[0] + adapter(out[0]), *out[1:])
+            return out + adapter(out)
+
+        return [backbone.model.get_submodule(site).register_forward_hook(add)]
 
     def selects(self, backbone: "Backbone") -> set[str]:
         """The backbone's own parameters that are trained too."""
@@ -140,8 +147,7 @@ class Houlsby(BottleneckMethod):
     layer_norms: bool
 
     def sites(self, backbone: "Backbone") -> list[str]:
-        ends = (backbone.architecture.attention_output, backbone.architecture.mlp_output)
-        return [f"{layer}.{end}" for layer in backbone.layers() for end in ends]
+        return modules(backbone, backbone.architecture.attention_output, backbone.architecture.mlp_output)
 
     def selects(self, backbone: "Backbone") -> set[str]:
         if not self.layer_norms:
@@ -194,11 +200,12 @@ class ParallelAdapter(BottleneckMethod):
             raise ConfigError(f"{key}.scale={self.scale}: a positive number is needed")
 
     def sites(self, backbone: "Backbone") -> list[str]:
-        return [f"{layer}.{backbone.architecture.mlp_output}" for layer in backbone.layers()]
+        return modules(backbone, backbone.architecture.mlp_output)
 
     def connect(self, backbone: "Backbone", site: str, adapter: "nn.Module") -> "list[RemovableHandle]":
-        arch = backbone.architecture
-        entry = backbone.model.get_submodule(site.removesuffix(arch.mlp_output) + arch.mlp_input)
+        layer = next(name for name in backbone.layers() if site.startswith(f"{name}."))
+        entries = modules(backbone, backbone.architecture.mlp_input)
+        entry = backbone.model.get_submodule(next(name for name in entries if name.startswith(f"{layer}.")))
         given: list[Tensor] = []
 
         def keep(_: "nn.Module", inputs: "tuple[Tensor, ...]") -> None:
@@ -222,6 +229,12 @@ class ParallelAdapter(BottleneckMethod):
             if self.learned_scale:
                 adapter.scale = torch.nn.Parameter(torch.full((1,), self.scale, device=backbone.model.device))
         return adapters
+
+
+def modules(backbone: "Backbone", *names: str) -> list[str]:
+    """Full names of the modules that the architecture names so in a layer, in the backbone's order."""
+    pattern = re.compile(backbone.architecture.layer_modules(names))
+    return [name for name, _ in backbone.model.named_modules() if pattern.fullmatch(name)]
 
 
 class AddedModules(SelectedWeights):

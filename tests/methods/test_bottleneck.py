@@ -242,6 +242,41 @@ def test_pfeiffer_reads_the_residual_stream_behind_a_layer_where_norms_are_befor
     assert torch.allclose(changed[0], plain[0] + own(plain[0]), atol=1e-12)
 
 
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("gated", [False, True])
+def test_an_encoder_with_a_decoder_is_adapted_in_both(name: str, gated: bool) -> None:
+    configuration = AutoConfig.for_model(
+        "t5", vocab_size=64, d_model=64, d_kv=32, d_ff=128, num_layers=2, num_heads=2, decoder_start_token_id=0,
+        feed_forward_proj="gated-gelu" if gated else "relu",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = models.model_class(Kind.seq2seq_lm).from_config(configuration, dtype=torch.float32)
+    backbone = replace(models.empty_model(configuration, Kind.seq2seq_lm), model=model)
+    base, method = logits(backbone), method_of(name)
+    expected = method.expected_parameters(backbone)
+    adapter = method.attach(backbone)
+    measure.parameters(adapter, expected)
+    assert torch.equal(logits(backbone), base)
+    before, after = train(adapter, Kind.seq2seq_lm)
+    assert after < before
+    gradients = [p.grad for p in adapter.adapter_parameters().values()]
+    assert all(gradient is not None for gradient in gradients)
+
+
+def test_layers_that_return_more_than_hidden_states_are_adapted() -> None:
+    configuration = AutoConfig.for_model("bloom", vocab_size=64, hidden_size=64, n_layer=2, n_head=2)
+    torch.manual_seed(0)
+    model = models.model_class(Kind.causal_lm).from_config(configuration, dtype=torch.float32)
+    backbone = replace(models.empty_model(configuration, Kind.causal_lm), model=model)
+    for name in METHODS[:4]:
+        base = logits(backbone)
+        adapter = method_of(name).attach(backbone)
+        assert torch.equal(logits(backbone), base)
+        before, after = train(adapter, Kind.causal_lm)
+        assert after < before
+        adapter.detach()
+
+
 def test_opt_with_the_norm_behind_is_treated_so() -> None:
     configuration = AutoConfig.for_model("opt", **TINY["opt"], do_layer_norm_before=False)
     assert method_of("pfeiffer").sites(models.empty_model(configuration))[0].endswith("layers.0.final_layer_norm")
