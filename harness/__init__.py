@@ -1,3 +1,18 @@
 """An experiment-tracking benchmark harness for parameter-efficient fine-tuning."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.methods.saved import AdapterSet, load_adapter
+
+__all__ = ["AdapterSet", "__version__", "load_adapter"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is public when it is first asked for, so that the commands start at once."""
+    if name in ("AdapterSet", "load_adapter"):
+        from harness.methods import saved
+
+        return getattr(saved, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,284 @@
+"""The model card of a saved adapter: what it is, how well it does, what it cost, and the command that made it."""
+
+import html
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.architectures import Kind
+from harness.config import ConfigError
+from harness.record import RunRecord, write_atomically
+
+if TYPE_CHECKING:
+    from harness.methods.saved import Manifest
+
+CARD_FILE = "README.md"
+PEFT_CONFIG_FILE = "adapter_config.json"
+PIPELINES = {
+    Kind.classification: "text-classification",
+    Kind.causal_lm: "text-generation",
+    Kind.seq2seq_lm: "text-generation",
+}
+CLASSES = {
+    Kind.classification: "AutoModelForSequenceClassification",
+    Kind.causal_lm: "AutoModelForCausalLM",
+    Kind.seq2seq_lm: "AutoModelForSeq2SeqLM",
+}
+# Sections and keys that say where things go and not what is computed; a store's address may hold a password.
+NOT_REPRODUCED = ("tracking", "sweep", "train.resume", "train.checkpoint_dir", "train.checkpoint_minutes")
+GROUPS = ("model", "task", "method")
+
+
+def write_card(folder: Path, manifest: "Manifest", result: RunRecord) -> None:
+    """Write `README.md` into an adapter's folder; the run has its scores by now."""
+    write_atomically(folder / CARD_FILE, card(manifest, result, _peft_type(folder)))
+
+
+def _peft_type(folder: Path) -> str | None:
+    """Peft's name of the method, where `PeftModel.from_pretrained` can load the folder."""
+    try:
+        return json.loads((folder / PEFT_CONFIG_FILE).read_text(encoding="utf-8")).get("peft_type")
+    except (OSError, ValueError):
+        return None
+
+
+def card(manifest: "Manifest", result: RunRecord, peft_type: str | None) -> str:
+    """The text: YAML front matter as the Hub reads it, then Markdown."""
+    method, model, task = result.config["method"]["name"], manifest.model, manifest.task
+    sections = [
+        f"---\n{_front_matter(manifest, result, peft_type)}\n---",
+        f"# {_text(method)} on {_text(model.name)} for {_text(task.name)}",
+        f"The weights that {_code(method)} adds to, or changes in, {_code(model.path)}, trained for {_code(task.name)} "
+        f"with peft-harness {result.provenance['harness']}. The backbone is not in this folder.",
+        "## Scores",
+        _scores(result),
+        "## Costs",
+        _costs(result),
+        "## Made by",
+        _fence("bash", command(result.config)),
+        _provenance(manifest, result),
+        "## Load",
+        _loading(manifest, peft_type),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(manifest: "Manifest", result: RunRecord, peft_type: str | None) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    method, model, task = result.config["method"]["name"], manifest.model, manifest.task
+    hub = None if result.config["task"].get("data_dir") else result.config["task"].get("hub")
+    dataset = hub["path"] if hub else task.name
+    results = [
+        EvalResult(
+            task_type=PIPELINES[task.kind],
+            dataset_type=_line(dataset),
+            dataset_name=_line(task.name),
+            dataset_config=_line(hub["name"]) if hub and hub["name"] else None,
+            dataset_split=_line(split),
+            metric_type=name,
+            metric_value=value,
+        )
+        for split, scores in _by_split(result).items()
+        if split != "development"
+        for name, value in scores.items()
+        if name != "loss"
+    ]
+    data = ModelCardData(
+        base_model=_line(model.path),
+        library_name="peft" if peft_type else "peft-harness",
+        pipeline_tag=PIPELINES[task.kind],
+        tags=[_line(method), "peft-harness", *([_line(peft_type.lower())] if peft_type else [])],
+        datasets=[_line(dataset)] if hub else None,
+        metrics=[name for name in result.scores["development"] if name != "loss"],
+        model_name=_line(f"{method} on {model.name} for {task.name}"),
+        eval_results=results or None,
+    )
+    if not results:
+        data.pop("model_name")
+    return data.to_yaml()
+
+
+def _by_split(result: RunRecord) -> dict[str, dict[str, float]]:
+    """Scores of each split; a further split's stand among validation's with its name in front."""
+    found = {"development": dict(result.scores["development"])}
+    for key, value in (result.scores["validation"] or {}).items():
+        split, _, name = key.rpartition(".")
+        found.setdefault(split or "validation", {})[name] = value
+    return found
+
+
+def _scores(result: RunRecord) -> str:
+    splits, rows = _by_split(result), result.provenance["data"]["rows"]
+    names = list(splits["development"])
+    lines = [["split", "rows", *names]]
+    lines += [
+        [_text(split), str(rows[split]), *(_figure(scores[n]) for n in names)] for split, scores in splits.items()
+    ]
+    if result.scores["majority"]:
+        majority = result.scores["majority"]
+        figures = (_figure(majority[name]) if name in majority else "" for name in names)
+        lines.append(["majority, on validation", str(rows["validation"]), *figures])
+    chosen = "The development split was carved from the training rows and chose the weights"
+    unseen = "the others were scored once, at the end." if len(splits) > 1 else "no other split was scored."
+    return f"{_table(lines)}\n\nThe primary metric is {result.scores['primary_metric']}. {chosen}; {unseen}"
+
+
+def _costs(result: RunRecord) -> str:
+    cost = result.cost
+    share = cost["trainable_parameters"] / cost["total_parameters"]
+    figures = {
+        "trainable parameters": f"{cost['trainable_parameters']:,} ({share:.3%} of {cost['total_parameters']:,})",
+        "of them the adapter's": f"{cost['adapter_parameters']:,}",
+        "of them the head's": f"{cost['head_parameters']:,}",
+        "bytes of the saved weights": f"{cost['adapter_file_bytes']:,}",
+        "seconds of training": f"{cost['train_seconds']:.1f}",
+        "tokens/s in training": f"{cost['tokens_per_second']:,.0f}",
+        "device": f"{_text(result.provenance['device'])}, {result.provenance['threads']} threads, "
+        f"{result.provenance['dtype']}",
+    }
+    return _table([["figure", "value"], *([name, value] for name, value in figures.items())])
+
+
+def _provenance(manifest: "Manifest", result: RunRecord) -> str:
+    git, seeds, data = (result.provenance[key] for key in ("git", "seeds", "revisions"))
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.packages.items())
+    lines = [
+        f"Run {result.run_id}, identity {manifest.identity}",
+        f"Seed {seeds['seed']}, data seed {seeds['data_seed']}",
+        f"SHA-256 of the backbone's files: {manifest.backbone}; of the data: {_text(data['data'])}",
+        f"Python {result.provenance['python']}, {versions}",
+    ]
+    if git:
+        lines.append(f"Commit {git['commit']}{', with changes' if git['dirty'] else ''}")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _loading(manifest: "Manifest", peft_type: str | None) -> str:
+    path, task = manifest.model.path, manifest.task
+    ours = [
+        "import harness",
+        "",
+        'loaded = harness.load_adapter("FOLDER")  # model=PATH where the backbone lies elsewhere now',
+        'loaded.model(**loaded.tokenizer("A text.", return_tensors="pt"))',
+    ]
+    text = f"With peft-harness; it refuses a backbone other than the one above:\n\n{_fence('python', *ours)}"
+    if task.labels:
+        text += f"\n\nClasses, in the order of the logits: {', '.join(map(_code, task.labels))}."
+    if peft_type is None or not manifest.model.pretrained:
+        return text
+    width = "" if task.labels_count is None else f", num_labels={task.labels_count}"
+    cls, where = CLASSES[task.kind], repr(_line(path))
+    theirs = [
+        "from peft import PeftModel",
+        f"from transformers import {cls}, AutoTokenizer",
+        "",
+        f"tokenizer = AutoTokenizer.from_pretrained({where})  # padding_side='left' for a decoder",
+        f"backbone = {cls}.from_pretrained({where}{width})",
+        "backbone.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id",
+        'model = PeftModel.from_pretrained(backbone, "FOLDER").eval()',
+    ]
+    return f"{text}\n\nWith peft alone:\n\n{_fence('python', *theirs)}"
+
+
+def command(config: dict[str, Any]) -> str:
+    """The command line that makes a run with this resolved configuration, wherever its values came from."""
+    return " ".join(["harness", *map(shlex.quote, overrides(config))])
+
+
+def overrides(config: dict[str, Any]) -> list[str]:
+    """Choices of conf/, and a `key=value` for everything in which a resolved configuration differs from them."""
+    from omegaconf import OmegaConf
+
+    from harness.plan import compose
+
+    chosen = [f"{group}={name}" for group, name in _choices(config).items()]
+    try:
+        composed = compose("config", chosen)
+    except ConfigError:  # a choice of the user's own folder that is no longer there
+        chosen, composed = [], compose("config", [])
+    base = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False, enum_to_str=True)
+    assert isinstance(base, dict)
+    return [*chosen, *_differences(base, config, "")]  # type: ignore[arg-type]
+
+
+def _choices(config: dict[str, Any]) -> dict[str, str]:
+    """What was chosen of each group: Hydra's word for it inside a job, else a file of the component's name."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from harness.mistakes import choices
+
+    told = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
+    named = {group: told.get(group, config[group].get("name")) for group in GROUPS}
+    return {group: name for group, name in named.items() if name in choices(group)}
+
+
+def _differences(base: dict[str, Any], wanted: dict[str, Any], prefix: str) -> list[str]:
+    found = []
+    for name, value in wanted.items():
+        key = prefix + name
+        if key.startswith(NOT_REPRODUCED) or (name in base and base[name] == value):
+            continue
+        if isinstance(value, dict) and isinstance(base.get(name), dict):
+            found += _differences(base[name], value, f"{key}.")
+        else:
+            found.append(f"{'' if name in base else '+'}{key}={_value(value)}")
+    return found + [f"~{prefix}{name}" for name in base if name not in wanted and prefix]
+
+
+def _value(value: Any) -> str:
+    """A value in the grammar of Hydra's overrides."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_value(key)}:{_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_value, value)) + "]"
+    if isinstance(value, str):
+        word = re.fullmatch(r"[A-Za-z_/][\w./-]*", value) and value.lower() not in (
+            "null",
+            "true",
+            "false",
+            "nan",
+            "inf",
+        )
+        return value if word else QuotedString(value, Quote.single).with_quotes()
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _table(lines: list[list[str]]) -> str:
+    head, *rest = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([head, "|" + " --- |" * len(lines[0]), *rest])
+
+
+def _line(value: Any) -> str:
+    """One line without control characters: nothing in it can end a front matter, a table row or a heading."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+
+
+def _text(value: Any) -> str:
+    """Text that Markdown and HTML show as it is."""
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(_line(value), quote=False))
+
+
+def _code(value: Any) -> str:
+    """A code span, whose delimiter is longer than any run of backticks inside."""
+    text = _line(value)
+    ticks = _ticks(text, 1)
+    return f"{ticks} {text} {ticks}" if "`" in text else f"{ticks}{text}{ticks}"
+
+
+def _fence(language: str, *lines: str) -> str:
+    text = "\n".join(lines)
+    ticks = _ticks(text, 3)
+    return f"{ticks}{language}\n{text}\n{ticks}"
+
+
+def _ticks(text: str, least: int) -> str:
+    return "`" * max([least, *(len(run) + 1 for run in re.findall("`+", text))])
