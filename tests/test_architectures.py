@@ -8,7 +8,8 @@ from transformers import AutoConfig
 
 from harness.architectures import ARCHITECTURES, ROLES, architecture
 from harness.config import ConfigError
-from harness.methods.lora import Bias, Lora
+from harness.methods.peft import find_modules
+from harness.methods.peft_counts import matches
 from harness.models import empty_model
 
 
@@ -16,7 +17,8 @@ from harness.models import empty_model
 @pytest.mark.parametrize("role", ROLES)
 def test_a_role_matches_the_same_projections_in_every_layer(model_type: str, role: str) -> None:
     backbone = empty_model(AutoConfig.for_model(model_type, num_labels=2, **TINY[model_type]))
-    lora = Lora("lora", 1e-3, [1e-3], 2, 4, 0.0, [role], Bias.none)
+    names = find_modules([role], backbone, "method.target_modules")
+    found = [name for name, _ in backbone.model.named_modules() if matches(name, names)]
     layers = 1 if model_type == "albert" else 2  # ALBERT's layers share one set of weights
     described = backbone.architecture
     roles = {
@@ -28,7 +30,7 @@ def test_a_role_matches_the_same_projections_in_every_layer(model_type: str, rol
         "mlp_output": described.mlp[-1:],
         "all_linear": described.attention + described.mlp,
     }
-    assert len(lora.targets(backbone)) == layers * len(roles[role])
+    assert len(found) == layers * len(roles[role])
 
 
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
