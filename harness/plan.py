@@ -15,6 +15,9 @@ from harness.record import empty_cost
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from harness.architectures import Backbone
+    from harness.methods import Method
+
 USAGE = """harness-plan: what a run will cost, before anything is downloaded.
 
   harness-plan                                         the default run
@@ -44,12 +47,28 @@ def main() -> int:
         return 0
     try:
         name, overrides, grid, form = parse(arguments)
-        points = [{"overrides": point, "cost": plan_point(name, point)} for point in expand(name, overrides, grid)]
+        points = [answer(name, point) for point in expand(name, overrides, grid)]
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    print(json.dumps({"points": points}, indent=2)) if form is Format.json else print_table(points)
-    return 0
+    planned = [point for point in points if "cost" in point]
+    refused = [point for point in points if "error" in point]
+    if form is Format.json:
+        print(json.dumps({"points": points}, indent=2))
+    elif planned:
+        print_table(planned)
+    for point in refused:
+        name = " ".join(point["overrides"])
+        print(f"{name}: {point['error']}" if grid else point["error"], file=sys.stderr)
+    return 2 if refused and not planned else 0
+
+
+def answer(name: str, overrides: list[str]) -> dict[str, Any]:
+    """A point with its cost, or with the reason why it can't be run: the others of a grid are still planned."""
+    try:
+        return {"overrides": overrides, "cost": plan_point(name, overrides)}
+    except ConfigError as error:
+        return {"overrides": overrides, "error": str(error)}
 
 
 def parse(arguments: list[str]) -> tuple[str, list[str], bool, Format]:
@@ -125,29 +144,60 @@ def plan_point(name: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def plan(experiment: Experiment) -> dict[str, Any]:
-    """Attach the method to the architecture on the meta device, and count; null where nothing is predicted yet."""
-    from harness.models import choose_quantization, empty_model, quiet_libraries
+    """The costs that follow from the architecture, with the names of `RunRecord.cost`; null where nothing is predicted.
+
+    Raises:
+        ConfigError: The method can't go with the backbone, its kind of head or its quantization.
+    """
+    return empty_cost() | count(experiment.method, skeleton(experiment))
+
+
+def skeleton(experiment: Experiment) -> "Backbone":
+    """The experiment's backbone without weights."""
+    from harness.models import choose_quantization, empty_model, quiet_libraries, set_checkpointing
 
     quiet_libraries()
-    quantization = choose_quantization(experiment)
-    backbone = empty_model(architecture_of(experiment), experiment.task.kind, quantization)
-    expected = experiment.method.expected_parameters(backbone)
-    adapter = experiment.method.attach(backbone)
-    own, head = adapter.adapter_parameters(), adapter.head_parameters()
-    tensors = len(own) + len(head)
-    cost = empty_cost()
-    cost["adapter_parameters"] = sum(p.numel() for p in own.values())
-    assert cost["adapter_parameters"] == expected, "the closed form and the attached method differ"
-    cost["head_parameters"] = sum(p.numel() for p in head.values())
-    trainable = cost["adapter_parameters"] + cost["head_parameters"]
-    cost["trainable_parameters"] = trainable
-    cost["total_parameters"] = adapter.total_parameters()
-    if quantization is Quantization.none:
+    backbone = empty_model(architecture_of(experiment), experiment.task.kind, choose_quantization(experiment))
+    set_checkpointing(backbone.model, experiment.train.gradient_checkpointing)
+    return backbone
+
+
+def count(method: "Method", backbone: "Backbone") -> dict[str, int | None]:
+    """Parameters and bytes of a method on a backbone without weights, to which it is then attached.
+
+    The skeleton is never packed: the counts of a quantized backbone are those of the numbers it stands for.
+
+    Raises:
+        ConfigError: The two can't go together.
+    """
+    from harness.measure import logical_parameters
+
+    expected = method.expected_parameters(backbone)
+    head = sum(p.numel() for name, p in backbone.model.named_parameters() if backbone.is_head(name))
+    without = logical_parameters(backbone.model)
+    counted: dict[str, int | None] = {
+        "adapter_parameters": expected,
+        "head_parameters": head,
+        "trainable_parameters": expected + head,
+        "total_parameters": without + expected,
+        "gradient_bytes": FLOAT32_BYTES * (expected + head),
+    }
+    try:
+        adapter = method.attach(backbone)
+    except ConfigError:
+        # It begins with a decomposition or a choice of the weights' values. The closed form has said that the two go
+        # together, and such a method adds what it trains; how many tensors and buffers that takes is left open.
+        return counted
+    own, new = adapter.adapter_parameters(), adapter.head_parameters()
+    assert expected == sum(p.numel() for p in own.values()), "the closed form and the attached method differ"
+    assert head == sum(p.numel() for p in new.values()), "the method does not train the head alone beside its own"
+    counted["total_parameters"] = adapter.total_parameters()
+    if backbone.quantization is Quantization.none:
         held = [*adapter.model.parameters(), *adapter.model.buffers()]
-        cost["weight_bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in held)
-    cost["gradient_bytes"] = FLOAT32_BYTES * trainable
-    cost["optimizer_bytes"] = FLOAT32_BYTES * ADAM_MOMENTS * trainable + ADAM_STEP_BYTES * tensors
-    return cost
+        counted["weight_bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    moments = FLOAT32_BYTES * ADAM_MOMENTS * (expected + head)
+    counted["optimizer_bytes"] = moments + ADAM_STEP_BYTES * (len(own) + len(new))
+    return counted
 
 
 def architecture_of(experiment: Experiment) -> "PretrainedConfig":
@@ -179,7 +229,7 @@ def architecture_of(experiment: Experiment) -> "PretrainedConfig":
 
 
 def print_table(points: list[dict[str, Any]]) -> None:
-    """Print a row a point; the overrides name it."""
+    """Print a row a point that can be run; the overrides name it."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table

@@ -3,13 +3,27 @@
 import json
 import subprocess
 import sys
+from functools import cache
 
 import pytest
+from omegaconf import OmegaConf
+from transformers import PretrainedConfig
 
 from harness import plan as planner
-from harness.config import ConfigError, build, conf_root
+from harness.architectures import Kind
+from harness.config import ConfigError, Quantization, build, component, conf_root
+from harness.measure import logical_parameters
+from harness.models import empty_model
 
 MODELS = sorted(path.stem for path in (conf_root() / "conf/model").glob("*.yaml"))
+# method=peft has no class until one is given.
+METHODS = sorted({path.stem for path in (conf_root() / "conf/method").glob("*.yaml")} - {"peft"})
+BACKBONES = [
+    ("micro_encoder", Kind.classification),
+    ("minilm", Kind.classification),
+    ("micro_decoder", Kind.classification),
+    ("micro_decoder", Kind.causal_lm),
+]
 # Counts that others published, reproduced from dimensions alone: (overrides, figure, count).
 PUBLISHED = [
     # huggingface/peft method_comparison, lora--llama-3.2-3B-rank32 and -rank64; their totals have no score head.
@@ -53,6 +67,68 @@ def test_full_fine_tuning_trains_every_weight() -> None:
     assert planned["trainable_parameters"] == planned["total_parameters"]
 
 
+@cache
+def dimensions(model: str) -> PretrainedConfig:
+    return planner.architecture_of(build(planner.compose("config", [f"model={model}", "task=glue/sst2"])))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_planned_or_refused_in_a_sentence(name: str) -> None:
+    """On an encoder and a decoder that come with the package, on a published encoder, and for both kinds of head."""
+    method = component(OmegaConf.to_container(OmegaConf.load(conf_root() / f"conf/method/{name}.yaml")), "method")
+    refusals = []
+    for model, kind in BACKBONES:
+        backbone = empty_model(dimensions(model), kind, method.quantization() or Quantization.none)
+        bare = logical_parameters(backbone.model)
+        try:
+            counted = planner.count(method, backbone)
+        except ConfigError as error:
+            refusals.append(str(error))
+            continue
+        assert counted["trainable_parameters"] == (counted["adapter_parameters"] or 0) + (
+            counted["head_parameters"] or 0
+        )
+        assert (counted["total_parameters"] or 0) >= bare
+        assert bool(counted["head_parameters"]) == (kind is Kind.classification)
+    assert len(refusals) < len(BACKBONES)
+    assert all(text.startswith("method") and "\n" not in text for text in refusals)
+
+
+def test_a_method_that_starts_from_the_weights_values_is_counted_by_its_closed_form() -> None:
+    """Nothing is attached: as many entries of the queries and values as LoRA of rank 8 has; the tensors stay open."""
+    planned = cost("model=minilm", "method=shira")
+    assert planned["adapter_parameters"] == 12 * 8 * (384 + 384)
+    assert planned["total_parameters"] == cost("model=minilm")["total_parameters"]
+    assert planned["optimizer_bytes"] is None
+
+
+def test_a_quantized_backbone_is_counted_by_the_numbers_it_stands_for() -> None:
+    packed, plain = cost("model=minilm", "model.quantization=nf4"), cost("model=minilm")
+    assert packed["total_parameters"] == plain["total_parameters"]
+    assert packed["weight_bytes"] is None
+
+
+def test_a_pair_that_cannot_work_is_one_sentence_alone_and_does_not_spoil_a_grid(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = ["model=micro_decoder", "method=bitfit"]
+    monkeypatch.setattr(sys, "argv", ["harness-plan", *pair])
+    assert planner.main() == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("method=bitfit: the llama backbone has no bias terms")
+    monkeypatch.setattr(sys, "argv", ["harness-plan", "-m", "model=micro_decoder", "method=bitfit,lora"])
+    assert planner.main() == 0
+    printed = capsys.readouterr()
+    assert "lora" in printed.out
+    assert "method=bitfit: the llama backbone has no bias terms" in printed.err
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "plan.format=json"])
+    planner.main()
+    refused, planned = json.loads(capsys.readouterr().out)["points"]
+    assert "no bias terms" in refused["error"]
+    assert planned["cost"]["adapter_parameters"] > 0
+
+
 def test_a_grid_is_the_product_of_the_values_with_the_sweeps_own(monkeypatch: pytest.MonkeyPatch) -> None:
     points = list(planner.expand("config", ["method=full,lora", "seed=0,1", "task=glue/sst2"], True))
     assert len(points) == 4
@@ -71,7 +147,7 @@ def plan_all(arguments: list[str]) -> list[dict]:
     [
         (["plan.format=xml"], r"plan\.format=xml: table or json"),
         (["--frobnicate"], "no such option"),
-        (["method=lroa"], "did you mean lora"),
+        (["method=lroa"], "did you mean .*lora"),
         (["model=bert_base", "model.path=null", "model.architecture=null"], "no model.architecture to plan with"),
         (["model.path=null", "model.architecture={model_type: nothing}"], "model.architecture: "),
     ],
