@@ -121,6 +121,15 @@ class EvaluateConfig:
 
 
 @dataclass
+class MeasureConfig:
+    """What is measured beside the scores; conf/config.yaml explains each key."""
+
+    costs: bool
+    latency_batch_size: int
+    target_score: float | None
+
+
+@dataclass
 class TrackingConfig:
     kind: TrackingKind
     uri: str | None
@@ -132,6 +141,7 @@ class SweepConfig:
     name: str | None
     stage: Stage
     rerun: Rerun
+    budget: float | None
     timeout_minutes: float | None
     fail_fast: bool
 
@@ -148,6 +158,7 @@ class Experiment:
     method: Any
     train: TrainConfig
     evaluate: EvaluateConfig
+    measure: MeasureConfig
     tracking: TrackingConfig
     sweep: SweepConfig
     seed: int
@@ -159,6 +170,7 @@ SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "measure": MeasureConfig,
     "tracking": TrackingConfig,
     "sweep": SweepConfig,
 }
@@ -223,9 +235,14 @@ def build(cfg: DictConfig) -> Experiment:
         if key not in built and key not in {*SECTIONS, *COMPONENTS, "seed", "data_seed"}
     ]
     if not mistakes:
-        mistakes += check_values(built["train"], built["evaluate"], built["sweep"])
+        mistakes += check_values(built["train"], built["evaluate"], built["measure"], built["sweep"])
     if mistakes:
         raise ConfigError("\n".join(mistakes))
+    if built["sweep"].budget is not None:
+        from harness.budget import solve
+
+        plain["method"] = solve(Experiment(**built, resolved={}), plain["method"])
+        built["method"] = component(plain["method"], "method")
     return Experiment(**built, resolved={key: _as_plain(value, plain.get(key)) for key, value in built.items()})
 
 
@@ -334,7 +351,7 @@ def locate(target: str, key: str) -> type:
     return cls
 
 
-def check_values(train: TrainConfig, evaluate: EvaluateConfig, sweep: SweepConfig) -> list[str]:
+def check_values(train: TrainConfig, evaluate: EvaluateConfig, measure: MeasureConfig, sweep: SweepConfig) -> list[str]:
     """What types cannot say: the ranges of the numbers. Returns a sentence for each mistake."""
     positive = {
         "train.learning_rate": train.learning_rate,
@@ -347,6 +364,8 @@ def check_values(train: TrainConfig, evaluate: EvaluateConfig, sweep: SweepConfi
         "train.early_stopping_patience": train.early_stopping_patience,
         "train.checkpoint_minutes": train.checkpoint_minutes,
         "evaluate.batch_size": evaluate.batch_size,
+        "measure.latency_batch_size": measure.latency_batch_size,
+        "sweep.budget": sweep.budget,
         "sweep.timeout_minutes": sweep.timeout_minutes,
     }
     mistakes = [
@@ -361,7 +380,7 @@ def check_values(train: TrainConfig, evaluate: EvaluateConfig, sweep: SweepConfi
     return mistakes
 
 
-# Keys that do not decide the result: where things lie, and how a run is scheduled or stored.
+# Keys that do not decide the result: where things lie, and how a run is measured, scheduled or stored.
 NOT_IDENTITY = {
     "model": ("name", "path", "revision"),
     "task": ("data_dir",),
@@ -381,7 +400,7 @@ def identity(experiment: Experiment, model_revision: str, data_revision: str, ve
         if isinstance(values, dict)
         else values
         for section, values in experiment.resolved.items()
-        if section not in ("tracking", "sweep")
+        if section not in ("measure", "tracking", "sweep")
     }
     content = {"config": decisive, "model": model_revision, "data": data_revision, "version": version}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

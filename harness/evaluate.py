@@ -1,6 +1,7 @@
 """Scoring a model on a split: logits of every row, metrics, and the predictions that reports compare."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from harness.tasks import Features, Row, Task
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch import dtype as Dtype
+
+    from harness.measure import ForwardMeter
 
 
 @dataclass
@@ -36,8 +39,13 @@ def evaluate(
     collate: Collator,
     batch_size: int,
     autocast: "Dtype | None",
+    meter: "ForwardMeter | None" = None,
 ) -> Evaluation:
-    """Score a model on encoded rows; leaves it in evaluation mode."""
+    """Score a model on encoded rows; leaves it in evaluation mode.
+
+    Args:
+        meter: Counts the first batch, which has the longest rows.
+    """
     import torch
 
     start = time.perf_counter()
@@ -46,8 +54,9 @@ def evaluate(
     loss = 0.0
     order = by_length([len(row["input_ids"]) for row in features], batch_size)
     with torch.inference_mode(), torch.autocast(collate.device.type, autocast, enabled=autocast is not None):
-        for batch in collate.batches(features, order):
-            output = model(**batch.inputs)
+        for number, batch in enumerate(collate.batches(features, order)):
+            with meter.counting(batch.tokens) if meter and number == 0 else nullcontext():
+                output = model(**batch.inputs)
             loss += float(output.loss) * len(batch.indices)
             for index, row in zip(batch.indices, output.logits.float().cpu(), strict=True):
                 logits[index] = row

@@ -1,7 +1,11 @@
 """What a run costs, counted on the tensors themselves."""
 
+import weakref
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -96,3 +100,187 @@ def storage_bytes(tensors: Iterable["Tensor"]) -> int:
         storage = tensor.untyped_storage()
         sizes[(str(tensor.device), storage.data_ptr())] = storage.nbytes()
     return sum(sizes.values())
+
+
+def live_bytes(known: "Iterable[Tensor]") -> "LiveBytes":
+    """Make a tracker of the tensor memory that comes to life inside its context; `known` tensors do not count."""
+    return _live_bytes_class()(known)
+
+
+class LiveBytes(Protocol):
+    """Bytes of the tensors that operators made and that are still referenced, by any operator on any device.
+
+    Attributes:
+        live: Now.
+        peak: The most there were at once.
+    """
+
+    live: int
+    peak: int
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *exception: Any) -> Any: ...
+
+
+@cache
+def _live_bytes_class() -> type:
+    """The class is made on first use, because its base class needs torch, which start-up does not."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+    from torch.utils.weak import WeakIdKeyDictionary
+
+    class Tracker(TorchDispatchMode):
+        def __init__(self, known: "Iterable[Tensor]") -> None:
+            super().__init__()
+            self.live = self.peak = 0
+            self._seen = WeakIdKeyDictionary()
+            for tensor in known:
+                self._seen[tensor.untyped_storage()] = True
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            output = function(*args, **(kwargs or {}))
+            for tensor in tree_leaves(output):
+                if isinstance(tensor, torch.Tensor):
+                    self._see(tensor.untyped_storage())
+            return output
+
+        def _see(self, storage: Any) -> None:
+            # Views share a storage; torch keeps one Python object a storage as long as anything refers to it.
+            if storage in self._seen:
+                return
+            self._seen[storage] = True
+            size = storage.nbytes()
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._free, size).atexit = False
+
+        def _free(self, size: int) -> None:
+            self.live -= size
+
+    return Tracker
+
+
+def flop_counter() -> Any:
+    """Make torch's counter of floating-point operations, taught the attention kernel of the CPU that it lacks."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+    def forward(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    def backward(gradient: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kw: Any) -> int:
+        return sdpa_backward_flop_count(gradient, query, key, value)
+
+    operators = torch.ops.aten
+    return FlopCounterMode(
+        display=False,
+        custom_mapping={
+            operators._scaled_dot_product_flash_attention_for_cpu: forward,
+            operators._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+        },
+    )
+
+
+@dataclass
+class StepCosts:
+    """What one training step held and computed, counted on its tensors.
+
+    Attributes:
+        rows: Rows of the batch.
+        tokens: Its real tokens.
+        length: Its longest row.
+        padded_tokens: Tokens that were computed, padding and accumulated batches included.
+        gradient_bytes: Gradients after the backward pass.
+        optimizer_bytes: Optimizer state after the step.
+        activation_bytes: What the forward pass left for the backward pass, the largest of accumulated batches.
+        train_peak_bytes: Weights, optimizer state, and the most that lived beside them at once.
+        flops: Of forward, backward and optimizer.
+        cuda_allocated_bytes: Peak of the allocator, on a GPU.
+        cuda_reserved_bytes: What the allocator had taken from the device.
+    """
+
+    rows: int
+    tokens: int
+    length: int
+    padded_tokens: int
+    gradient_bytes: int = 0
+    optimizer_bytes: int = 0
+    activation_bytes: int = 0
+    train_peak_bytes: int = 0
+    flops: int = 0
+    cuda_allocated_bytes: int | None = None
+    cuda_reserved_bytes: int | None = None
+
+
+class StepMeter:
+    """Counts one real step in passing: it computes the same bits as without.
+
+    Args:
+        model: What is trained.
+        optimizer: Its state is there before the step.
+        costs: Filled in.
+    """
+
+    def __init__(self, model: "nn.Module", optimizer: "Optimizer", costs: StepCosts) -> None:
+        self.model, self.optimizer, self.costs = model, optimizer, costs
+        self._held = [*_weight_tensors(model), *_tensors(list(optimizer.state.values()))]
+        self._live = live_bytes(self._held)
+        self._flops = flop_counter()
+        self._before = 0
+
+    def __enter__(self) -> "StepMeter":
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._flops.__enter__()
+        self._live.__enter__()
+        return self
+
+    def forward_begins(self) -> None:
+        self._before = self._live.live
+
+    def forward_ended(self) -> None:
+        self.costs.activation_bytes = max(self.costs.activation_bytes, self._live.live - self._before)
+
+    def step_ended(self) -> None:
+        """Call while the gradients are still there."""
+        self.costs.gradient_bytes = gradient_bytes(self.model)
+        self.costs.optimizer_bytes = optimizer_bytes(self.optimizer)
+
+    def __exit__(self, *exception: Any) -> None:
+        import torch
+
+        self._live.__exit__(*exception)
+        self._flops.__exit__(*exception)
+        self.costs.train_peak_bytes = storage_bytes(self._held) + self._live.peak
+        self.costs.flops = self._flops.get_total_flops()
+        if torch.cuda.is_available():
+            self.costs.cuda_allocated_bytes = torch.cuda.max_memory_allocated()
+            self.costs.cuda_reserved_bytes = torch.cuda.max_memory_reserved()
+
+
+class ForwardMeter:
+    """Counts one forward pass of an evaluation in passing.
+
+    Attributes:
+        peak_bytes: Weights, and the most that lived beside them at once.
+        flops_per_token: Operations a real token.
+    """
+
+    def __init__(self, model: "nn.Module") -> None:
+        self.model = model
+        self.peak_bytes: int | None = None
+        self.flops_per_token: float | None = None
+
+    @contextmanager
+    def counting(self, tokens: int) -> Iterator[None]:
+        """Count what happens inside; `tokens` are the batch's real ones."""
+        held = list(_weight_tensors(self.model))
+        live, flops = live_bytes(held), flop_counter()
+        with flops, live:
+            yield
+        self.peak_bytes = storage_bytes(held) + live.peak
+        self.flops_per_token = flops.get_total_flops() / tokens

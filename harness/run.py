@@ -2,7 +2,6 @@
 
 import logging
 import secrets
-import shutil
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,9 +16,12 @@ from harness.interrupts import kill_as_interrupt
 from harness.record import RunRecord, Status
 
 if TYPE_CHECKING:
+    from harness import measure
+    from harness.batches import Collator
     from harness.evaluate import Evaluation
     from harness.methods import Adapter
     from harness.tasks import TaskData
+    from harness.train import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -114,15 +116,19 @@ def run(inputs: Inputs, run_dir: Path) -> RunRecord:
     result.ended_at = datetime.now(UTC).isoformat()
     for name, value in result.cost.items():
         if value is None:
-            result.unmeasured.setdefault(
-                f"cost.{name}", NOT_MEASURED if result.status == Status.finished else f"the run {result.status}"
-            )
+            result.unmeasured.setdefault(f"cost.{name}", _why_null(result, experiment))
     try:
         result.write(run_dir)
     except OSError as error:
         result.status = Status.failed
         result.error = f"{run_dir / record.RESULT_FILE} can't be written: {error.strerror}; the run is lost with it"
     return result
+
+
+def _why_null(result: RunRecord, experiment: Experiment) -> str:
+    if result.status != Status.finished:
+        return f"the run {result.status}"
+    return NOT_MEASURED if experiment.measure.costs else "measure.costs=false"
 
 
 def describe(result: RunRecord) -> str:
@@ -150,34 +156,41 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
     """The page to read: every step of a run in its order."""
     import torch
 
-    from harness import architectures, batches, measure
+    from harness import architectures, batches, measure, speed
     from harness.evaluate import evaluate, write_predictions
+    from harness.methods import saved
     from harness.provenance import provenance
     from harness.train import Trainer
 
     experiment, cost = inputs.experiment, result.cost
     task, method = experiment.task, experiment.method
+    saved.check_free(run_dir / record.ADAPTER_FOLDER, inputs.identity)
     _write_config(run_dir, result.config)
     models.quiet_libraries()
     device = models.choose_device(experiment.train.device.value)
     autocast = models.choose_precision(experiment.train.precision, device)
     seeds = {"seed": experiment.seed, "data_seed": experiment.data_seed}
     result.provenance = provenance(device, autocast or torch.float32, seeds, inputs.revisions)
+    energy = speed.Energy(device)
+    resident_from_here = speed.reset_peak_resident_size()
 
     # config -> task data
-    data = task.load()
+    with speed.timed(cost, "load_seconds"):
+        data = task.load()
     result.provenance["data"] = data.notes
     configuration = models.load_config(inputs.folder, task.labels_count, task.regression)
     tokenizer = models.load_tokenizer(inputs.folder, architectures.architecture(configuration))
     models.check_fit(inputs.folder, tokenizer, configuration, task.max_length, method.virtual_tokens())
-    features = {split: task.encode(rows, tokenizer) for split, rows in data.splits.items()}
+    with speed.timed(cost, "tokenize_seconds"):
+        features = {split: task.encode(rows, tokenizer) for split, rows in data.splits.items()}
 
     # -> model
     torch.manual_seed(experiment.seed)
     skeleton = models.empty_model(configuration, task.kind, models.choose_quantization(experiment))
     models.set_checkpointing(skeleton.model, experiment.train.gradient_checkpointing)
     method.expected_parameters(skeleton)  # refuses what can't go together before the weights are read
-    backbone = models.load_model(inputs.folder, configuration, experiment, autocast or torch.float32)
+    with speed.timed(cost, "load_seconds"):
+        backbone = models.load_model(inputs.folder, configuration, experiment, autocast or torch.float32)
     backbone.model.config.pad_token_id = tokenizer.pad_token_id
     models.set_checkpointing(backbone.model, experiment.train.gradient_checkpointing)
 
@@ -191,8 +204,9 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
     cost["weight_bytes"] = measure.weight_bytes(adapter.model)
     collate = batches.collator_for(backbone, tokenizer, device)
 
-    def score(split: str) -> "Evaluation":
-        return evaluate(adapter.model, task, features[split], collate, experiment.evaluate.batch_size, autocast)
+    def score(split: str, meter: "measure.ForwardMeter | None" = None) -> "Evaluation":
+        size = experiment.evaluate.batch_size
+        return evaluate(adapter.model, task, features[split], collate, size, autocast, meter)
 
     log.info("%s", "; ".join(f"{len(rows)} {split} rows" for split, rows in data.splits.items()))
     log.info("%s trains %s of %s parameters", method.name, cost["trainable_parameters"], cost["total_parameters"])
@@ -209,6 +223,7 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
         lambda: score("development"),
         task.primary_metric,
         inputs.identity,
+        experiment.measure.costs,
     )
     try:
         trainer.fit()
@@ -217,26 +232,81 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
         cost |= trainer.costs()
 
     # -> evaluate
+    meter = measure.ForwardMeter(adapter.model) if experiment.measure.costs else None
     evaluations = {"development": trainer.best_evaluation or score("development")}
     if experiment.evaluate.validation:
-        evaluations |= {split: score(split) for split in data.splits if split not in ("train", "development")}
+        evaluations |= {split: score(split, meter) for split in data.splits if split not in ("train", "development")}
         cost["evaluation_seconds"] += sum(e.seconds for split, e in evaluations.items() if split != "development")
     result.scores |= gather_scores(task, data, evaluations, result.unmeasured)
 
     # -> measure
-    cost["adapter_file_bytes"] = _save_adapter(adapter, run_dir / record.ADAPTER_FOLDER, experiment.train.keep_adapter)
-    rows = {split: data.splits[split] for split in evaluations}
-    write_predictions(run_dir / record.PREDICTIONS_FILE, evaluations, rows, task.label)
+    cost["process_peak_bytes"] = speed.peak_resident_bytes() if resident_from_here else None
+    with speed.timed(cost, "save_seconds"):
+        rows = {split: data.splits[split] for split in evaluations}
+        write_predictions(run_dir / record.PREDICTIONS_FILE, evaluations, rows, task.label)
+        _save_adapter(adapter, backbone.head, run_dir / record.ADAPTER_FOLDER, inputs, result)
+    cost["energy_joules"] = energy.joules()
+    result.unmeasured["cost.energy_joules"] = energy.reason
+    _measure_speed(inputs, adapter, features, collate, meter, trainer, result)
     trainer.discard_checkpoint()
 
 
-def _save_adapter(adapter: "Adapter", folder: Path, keep: bool) -> int:
-    """Save adapter and head; returns the bytes of their weights."""
-    adapter.save(folder)
-    size = sum(path.stat().st_size for path in folder.glob(models.WEIGHTS))
-    if not keep:
-        shutil.rmtree(folder)
-    return size
+def _measure_speed(
+    inputs: Inputs,
+    adapter: "Adapter",
+    features: dict[str, Any],
+    collate: "Collator",
+    meter: "measure.ForwardMeter | None",
+    trainer: "Trainer",
+    result: RunRecord,
+) -> None:
+    """Latency and the share of the device's ceiling; last, because merging uses the adapter up."""
+    import torch
+
+    from harness import speed
+
+    settings, cost, unmeasured = inputs.experiment.measure, result.cost, result.unmeasured
+    cost["seconds_to_target"] = trainer.seconds_to(settings.target_score)
+    if settings.target_score is None:
+        unmeasured["cost.seconds_to_target"] = "measure.target_score=null: no score to reach was given"
+    elif cost["seconds_to_target"] is None:
+        unmeasured["cost.seconds_to_target"] = f"the development split never had {settings.target_score}"
+    if collate.device.type != "cuda":
+        unmeasured |= {f"cost.cuda_{name}_bytes": "no GPU was used" for name in ("allocated", "reserved")}
+    if meter is None:
+        return
+    cost |= {"evaluation_peak_bytes": meter.peak_bytes, "forward_flops_per_token": meter.flops_per_token}
+    if not inputs.experiment.evaluate.validation:
+        reason = "evaluate.validation=false: this trial only chooses hyper-parameters"
+        names = ("evaluation_peak_bytes", "forward_flops_per_token", "latency_ms")
+        unmeasured |= {f"cost.{name}": reason for name in names}
+        return
+    if cost["flops_per_second"]:
+        precision = trainer.autocast or torch.float32
+        cost["flops_ceiling_share"] = cost["flops_per_second"] / speed.flops_ceiling(collate.device, precision)
+    by_length = sorted(range(len(features["validation"])), key=lambda i: len(features["validation"][i]["input_ids"]))
+    median = by_length[len(by_length) // 2]
+    batches = [collate(features["validation"], [median] * rows) for rows in {1, settings.latency_batch_size}]
+    timed = speed.latency(adapter, batches, speed.LATENCY_SHARE * cost["train_seconds"], collate.device)
+    cost["latency_ms"] = timed.milliseconds
+    unmeasured |= {f"cost.latency_ms.{name}": reason for name, reason in timed.missing.items()}
+    result.provenance["latency"] = {"tokens": batches[0].tokens, "repeats": timed.repeats}
+
+
+def _save_adapter(adapter: "Adapter", head: tuple[str, ...], folder: Path, inputs: Inputs, result: RunRecord) -> None:
+    """Save adapter and head with what brings them back and a model card; measures the bytes of their weights."""
+    from harness.methods import card, saved
+
+    experiment = inputs.experiment
+    with saved.whole_folder(folder, experiment.train.keep_adapter) as partial:
+        adapter.save(partial)
+        result.cost["adapter_file_bytes"] = sum(path.stat().st_size for path in partial.glob(models.WEIGHTS))
+        if experiment.train.keep_adapter:
+            packages = result.provenance["packages"]
+            manifest = saved.write_manifest(
+                partial, experiment, inputs.identity, inputs.revisions["model"], head, packages
+            )
+            card.write_card(partial, manifest, result)
 
 
 def gather_scores(

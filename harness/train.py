@@ -6,8 +6,10 @@ loss that is not finite. tests/benchmarks compares its step time with a plain lo
 """
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
 LOG_STEPS = 10
+# Left out of the median step time: the first steps fill caches and make the optimizer's state.
+WARM_UP_STEPS = 3
+MEMORY = ("gradient_bytes", "optimizer_bytes", "activation_bytes", "train_peak_bytes")
+CUDA_MEMORY = ("cuda_allocated_bytes", "cuda_reserved_bytes")
 CHECKPOINT_FILE = "checkpoint.pt"
 
 
@@ -46,8 +52,9 @@ class Progress:
     best_score: float | None = None
     best_step: int = 0
     evaluations_without_gain: int = 0
-    gradient_bytes: int = 0
-    optimizer_bytes: int = 0
+    # Of the step that was counted; empty before.
+    step_costs: dict[str, Any] = field(default_factory=dict)
+    step_seconds: list[float] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -64,6 +71,7 @@ class Trainer:
         score: Scores the development split.
         primary_metric: The metric that chooses the best weights.
         identity: Names the checkpoint, so that the same experiment finds it again.
+        metered: Count the memory and the operations of one step; the scores are the same bits without.
     """
 
     def __init__(
@@ -77,6 +85,7 @@ class Trainer:
         score: Callable[[], Evaluation],
         primary_metric: str,
         identity: str,
+        metered: bool = True,
     ) -> None:
         self.adapter = adapter
         self.features = features
@@ -96,6 +105,7 @@ class Trainer:
         self.evaluation_steps = max(1, math.ceil(self.steps_per_epoch / settings.evaluations_per_epoch))
         self.optimizer = adapter.optimizer(self.trained, settings) or make_optimizer(self.trained, settings)
         self.schedule = make_schedule(self.optimizer, settings, self.total_steps)
+        self.metered_step = self._largest_step() if metered else None
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self.checkpoint = Path(settings.checkpoint_dir) / identity / CHECKPOINT_FILE
@@ -114,6 +124,7 @@ class Trainer:
         if self.settings.resume:
             self._restore()
         self._saved_at = time.monotonic()
+        self._timed_step, self._timed_seconds = self.progress.step, self.progress.train_seconds
         self.adapter.model.train()
         with (
             deferred_interrupts() as interrupted,
@@ -121,11 +132,10 @@ class Trainer:
         ):
             start = time.perf_counter()
             for micro_batches in self._steps():
-                loss = self._step(micro_batches)
+                loss = self._read(self._step(micro_batches))
                 self.progress.train_seconds += time.perf_counter() - start
                 self._report(loss, bar)
-                last = self.progress.step == self.total_steps
-                if last or self.progress.step % self.evaluation_steps == 0:
+                if self._evaluation_is_due():
                     self._evaluate()
                     if self._stalled():
                         break
@@ -147,16 +157,52 @@ class Trainer:
                 if self.progress.step == self.total_steps:
                     return
 
+    def _largest_step(self) -> int:
+        """The step of the first epoch that computes most tokens; the very first is left out, as it makes the state."""
+        size = self.settings.gradient_accumulation_steps
+        order = bucketed(self.lengths, self.settings.batch_size, self.data_seed, 0)
+        computed = [len(rows) * max(self.lengths[row] for row in rows) for rows in order]
+        largest = [max(computed[first : first + size]) for first in range(0, len(computed), size)]
+        candidates = range(1, min(len(largest), self.total_steps)) or range(1)
+        return max(candidates, key=largest.__getitem__)
+
+    def _meter(self, micro_batches: list[Batch]) -> "measure.StepMeter | nullcontext[None]":
+        """What counts this step, if this is the one to count."""
+        if self.progress.step != self.metered_step:
+            return nullcontext()
+        largest = max(micro_batches, key=lambda batch: batch.padded_tokens)
+        rows = len(largest.indices)
+        costs = measure.StepCosts(
+            rows,
+            tokens=sum(batch.tokens for batch in micro_batches),
+            length=largest.padded_tokens // rows,
+            padded_tokens=sum(batch.padded_tokens for batch in micro_batches),
+        )
+        return measure.StepMeter(self.adapter.model, self.optimizer, costs)
+
     def _step(self, micro_batches: list[Batch]) -> "Tensor":
         """One optimizer step; returns the loss, the mean over its rows."""
+        with self._meter(micro_batches) as meter:
+            loss = self._descend(micro_batches, meter)
+        if meter is not None:
+            self.progress.step_costs = asdict(meter.costs)
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def _descend(self, micro_batches: list[Batch], meter: "measure.StepMeter | None") -> "Tensor":
         import torch
 
         rows = sum(len(batch.indices) for batch in micro_batches)
         loss = torch.zeros((), device=self.collate.device)
         for batch in micro_batches:
+            if meter:
+                meter.forward_begins()
             with torch.autocast(self.collate.device.type, self.autocast, enabled=self.autocast is not None):
                 # Weighted by rows, so that accumulated batches give the gradient of one large batch.
                 part = self.adapter.model(**batch.inputs).loss * (len(batch.indices) / rows)
+            if meter:
+                meter.forward_ended()
             part.backward()
             loss += part.detach()
             self.progress.tokens += batch.tokens
@@ -167,37 +213,49 @@ class Trainer:
             loss += penalty.detach()
         torch.nn.utils.clip_grad_norm_(self.trained.values(), self.settings.max_grad_norm)
         self.optimizer.step()
-        if self.progress.step == 0:
-            self.progress.gradient_bytes = measure.gradient_bytes(self.adapter.model)
-            self.progress.optimizer_bytes = measure.optimizer_bytes(self.optimizer)
+        if meter:
+            meter.step_ended()
         self.progress.step += 1
         self.adapter.after_step(self.progress.step)
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
         return loss
 
-    def _report(self, loss: "Tensor", bar: Any) -> None:
-        """Check the loss and show it: at every step on a CPU, now and then on a GPU, which it makes wait."""
-        bar.update()
-        step = self.progress.step
-        due = step % LOG_STEPS == 0 or step in (1, self.total_steps)
-        if not due and self.collate.device.type != "cpu":
-            return
+    def _evaluation_is_due(self) -> bool:
+        return self.progress.step == self.total_steps or self.progress.step % self.evaluation_steps == 0
+
+    def _report_is_due(self) -> bool:
+        return self.progress.step % LOG_STEPS == 0 or self.progress.step in (1, self.total_steps)
+
+    def _read(self, loss: "Tensor") -> float | None:
+        """The loss as a number: at every step on a CPU, now and then on a GPU, which it makes wait; else null."""
+        if self.collate.device.type != "cpu" and not self._report_is_due() and not self._evaluation_is_due():
+            return None
         value = float(loss)
         if not math.isfinite(value):
-            raise Diverged(f"the loss is {value} at step {step}; a smaller learning rate may help")
-        if not due:
+            raise Diverged(f"the loss is {value} at step {self.progress.step}; a smaller learning rate may help")
+        return value
+
+    def _report(self, loss: float | None, bar: Any) -> None:
+        """Show where training stands; note how long a step took since the device was last waited for."""
+        bar.update()
+        if loss is None:
             return
-        tokens_per_second = self.progress.tokens / self.progress.train_seconds
+        step, seconds = self.progress.step, self.progress.train_seconds
+        metered = self.metered_step is not None and self._timed_step <= self.metered_step < step
+        if not metered:
+            self.progress.step_seconds.append((seconds - self._timed_seconds) / (step - self._timed_step))
+        self._timed_step, self._timed_seconds = step, seconds
+        if not self._report_is_due():
+            return
+        tokens_per_second = self.progress.tokens / seconds
         self.progress.history.append(
             {
                 "step": step,
-                "loss": value,
+                "loss": loss,
                 "learning_rate": float(self.schedule.get_last_lr()[0]),
                 "tokens_per_second": tokens_per_second,
             }
         )
-        bar.set_postfix_str(f"loss {value:.3f}, {tokens_per_second:,.0f} tokens/s")
+        bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
 
     def _evaluate(self) -> None:
         evaluation = self.score()
@@ -209,6 +267,7 @@ class Trainer:
         self.progress.history.append(
             {
                 "step": self.progress.step,
+                "train_seconds": self.progress.train_seconds,
                 **{f"development.{name}": value for name, value in evaluation.scores.items()},
             }
         )
@@ -284,13 +343,33 @@ class Trainer:
         seconds = {"train_seconds": progress.train_seconds, "evaluation_seconds": progress.evaluation_seconds}
         if not progress.step:
             return seconds
-        return {
+        times = progress.step_seconds[WARM_UP_STEPS:] or progress.step_seconds
+        costs = {
             **seconds,
             "tokens_per_second": progress.tokens / progress.train_seconds,
             "padding_share": 1 - progress.tokens / progress.padded_tokens,
-            "gradient_bytes": progress.gradient_bytes,
-            "optimizer_bytes": progress.optimizer_bytes,
+            "step_seconds": statistics.median(times) if times else None,
         }
+        counted = progress.step_costs
+        if not counted:
+            return costs
+        # Operations grow with the tokens that are computed, padding too: steps of another shape count by those.
+        flops = counted["flops"] / counted["padded_tokens"] * progress.padded_tokens
+        return {
+            **costs,
+            **{name: counted[name] for name in (*MEMORY, *CUDA_MEMORY)},
+            "train_flops": flops,
+            "train_flops_per_token": flops / progress.tokens,
+            "flops_per_second": flops / progress.train_seconds,
+        }
+
+    def seconds_to(self, target: float | None) -> float | None:
+        """Seconds of training until the development split first had this score of the primary metric, or better."""
+        name = f"development.{self.primary_metric}"
+        reached = [
+            line["train_seconds"] for line in self.progress.history if line.get(name, -math.inf) >= (target or 0)
+        ]
+        return reached[0] if reached and target is not None else None
 
     def discard_checkpoint(self) -> None:
         """Remove the checkpoint of a run that needs it no more."""

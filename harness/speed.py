@@ -1,0 +1,210 @@
+"""How fast, on this device and now: inference latency, the ceiling of matrix products, peak resident size, energy."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import device as Device
+    from torch import nn
+
+    from harness.batches import Batch
+    from harness.methods import Adapter
+
+# Latency may take this share of the training time, but is measured at least so often.
+LATENCY_SHARE = 0.02
+FEWEST_REPEATS, MOST_REPEATS = 3, 50
+CEILING_SIZE = 1024
+CEILING_REPEATS = 5
+RAPL = Path("/sys/class/powercap")
+
+
+@dataclass
+class Latency:
+    """Milliseconds of a forward pass, the median of many.
+
+    Attributes:
+        milliseconds: base, attached or merged -> rows of the batch -> median; a variant that can't be is left out.
+        missing: A variant that can't be -> why.
+        repeats: The fewest measurements behind a median.
+    """
+
+    milliseconds: dict[str, dict[str, float]]
+    missing: dict[str, str]
+    repeats: int
+
+
+def latency(adapter: "Adapter", batches: "list[Batch]", seconds: float, device: "Device") -> Latency:
+    """Time the backbone, the adapter on it, and the two merged; merges last, so the adapter is used up afterwards.
+
+    Backbone and adapter are timed in turns, so that both see the same machine.
+
+    Args:
+        batches: One or more batches of different size.
+        seconds: About how long to measure in all; each figure is measured at least three times whatever it takes.
+    """
+    share = seconds / (3 * len(batches))
+    result = Latency({"base": {}, "attached": {}, "merged": {}}, {}, MOST_REPEATS)
+    adapter.model.eval()
+    for batch in batches:
+        rows = str(len(batch.indices))
+        times: dict[str, list[float]] = {"base": [], "attached": []}
+        for _ in _repeats(2 * share):
+            with adapter.disabled():
+                times["base"].append(forward_seconds(adapter.model, batch, device))
+            times["attached"].append(forward_seconds(adapter.model, batch, device))
+        for name, measured in times.items():
+            result.milliseconds[name][rows] = _median_milliseconds(measured)
+        result.repeats = min(result.repeats, len(times["base"]) - 1)
+    try:
+        merged = adapter.merge()
+    except ValueError as error:
+        del result.milliseconds["merged"]
+        result.missing["merged"] = str(error)
+        return result
+    merged.eval()
+    for batch in batches:
+        measured = [forward_seconds(merged, batch, device) for _ in _repeats(share)]
+        result.milliseconds["merged"][str(len(batch.indices))] = _median_milliseconds(measured)
+        result.repeats = min(result.repeats, len(measured) - 1)
+    return result
+
+
+def _repeats(seconds: float) -> Iterator[int]:
+    """Count from 0, the warm-up, until the time is up, and at least to `FEWEST_REPEATS`."""
+    start = time.perf_counter()
+    for number in range(MOST_REPEATS + 1):
+        yield number
+        if number >= FEWEST_REPEATS and time.perf_counter() - start > seconds:
+            return
+
+
+def _median_milliseconds(measured: list[float]) -> float:
+    return 1000 * statistics.median(measured[1:])  # the first one warmed up
+
+
+def forward_seconds(model: "nn.Module", batch: "Batch", device: "Device") -> float:
+    """Time one forward pass, the device waited for."""
+    import torch
+
+    inputs = {name: value for name, value in batch.inputs.items() if name != "labels"}
+    _synchronize(device)
+    start = time.perf_counter()
+    with torch.inference_mode():
+        model(**inputs)
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: "Device") -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@cache
+def flops_ceiling(device: "Device", dtype: Any) -> float:
+    """FLOP/s of a large square matrix product here, the best of a few: what a training step is held against."""
+    import torch
+
+    # From a generator of its own: a measurement must not move the one that seeds the run.
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    size = CEILING_SIZE * (8 if device.type == "cuda" else 1)
+    matrix = torch.rand(size, size, generator=generator).to(device, dtype)
+    best = float("inf")
+    with torch.inference_mode():
+        for _ in range(CEILING_REPEATS + 1):
+            _synchronize(device)
+            start = time.perf_counter()
+            matrix @ matrix
+            _synchronize(device)
+            best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def reset_peak_resident_size() -> bool:
+    """Start the process's peak resident size anew, which Linux allows; returns whether it did."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_resident_bytes() -> int | None:
+    """The most memory that this process had resident since the last reset, libraries and all; null off Linux."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return 1024 * int(line.split()[1])
+
+
+class Energy:
+    """Joules that the machine's own counters show between start and end: of the whole device, whoever used it."""
+
+    def __init__(self, device: "Device") -> None:
+        self.read, self.reason = _nvml(device) if device.type == "cuda" else _rapl()
+        self._start = self._now()
+
+    def _now(self) -> float | None:
+        if self.read is None:
+            return None
+        try:
+            return self.read()
+        except (OSError, ValueError, RuntimeError) as error:
+            self.reason = f"the energy counter can't be read: {error}"
+            return None
+
+    def joules(self) -> float | None:
+        """Since this object was made; null, and `reason` says why, where nothing counts."""
+        now = self._now()
+        if now is None or self._start is None:
+            return None
+        if now < self._start:
+            self.reason = "the energy counter started anew during the run"
+            return None
+        return now - self._start
+
+
+def _rapl() -> tuple[Callable[[], float] | None, str]:
+    """The counters of the processor packages (Linux's powercap), in microjoules."""
+    counters = sorted(RAPL.glob("intel-rapl:[0-9]*/energy_uj"))
+    counters = [path for path in counters if path.parent.name.count(":") == 1]
+    if not counters:
+        return None, f"this machine shows no energy counter under {RAPL}"
+    return lambda: sum(int(path.read_text()) for path in counters) / 1e6, ""
+
+
+def _nvml(device: "Device") -> tuple[Callable[[], float] | None, str]:
+    """The GPU's own counter, in millijoules."""
+    try:
+        import pynvml
+    except ImportError:
+        return None, "the package nvidia-ml-py, which reads a GPU's energy counter, is not installed"
+    import torch
+
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except pynvml.NVMLError as error:
+        return None, f"the GPU shows no energy counter: {error}"
+    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3, ""
+
+
+@contextmanager
+def timed(seconds: dict[str, Any], name: str) -> Iterator[None]:
+    """Add the time that the context takes to `seconds[name]`, also when it raises."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[name] = (seconds.get(name) or 0.0) + time.perf_counter() - start
