@@ -79,10 +79,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def _save_tiny(model_type: str, folder: Path) -> Path:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    from harness.architectures import ARCHITECTURES
 
     torch.manual_seed(0)
-    AutoModel.from_config(AutoConfig.for_model(model_type, **TINY[model_type])).save_pretrained(folder)
+    # Published decoders come with their output layer, published encoders without a head.
+    factory = AutoModelForCausalLM if ARCHITECTURES[model_type].decoder else AutoModel
+    factory.from_config(AutoConfig.for_model(model_type, **TINY[model_type])).save_pretrained(folder)
     words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(

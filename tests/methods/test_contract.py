@@ -1,143 +1,199 @@
-"""Every method of conf/method/ keeps the contract on every kind of backbone it can go with."""
+"""Every method of conf/method/ keeps the contract on every backbone it can go with, or is refused in time."""
 
 import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from conftest import TINY
 from safetensors.torch import load_file, save_file
 
 from harness import measure, models
-from harness.architectures import Backbone
-from harness.config import ConfigError, build, conf_root
+from harness.architectures import ARCHITECTURES, Backbone, Kind
+from harness.batches import collator_for
+from harness.config import ConfigError, Experiment, build, conf_root
 from harness.plan import compose
 
 METHODS = sorted(
     str(p.relative_to(conf_root() / "conf/method").with_suffix(""))
     for p in (conf_root() / "conf/method").rglob("*.yaml")
+    if p.stem != "peft"  # any configuration of peft, which the others stand for
 )
-BACKBONES = ["bert", "gpt2", "llama"]
-NO_BIASES = {("bitfit", "llama")}
-PAIRS = [(method, backbone) for method in METHODS for backbone in BACKBONES if (method, backbone) not in NO_BIASES]
+DECODERS = [kind for kind in TINY if ARCHITECTURES[kind].decoder]
+ENCODERS = [kind for kind in TINY if not ARCHITECTURES[kind].decoder]
+EVERYWHERE = [(kind, Kind.classification) for kind in TINY] + [(kind, Kind.causal_lm) for kind in DECODERS]
+# One of each sort in every test run; the rest of the table is marked slow.
+QUICK = [("bert", Kind.classification), ("gpt2", Kind.classification), ("llama", Kind.causal_lm)]
+TABLE = [
+    pytest.param(method, model_type, kind, marks=() if (model_type, kind) in QUICK else (pytest.mark.slow,))
+    for method in METHODS
+    for model_type, kind in EVERYWHERE
+]
+# Methods that can go with every backbone: a refusal of theirs is a mistake. The head needs a head to train.
+UNIVERSAL = {"full", "lora", "rslora", "dora", "houlsby", "pfeiffer", "parallel_adapter", "compacter", "diff_pruning"}
+# Learned vectors in front of the text change the output before anything is learnt.
+CHANGED_BY_ATTACHING = {"prompt_tuning", "p_tuning", "prefix_tuning", "prefix_tuning_projected", "multitask_prompt"}
 
 TinyModel = Callable[[str], Path]
 
 
-def test_there_are_methods_to_test() -> None:
-    assert {"full", "head", "bitfit", "lora"} <= set(METHODS)
-
-
-def make_backbone(folder: Path, method_name: str, *overrides: str) -> tuple[Backbone, object]:
-    """A fresh backbone with the same head every time, and the method's object."""
-    options = [f"model.path={folder}", f"method={method_name}", "task=glue/sst2", *overrides]
+def experiment_of(folder: Path, name: str, kind: Kind, *overrides: str) -> Experiment:
+    options = [f"model.path={folder}", f"method={name}", "task=glue/sst2", *overrides]
     experiment = build(compose("config", options))
+    return replace(experiment, task=SimpleNamespace(kind=kind, name=experiment.task.name))
+
+
+def make_backbone(folder: Path, name: str, *overrides: str, kind: Kind = Kind.classification) -> tuple[Backbone, Any]:
+    """A fresh backbone with the same head every time, and the method's object."""
+    experiment = experiment_of(folder, name, kind, *overrides)
     configuration = models.load_config(folder, labels=2, regression=False)
     torch.manual_seed(7)
     backbone = models.load_model(folder, configuration, experiment, torch.float32)
     backbone.model.config.pad_token_id = 0
+    backbone.model.eval()
     return backbone, experiment.method
 
 
-def inputs() -> dict[str, torch.Tensor]:
+def inputs(kind: Kind = Kind.classification) -> dict[str, torch.Tensor]:
     tokens = torch.randint(4, 64, (8, 12), generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(8) % 2
+    labels = torch.arange(8) % 2 if kind is Kind.classification else tokens
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
 
 
-def logits(model: torch.nn.Module) -> torch.Tensor:
+def logits(model: torch.nn.Module, kind: Kind = Kind.classification) -> torch.Tensor:
     model.eval()
     with torch.no_grad():
-        return model(**inputs()).logits
+        return model(**inputs(kind)).logits
 
 
-def train(adapter: object, steps: int = 3) -> tuple[float, float]:
+def train(adapter: Any, kind: Kind = Kind.classification, rate: float = 1e-3, steps: int = 3) -> tuple[float, float]:
     """A few steps on one batch without dropout; returns the loss before and after."""
     model = adapter.model
     model.eval()
+    settings = SimpleNamespace(learning_rate=rate, weight_decay=0.0)
     trained = {**adapter.adapter_parameters(), **adapter.head_parameters()}
-    optimizer = torch.optim.AdamW(trained.values(), lr=5e-3)
+    optimizer = adapter.optimizer(trained, settings) or torch.optim.AdamW(trained.values(), lr=rate)
+    adapter.start(steps)
     losses = []
-    for _ in range(steps + 1):
-        loss = model(**inputs()).loss
+    for step in range(1, steps + 2):
+        loss = model(**inputs(kind)).loss
         losses.append(loss.item())
+        if step > steps:
+            break
         optimizer.zero_grad()
         loss.backward()
+        penalty = adapter.penalty()
+        if penalty is not None:
+            penalty.backward()
         optimizer.step()
+        adapter.after_step(step)
     return losses[0], losses[-1]
 
 
-@pytest.mark.parametrize(("name", "kind"), PAIRS)
-def test_exactly_the_expected_parameters_are_trained(name: str, kind: str, tiny_model: TinyModel) -> None:
-    backbone, method = make_backbone(tiny_model(kind), name)
+def alone_and_padded(backbone: Backbone, model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of a short row by itself, and beside a longer one that makes it padded."""
+    collate = collator_for(backbone, SimpleNamespace(pad_token_id=0), torch.device("cpu"))  # type: ignore[arg-type]
+    rows = [{"input_ids": list(range(10, 10 + n)), "attention_mask": [1] * n, "label": 0} for n in (5, 11)]
+    model.eval()
+    with torch.no_grad():
+        alone = model(**collate(rows, [0]).inputs).logits[0]
+        padded = model(**collate(rows, [0, 1]).inputs).logits[0]
+    return alone, padded
+
+
+def test_there_are_methods_to_test() -> None:
+    assert {"full", "head", "bitfit", "lora"} <= set(METHODS)
+    assert set(TINY) <= set(ARCHITECTURES)
+
+
+@pytest.mark.filterwarnings("ignore")  # peft warns in many ways about what is asked of it on purpose here
+@pytest.mark.parametrize(("name", "model_type", "kind"), TABLE)
+def test_the_contract(name: str, model_type: str, kind: Kind, tiny_model: TinyModel, tmp_path: Path) -> None:
+    folder = tiny_model(model_type)
+    experiment = experiment_of(folder, name, kind)
+    method = experiment.method
+    configuration = models.load_config(folder, labels=2, regression=False)
+    skeleton = models.empty_model(configuration, kind, models.choose_quantization(experiment))
+    try:
+        expected = method.expected_parameters(skeleton)
+    except ConfigError as refusal:
+        assert name not in UNIVERSAL
+        refused = str(refusal)
+    else:
+        refused = ""
+    if refused:
+        assert refused.startswith("method"), "a refusal names the key"
+        return
+
+    backbone, _ = make_backbone(folder, name, kind=kind)
     total = measure.logical_parameters(backbone.model)
     head = {n: p.numel() for n, p in backbone.model.named_parameters() if backbone.is_head(n)}
-    skeleton = models.empty_model(backbone.model.config)
-    expected = method.expected_parameters(replace(skeleton, head=backbone.head))
+    base = logits(backbone.model, kind)
+
+    # Exactly the expected parameters require gradients.
+    torch.manual_seed(3)
     adapter = method.attach(backbone)
     counted = measure.parameters(adapter, expected)
     assert counted["head_parameters"] == sum(head.values())
     requires_grad = {n for n, p in adapter.model.named_parameters() if p.requires_grad}
     assert requires_grad == set(adapter.adapter_parameters()) | set(adapter.head_parameters())
-    added = counted["total_parameters"] - total
-    assert added == (expected if name == "lora" else 0)
+    assert counted["total_parameters"] >= total
 
+    # Before training the model computes what the backbone does.
+    if name not in CHANGED_BY_ATTACHING:
+        assert torch.allclose(logits(adapter.model, kind), base, atol=1e-5)
 
-@pytest.mark.parametrize(("name", "kind"), PAIRS)
-def test_frozen_weights_stay_and_the_loss_falls(name: str, kind: str, tiny_model: TinyModel) -> None:
-    backbone, method = make_backbone(tiny_model(kind), name)
-    adapter = method.attach(backbone)
+    # Frozen weights are bit-identical after three steps and the loss fell.
     frozen = {n: p.detach().clone() for n, p in adapter.model.named_parameters() if not p.requires_grad}
-    before, after = train(adapter)
+    before, after = train(adapter, kind, rate=min(method.learning_rates))
+    assert math.isfinite(after)
     assert after < before
     for parameter_name, parameter in adapter.model.named_parameters():
-        if parameter_name in frozen:
+        if parameter_name in frozen and not parameter.requires_grad:
             assert torch.equal(parameter, frozen[parameter_name]), parameter_name
+    trained = logits(adapter.model, kind)
+    assert not torch.equal(trained, base)
 
+    # A row's score does not depend on how its batch is padded.
+    if kind is Kind.classification:
+        alone, padded = alone_and_padded(backbone, adapter.model)
+        assert torch.allclose(alone, padded, atol=1e-4)
 
-@pytest.mark.parametrize(("name", "kind"), PAIRS)
-def test_the_model_computes_what_the_backbone_does_before_training(name: str, kind: str, tiny_model: TinyModel) -> None:
-    backbone, method = make_backbone(tiny_model(kind), name)
-    base = logits(backbone.model)
-    assert torch.equal(logits(method.attach(backbone).model), base)
-
-
-@pytest.mark.parametrize(("name", "kind"), PAIRS)
-def test_switched_off_the_backbone_is_back_and_switched_on_the_adapter(
-    name: str, kind: str, tiny_model: TinyModel
-) -> None:
-    backbone, method = make_backbone(tiny_model(kind), name)
-    base = logits(backbone.model)
-    adapter = method.attach(backbone)
-    train(adapter)
-    trained = logits(adapter.model)
-    assert not torch.allclose(trained, base)
+    # Switched off the backbone is back, switched on again the adapter.
     with adapter.disabled():
-        assert torch.equal(logits(adapter.model), base)
-    assert torch.equal(logits(adapter.model), trained)
+        assert torch.allclose(logits(adapter.model, kind), base, atol=1e-6)
+    assert torch.equal(logits(adapter.model, kind), trained)
 
-
-@pytest.mark.parametrize(("name", "kind"), PAIRS)
-def test_saved_and_loaded_the_logits_are_the_same(name: str, kind: str, tiny_model: TinyModel, tmp_path: Path) -> None:
-    backbone, method = make_backbone(tiny_model(kind), name)
-    adapter = method.attach(backbone)
-    train(adapter)
-    trained = logits(adapter.model)
+    # Saved and loaded into a fresh backbone the logits are the same; nothing but tensors and text is written.
     adapter.save(tmp_path / "adapter")
     assert {path.suffix for path in (tmp_path / "adapter").iterdir()} <= {".safetensors", ".json", ".md"}
-    fresh, _ = make_backbone(tiny_model(kind), name)
-    assert torch.equal(logits(method.restore(fresh, tmp_path / "adapter").model), trained)
+    fresh, _ = make_backbone(folder, name, kind=kind)
+    restored = method.restore(fresh, tmp_path / "adapter")
+    assert torch.allclose(logits(restored.model, kind), trained, atol=1e-6)
+
+    # Taken off, nothing of it stays.
+    restored.detach()
+    assert torch.allclose(logits(fresh.model, kind), base, atol=1e-6)
+
+    # Merged, where the mathematics allows it, the logits agree.
+    try:
+        merged = adapter.merge()
+    except ValueError as error:
+        reason = str(error)
+    else:
+        assert torch.allclose(logits(merged, kind), trained, atol=merge_tolerance(backbone))
+        return
+    assert len(reason) > 20, "a merge that is impossible says why"
 
 
-@pytest.mark.parametrize(("name", "kind"), PAIRS)
-def test_merged_the_logits_agree(name: str, kind: str, tiny_model: TinyModel) -> None:
-    backbone, method = make_backbone(tiny_model(kind), name)
-    adapter = method.attach(backbone)
-    train(adapter)
-    trained = logits(adapter.model)
-    assert torch.allclose(logits(adapter.merge()), trained, atol=1e-5)
+def merge_tolerance(backbone: Backbone) -> float:
+    """1e-5 in float32; folding into 4- or 8-bit weights rounds them again."""
+    return 1e-5 if backbone.quantization.value == "none" else 1.0
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other backbone"])
@@ -167,7 +223,7 @@ def test_a_quantized_backbone_trains(name: str, quantization: str, tiny_model: T
     assert measure.weight_bytes(backbone.model) < measure.weight_bytes(plain.model)
     assert measure.logical_parameters(backbone.model) == measure.logical_parameters(plain.model)
     adapter = method.attach(backbone)
-    before, after = train(adapter, steps=5)
+    before, after = train(adapter, rate=5e-3, steps=5)
     assert math.isfinite(after)
     assert after < before
 
