@@ -217,15 +217,17 @@ def _choices(config: dict[str, Any]) -> dict[str, str]:
 
 def _differences(base: dict[str, Any], wanted: dict[str, Any], prefix: str) -> list[str]:
     found = []
-    for name, value in wanted.items():
-        key = prefix + name
-        if key.startswith(NOT_REPRODUCED) or (name in base and base[name] == value):
+    for name in [*base, *sorted(set(wanted) - set(base))]:  # in the order of the YAML files
+        key, value = prefix + name, wanted.get(name)
+        if key.startswith(NOT_REPRODUCED) or (name in base and name in wanted and base[name] == value):
             continue
-        if isinstance(value, dict) and isinstance(base.get(name), dict):
+        if name not in wanted:
+            found.append(f"~{key}")
+        elif isinstance(value, dict) and isinstance(base.get(name), dict):
             found += _differences(base[name], value, f"{key}.")
         else:
             found.append(f"{'' if name in base else '+'}{key}={_value(value)}")
-    return found + [f"~{prefix}{name}" for name in base if name not in wanted and prefix]
+    return found
 
 
 def _value(value: Any) -> str:
