@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,17 +125,31 @@ def test_the_penalty_closes_gates_and_weights_count_each() -> None:
     assert (adapter.gate_logit.grad > 0).all()
 
 
-def test_gates_learn_at_their_own_rate_and_do_not_decay() -> None:
-    from types import SimpleNamespace
-
-    adapter = attached(backbone_of("bert"))
+def test_gates_and_kept_differences_learn_at_their_own_rates_and_do_not_decay() -> None:
+    adapter = attached(backbone_of("bert"), gate_learning_rate=0.2, fixed_rate_factor=7.0)
     trained = {**adapter.adapter_parameters(), **adapter.head_parameters()}
     settings: Any = SimpleNamespace(learning_rate=1e-3, weight_decay=0.1)
-    groups = adapter.optimizer(trained, settings).param_groups
-    rates = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
-    assert rates[id(adapter.gate_logit)] == (0.1, 0.0)
-    assert rates[id(adapter.difference)] == (1e-3, 0.0)
-    assert len(rates) == len(trained)
+    optimizer = adapter.optimizer(trained, settings)
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert len(groups) == len(trained)
+    assert groups[id(adapter.gate_logit)]["lr"] == 0.2
+    for parameter in adapter.adapter_parameters().values():
+        assert groups[id(parameter)]["weight_decay"] == 0.0
+    for factor in (1.0, 7.0):
+        before = adapter.difference.detach().clone()
+        adapter.model(**CLASSIFICATION).loss.backward()
+        optimizer.step()
+        # The first step of Adam is as long as the learning rate.
+        assert (adapter.difference - before).abs().max().item() == pytest.approx(factor * 1e-3, rel=1e-2)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+        adapter.prune()
+        optimizer.zero_grad()
+
+
+def test_a_language_model_without_a_new_head_has_its_optimizer_too() -> None:
+    adapter = attached(backbone_of("gpt2", Kind.causal_lm))
+    settings: Any = SimpleNamespace(learning_rate=1e-3, weight_decay=0.1)
+    assert len(adapter.optimizer(adapter.adapter_parameters(), settings).param_groups) == 2
 
 
 def trained_and_pruned(backbone: Backbone, **changes: Any) -> DiffPrunedWeights:
@@ -227,6 +242,7 @@ def test_layers_computed_again_in_the_backward_pass_are_refused() -> None:
         ({"target_share": 1.5}, r"method\.target_share=1\.5: a share above 0"),
         ({"prune_at_share": -1}, r"method\.prune_at_share=-1\.0: a share above 0"),
         ({"l0_weight": -1}, r"method\.l0_weight=-1\.0: zero or a positive"),
+        ({"fixed_rate_factor": 0}, r"method\.fixed_rate_factor=0\.0: a positive"),
         ({"gate_learning_rate": 0}, r"method\.gate_learning_rate=0\.0: a positive"),
         ({"gate_init": math.inf}, r"method\.gate_init=inf: a finite"),
     ],
