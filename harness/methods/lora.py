@@ -284,15 +284,16 @@ class AdaLoraAdapter(PeftAdapter):
     step = 0
 
     def start(self, total_steps: int) -> None:
-        final = round(self.method.final_share * total_steps)
+        # Nothing is cut before its importance was seen in one step.
+        final = min(round(self.method.final_share * total_steps), max(0, total_steps - 2))
         self.config.total_step = total_steps
         self.config.tfinal = final
-        # At least one step to cut in.
-        self.config.tinit = max(0, min(round(self.method.warmup_share * total_steps), total_steps - final - 1))
+        self.config.tinit = min(round(self.method.warmup_share * total_steps), total_steps - final - 1)
 
     def after_step(self, step: int) -> None:
         self.step = step
-        self.model.base_model.update_and_allocate(step)  # type: ignore[union-attr,operator]
+        if self.config.total_step > 1:
+            self.model.base_model.update_and_allocate(step)  # type: ignore[union-attr,operator]
 
     def settled(self) -> bool:
         return self.step >= self.config.total_step - self.config.tfinal

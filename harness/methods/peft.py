@@ -136,7 +136,12 @@ class PeftMethod(PeftBased):
                 )
         try:
             with quiet():
-                self._make({name: ["any"] for name in ("target_modules", "feedforward_modules") if name in valid})
+                found: dict[str, Any] = {
+                    name: ["any"] for name in ("target_modules", "feedforward_modules") if name in valid
+                }
+                if self.options().get("prompt_tuning_init") == "TEXT":
+                    found["tokenizer_name_or_path"] = "any"
+                self._make(found)
         except (ValueError, TypeError, AssertionError) as error:
             raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
         if self.virtual_tokens() == 0 and "num_virtual_tokens" in hints:
@@ -246,7 +251,9 @@ def fits(value: Any, hint: Any) -> bool:
 def in_words(hint: Any) -> str:
     """An annotated type, as a user reads it."""
     if get_origin(hint) in (Union, UnionType):
-        return " or ".join(dict.fromkeys(in_words(part) for part in get_args(hint)))
+        parts = get_args(hint)
+        enums = any(isinstance(part, type) and issubclass(part, Enum) for part in parts)
+        return " or ".join(dict.fromkeys(in_words(part) for part in parts if not (enums and part is str)))
     if get_origin(hint) is Literal:
         return " or ".join(map(str, get_args(hint)))
     if isinstance(hint, type) and issubclass(hint, Enum):
@@ -334,6 +341,8 @@ class PeftAdapter(TrainingHooks):
         Args:
             changed: Parameters of the backbone that attaching or training changes, and the values they had.
         """
+        import torch
+
         self.model: nn.Module = model
         self.backbone = backbone
         self.method = method
@@ -343,6 +352,9 @@ class PeftAdapter(TrainingHooks):
         self._hooks: list[Any] = []
         if self.config.is_prompt_learning:
             self._mend_prompts()
+        if type(self.config).__name__ in ("FrodConfig", "ShiraConfig"):
+            # Torch warns of checks on sparse tensors that are off, unless somebody said that they are.
+            torch.sparse.check_sparse_tensor_invariants.disable()
 
     @classmethod
     def attach(cls, backbone: Backbone, method: PeftBased) -> Self:
