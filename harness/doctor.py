@@ -174,7 +174,7 @@ def instructions() -> dict[str, bool]:
 
 
 def quantized_support() -> dict[str, str]:
-    """Quantize a small layer in each way, run it forward and backward, and say how it went."""
+    """Quantize a small layer in each way, evaluate and train it, and say how it went."""
     import logging
     import warnings
 
@@ -202,6 +202,8 @@ def probe(kind: Quantization, device: "Device") -> float:
     import torch
     from bitsandbytes import nn as quantized
 
+    from harness.models import keep_trainable
+
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(128, 128, generator=generator) for _ in range(2))
     layer: Any
@@ -212,8 +214,11 @@ def probe(kind: Quantization, device: "Device") -> float:
         layer = quantized.Linear4bit(128, 128, bias=False, quant_type=kind.value, compute_dtype=torch.float32)
         layer.weight = quantized.Params4bit(weight.clone(), requires_grad=False, quant_type=kind.value)
     layer = layer.to(device)
+    keep_trainable(layer)
+    with torch.inference_mode():
+        layer.eval()(x.to(device))  # as between two epochs
     x = x.to(device).requires_grad_()
-    output = layer(x)
+    output = layer.train()(x)
     output.sum().backward()
     if x.grad is None or not torch.isfinite(x.grad).all():
         raise ValueError("the backward pass gives no finite gradient")

@@ -12,6 +12,7 @@ from harness.config import ConfigError, Experiment, ModelConfig, Precision, Quan
 if TYPE_CHECKING:
     from torch import device as Device
     from torch import dtype as Dtype
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -193,6 +194,7 @@ def load_model(folder: Path, config: "PretrainedConfig", experiment: Experiment,
     except Exception as error:  # safetensors' own exception class has no public base
         first = str(error).strip().split("\n")[0]
         raise ConfigError(f"model.path={folder}: the weights can't be loaded: {first}") from error
+    keep_trainable(model)
     head = _head_of(model, arch, kind)
     return Backbone(model, arch, _new_modules(folder, model, head, set(report["missing_keys"])), kind, quantization)
 
@@ -262,6 +264,17 @@ def quantization_config(quantization: Quantization, arch: Architecture, dtype: "
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=skip,
     )
+
+
+def keep_trainable(model: "nn.Module") -> None:
+    """Keep 4-bit layers in the layout that has a gradient.
+
+    On a CPU with bfloat16 instructions bitsandbytes repacks the weights at the first evaluation, for good, and
+    training can't go on after it.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def set_checkpointing(model: "PreTrainedModel", wanted: bool) -> None:
