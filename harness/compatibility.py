@@ -215,6 +215,7 @@ def _train_a_step(experiment: Experiment, folder: Path) -> None:
     before = {name: parameter.detach().clone() for name, parameter in adapter.model.named_parameters()}
     optimizer = adapter.optimizer(trained, experiment.train) or torch.optim.AdamW(trained.values(), lr=1e-3)
     adapter.start(total_steps=100)
+    adapter.model.train()
     loss = adapter.model(**_batch(kind)).loss
     penalty = adapter.penalty()
     loss = loss if penalty is None else loss + penalty

