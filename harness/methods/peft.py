@@ -385,7 +385,13 @@ class PeftAdapter(TrainingHooks):
         if hasattr(config, "modules_to_save"):
             config.modules_to_save = list(backbone.head) or None
         if next(backbone.model.parameters()).is_meta:
-            if RULES[type(config).__name__].needs_weights:
+            rules = RULES[type(config).__name__]
+            if not rules.conv1d and is_transposed(backbone, getattr(config, "target_modules", None) or []):
+                raise ConfigError(
+                    f"method={method.name}: peft can't put it on Conv1D modules; loading makes quantized linear ones "
+                    "of them, and a plan does not load"
+                )
+            if rules.needs_weights:
                 raise ConfigError(f"method={method.name}: it starts from the weights' values, and a plan has none")
             if getattr(config, "init_lora_weights", True) not in INITS:
                 config.init_lora_weights = True
