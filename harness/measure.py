@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor, UntypedStorage, nn
     from torch.optim import Optimizer
 
     from harness.methods import Adapter
@@ -96,10 +96,22 @@ def _tensors(value: Any) -> Iterator["Tensor"]:
 def storage_bytes(tensors: Iterable["Tensor"]) -> int:
     """Bytes behind tensors; a storage that several of them view counts once."""
     sizes = {}
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
-        sizes[(str(tensor.device), storage.data_ptr())] = storage.nbytes()
+    for storage in storages(tensors):
+        # Not the address of its data: tensors without data all have the same.
+        sizes[storage._cdata] = storage.nbytes()
     return sum(sizes.values())
+
+
+def storages(tensors: "Iterable[Tensor]") -> "Iterator[UntypedStorage]":
+    """What lies behind tensors; a sparse one has one storage for its indices and one for its values."""
+    import torch
+
+    for tensor in tensors:
+        if tensor.layout is torch.sparse_coo:
+            yield tensor._indices().untyped_storage()
+            yield tensor._values().untyped_storage()
+        else:
+            yield tensor.untyped_storage()
 
 
 def live_bytes(known: "Iterable[Tensor]") -> "LiveBytes":
@@ -136,14 +148,13 @@ def _live_bytes_class() -> type:
             super().__init__()
             self.live = self.peak = 0
             self._seen = WeakIdKeyDictionary()
-            for tensor in known:
-                self._seen[tensor.untyped_storage()] = True
+            for storage in storages(known):
+                self._seen[storage] = True
 
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             output = function(*args, **(kwargs or {}))
-            for tensor in tree_leaves(output):
-                if isinstance(tensor, torch.Tensor):
-                    self._see(tensor.untyped_storage())
+            for storage in storages(leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)):
+                self._see(storage)
             return output
 
         def _see(self, storage: Any) -> None:

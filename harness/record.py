@@ -39,6 +39,7 @@ COST_FIELDS = (
     "train_seconds",
     "evaluation_seconds",
     "save_seconds",
+    "measure_seconds",
     "total_seconds",
     "step_seconds",
     "seconds_to_target",

@@ -247,7 +247,8 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
         _save_adapter(adapter, backbone.head, run_dir / record.ADAPTER_FOLDER, inputs, result)
     cost["energy_joules"] = energy.joules()
     result.unmeasured["cost.energy_joules"] = energy.reason
-    _measure_speed(inputs, adapter, features, collate, meter, trainer, result)
+    with speed.timed(cost, "measure_seconds"):
+        _measure_speed(inputs, adapter, features, collate, meter, trainer, result)
     trainer.discard_checkpoint()
 
 

@@ -1,5 +1,6 @@
 """How fast, on this device and now: inference latency, the ceiling of matrix products, peak resident size, energy."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -178,8 +179,8 @@ def _rapl() -> tuple[Callable[[], float] | None, str]:
     """The counters of the processor packages (Linux's powercap), in microjoules."""
     counters = sorted(RAPL.glob("intel-rapl:[0-9]*/energy_uj"))
     counters = [path for path in counters if path.parent.name.count(":") == 1]
-    if not counters:
-        return None, f"this machine shows no energy counter under {RAPL}"
+    if not counters or not all(os.access(path, os.R_OK) for path in counters):
+        return None, f"this machine shows no energy counter that can be read under {RAPL}"
     return lambda: sum(int(path.read_text()) for path in counters) / 1e6, ""
 
 

@@ -52,3 +52,84 @@ def test_four_bit_weights_count_unpacked_and_their_state_counts() -> None:
     layer = layer.to("cpu")
     assert measure.logical_parameters(layer) == 64 * 64
     assert measure.weight_bytes(layer) == 64 * 64 // 2 + 64 * 4 + 16 * 4
+
+
+def two_layers() -> torch.nn.Sequential:
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+
+
+def metered_step(model: torch.nn.Module, rows: int = 3) -> measure.StepCosts:
+    """The second step of AdamW on rows of four numbers; the loss is the sum of the output."""
+    optimizer = torch.optim.AdamW(model.parameters())
+    x = torch.ones(rows, 4)
+    model(x).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    costs = measure.StepCosts(rows, rows, 1, rows)
+    with measure.StepMeter(model, optimizer, costs) as meter:
+        meter.forward_begins()
+        loss = model(x).sum()
+        meter.forward_ended()
+        loss.backward()
+        optimizer.step()
+        meter.step_ended()
+    return costs
+
+
+def test_the_bytes_of_a_known_step_by_category() -> None:
+    """3 rows, 4 -> 8 -> 2: the rectified 3 x 8 is kept for the backward pass, and the loss is there; 58 weights."""
+    costs = metered_step(two_layers())
+    assert costs.activation_bytes == 3 * 8 * 4 + 4
+    assert costs.gradient_bytes == 58 * 4
+    assert costs.optimizer_bytes == 2 * 58 * 4 + 4 * 4
+    assert costs.train_peak_bytes >= 58 * 4 + costs.optimizer_bytes + costs.gradient_bytes
+
+
+def test_the_operations_of_a_known_step() -> None:
+    """Forward 2 x 3 x (4 x 8 + 8 x 2); backward as many for the weights, and the second layer's for its input."""
+    forward = 2 * 3 * (4 * 8 + 8 * 2)
+    assert metered_step(two_layers()).flops == 2 * forward + 2 * 3 * 8 * 2
+
+
+def test_activations_grow_with_the_rows_and_nothing_else_does() -> None:
+    few, many = metered_step(two_layers(), 3), metered_step(two_layers(), 30)
+    assert many.activation_bytes - 4 == 10 * (few.activation_bytes - 4)
+    assert (many.gradient_bytes, many.optimizer_bytes) == (few.gradient_bytes, few.optimizer_bytes)
+
+
+def test_what_is_freed_no_longer_lives() -> None:
+    with measure.live_bytes([]) as live:
+        kept = torch.ones(10)
+        torch.ones(100)
+        assert live.live == 40
+        assert live.peak == 440
+        view = kept[2:]
+        assert live.live == 40
+        del kept, view
+        assert live.live == 0
+
+
+def test_a_sparse_tensor_is_its_indices_and_values() -> None:
+    with measure.live_bytes([]) as live:
+        diagonal = torch.arange(4).repeat(2, 1)
+        sparse = torch.sparse_coo_tensor(diagonal, torch.ones(4), (4, 4), check_invariants=False)
+        del diagonal
+    assert measure.storage_bytes([sparse]) == 2 * 4 * 8 + 4 * 4
+    assert live.live == measure.storage_bytes([sparse])
+
+
+def test_attention_on_a_cpu_is_counted() -> None:
+    """Scores and their product with the values: 2 x 2 x heads x length squared x width."""
+    q = torch.ones(1, 2, 16, 8)
+    with measure.flop_counter() as counter:
+        torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    assert counter.get_total_flops() == 2 * 2 * 2 * 16 * 16 * 8
+
+
+def test_a_forward_pass_is_counted_by_its_tokens() -> None:
+    model = two_layers()
+    meter, x = measure.ForwardMeter(model), torch.ones(3, 4)
+    with torch.inference_mode(), meter.counting(tokens=3):
+        model(x)
+    assert meter.flops_per_token == 2 * (4 * 8 + 8 * 2)
+    assert meter.peak_bytes == 58 * 4 + 2 * 3 * 8 * 4  # both sides of the rectifier

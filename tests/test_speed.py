@@ -1,0 +1,108 @@
+"""Latency is a median over turns, energy is read where there is a counter, and the peak size is the process's own."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import speed
+from harness.batches import Batch
+
+CPU = torch.device("cpu")
+
+
+class Sleeper:
+    """An adapter whose forward passes are counted."""
+
+    def __init__(self, mergeable: bool) -> None:
+        self.passes: list[str] = []
+        self.mergeable = mergeable
+        self.state = "attached"
+        self.model = self
+
+    def eval(self) -> None: ...
+
+    def __call__(self, **inputs: torch.Tensor) -> None:
+        self.passes.append(self.state)
+
+    @contextmanager
+    def disabled(self):  # type: ignore[no-untyped-def]
+        self.state = "base"
+        yield
+        self.state = "attached"
+
+    def merge(self) -> "Sleeper":
+        if not self.mergeable:
+            raise ValueError("it is in front of the text, not in the weights")
+        self.state = "merged"
+        return self
+
+
+def batches(*rows: int) -> list[Batch]:
+    return [Batch({"input_ids": torch.ones(n, 2)}, list(range(n)), 2 * n, 2 * n) for n in rows]
+
+
+def test_base_and_adapter_take_turns_and_the_merged_model_comes_last() -> None:
+    adapter = Sleeper(mergeable=True)
+    timed = speed.latency(adapter, batches(1), seconds=0, device=CPU)  # type: ignore[arg-type]
+    turns = speed.FEWEST_REPEATS + 1
+    assert adapter.passes == ["base", "attached"] * turns + ["merged"] * turns
+    assert {name: set(by_rows) for name, by_rows in timed.milliseconds.items()} == {
+        "base": {"1"},
+        "attached": {"1"},
+        "merged": {"1"},
+    }
+    assert timed.repeats == speed.FEWEST_REPEATS
+
+
+def test_a_method_that_cannot_be_merged_says_why() -> None:
+    timed = speed.latency(Sleeper(mergeable=False), batches(1, 4), seconds=0, device=CPU)  # type: ignore[arg-type]
+    assert set(timed.milliseconds) == {"base", "attached"}
+    assert set(timed.milliseconds["base"]) == {"1", "4"}
+    assert timed.missing == {"merged": "it is in front of the text, not in the weights"}
+
+
+def test_the_ceiling_does_not_move_the_random_numbers_of_the_run() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    assert speed.flops_ceiling(CPU, torch.float32) > 0
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_the_peak_resident_size_falls_after_a_reset() -> None:
+    if not speed.reset_peak_resident_size():
+        pytest.skip("this system does not reset the peak resident size")
+    block = torch.ones(50_000_000)
+    high = speed.peak_resident_bytes()
+    del block
+    assert speed.reset_peak_resident_size()
+    low = speed.peak_resident_bytes()
+    assert high is not None
+    assert low is not None
+    assert high - low > 150_000_000
+
+
+def test_energy_is_the_sum_of_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counters = [tmp_path / f"intel-rapl:{number}" / "energy_uj" for number in range(2)]
+    for counter in counters:
+        counter.parent.mkdir()
+        counter.write_text("1000000\n")
+    # A part of the first package: counted in it already.
+    (tmp_path / "intel-rapl:0:0").mkdir()
+    (tmp_path / "intel-rapl:0:0/energy_uj").write_text("5\n")
+    monkeypatch.setattr(speed, "RAPL", tmp_path)
+    energy = speed.Energy(CPU)
+    counters[1].write_text("3500000\n")
+    assert energy.joules() == 2.5
+    counters[1].write_text("0\n")
+    assert energy.joules() is None
+    assert "started anew" in energy.reason
+
+
+def test_without_a_counter_there_is_a_reason_and_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "RAPL", tmp_path)
+    energy = speed.Energy(CPU)
+    assert energy.joules() is None
+    assert "no energy counter" in energy.reason
