@@ -412,7 +412,7 @@ RULES: dict[str, Rules] = {
     "LoraConfig": Rules(each(lora), conv1d=True),
     "MissConfig": Rules(each(miss)),
     "OFTConfig": Rules(each(oft)),
-    "OSFConfig": Rules(each(osf), conv1d=True, quantization=NO_QUANTIZATION),
+    "OSFConfig": Rules(each(osf), quantization=NO_QUANTIZATION),
     "PeanutConfig": Rules(each(peanut), quantization=NO_QUANTIZATION),
     "PrefixTuningConfig": Rules(prefix, conv1d=True, architectures=WITH_CACHE, unmergeable=IN_ATTENTION),
     "PromptEncoderConfig": Rules(p_tuning, conv1d=True, unmergeable=IN_INPUT),
