@@ -1,6 +1,6 @@
 """Methods of equal size: the hyper-parameter that sets a method's size, solved for a number of trained parameters."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -135,13 +135,13 @@ def solve(experiment: Experiment, values: dict[str, Any]) -> dict[str, Any]:
             f"sweep.budget={given:g}: method={name} trains {smallest:,} parameters at the least, with "
             f"{knob.field}={sizes[0]}, and the budget is {budget:,}"
         )
-    size = sizes[position - 1]
-    if 2 * parameters(size) < budget:
+    most = parameters(sizes[position - 1])
+    if 2 * most < budget:
         raise ConfigError(
-            f"sweep.budget={given:g}: method={name} comes no nearer to {budget:,} parameters than "
-            f"{parameters(size):,}, with {knob.field}={size}"
+            f"sweep.budget={given:g}: method={name} comes no nearer to {budget:,} parameters than {most:,}"
         )
-    return sized(values, knob, size)
+    # Some sizes add nothing, such as ranks above a matrix's own: of equals the smallest.
+    return sized(values, knob, sizes[bisect_left(sizes, most, key=parameters)])
 
 
 def knob_of(values: dict[str, Any], given: float) -> Knob:
