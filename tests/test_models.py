@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 from safetensors.torch import load_file, save_file
 
 from harness import models
-from harness.architectures import ARCHITECTURES, architecture
+from harness.architectures import architecture
 from harness.batches import collator_for
 from harness.config import ConfigError, ModelConfig, Quantization, build
 from harness.plan import compose
@@ -123,7 +124,7 @@ def test_a_revision_is_of_content_and_not_of_place(copy_of_bert: Path, tiny_mode
     assert models.revision(backbone_of(original), original) != models.revision(backbone_of(copy_of_bert), copy_of_bert)
 
 
-@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("kind", sorted(TINY))
 def test_a_row_scores_the_same_alone_and_padded_in_a_batch(kind: str, tiny_model: TinyModel) -> None:
     folder = tiny_model(kind)
     backbone = load(folder)
