@@ -1,5 +1,7 @@
 """What a run costs, counted on the tensors themselves."""
 
+import math
+import sys
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -141,40 +143,39 @@ def _live_bytes_class() -> type:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
-    from torch.utils.weak import WeakIdKeyDictionary
 
     class Tracker(TorchDispatchMode):
         def __init__(self, known: "Iterable[Tensor]") -> None:
             super().__init__()
             self.live = self.peak = 0
-            self._seen = WeakIdKeyDictionary()
+            # Torch keeps one Python object a storage, which views share, as long as anything refers to it.
+            self._seen: dict[int, weakref.ref[Any]] = {}
             for storage in storages(known):
-                self._seen[storage] = True
+                self._see(storage, 0)
 
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             output = function(*args, **(kwargs or {}))
             for storage in storages(leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)):
-                self._see(storage)
+                self._see(storage, storage.nbytes())
             return output
 
-        def _see(self, storage: Any) -> None:
-            # Views share a storage; torch keeps one Python object a storage as long as anything refers to it.
-            if storage in self._seen:
+        def _see(self, storage: Any, size: int) -> None:
+            key = id(storage)
+            if key in self._seen:
                 return
-            self._seen[storage] = True
-            size = storage.nbytes()
+            self._seen[key] = weakref.ref(storage, lambda gone: self._free(key, size))
             self.live += size
             self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._free, size).atexit = False
 
-        def _free(self, size: int) -> None:
+        def _free(self, key: int, size: int) -> None:
+            del self._seen[key]
             self.live -= size
 
     return Tracker
 
 
 def flop_counter() -> Any:
-    """Make torch's counter of floating-point operations, taught the attention kernel of the CPU that it lacks."""
+    """Make torch's counter of floating-point operations, taught the kernels of CPU attention and of bitsandbytes."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -184,14 +185,29 @@ def flop_counter() -> Any:
     def backward(gradient: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kw: Any) -> int:
         return sdpa_backward_flop_count(gradient, query, key, value)
 
-    operators = torch.ops.aten
-    return FlopCounterMode(
-        display=False,
-        custom_mapping={
-            operators._scaled_dot_product_flash_attention_for_cpu: forward,
-            operators._scaled_dot_product_flash_attention_for_cpu_backward: backward,
-        },
-    )
+    kernels = torch.ops.aten
+    taught = {
+        kernels._scaled_dot_product_flash_attention_for_cpu: forward,
+        kernels._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    if "bitsandbytes" in sys.modules:
+        packed = torch.ops.bitsandbytes
+        taught |= dict.fromkeys((packed.gemm_4bit, packed.gemv_4bit), _times_4bit)
+        taught |= {packed.int8_scaled_mm: _times_int8, packed.int8_mixed_scaled_mm: _times_mixed}
+    return FlopCounterMode(display=False, custom_mapping=taught)
+
+
+def _times_4bit(x: Any, packed: Any, shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """Operations of a product with 4-bit weights of `shape`, rows x columns; unpacking them does not count."""
+    return 2 * math.prod(x) // x[-1] * math.prod(shape)
+
+
+def _times_int8(x: Any, weights: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return 2 * math.prod(x) // x[-1] * math.prod(weights)
+
+
+def _times_mixed(x: Any, quantized: Any, weights: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return _times_int8(quantized, weights)
 
 
 @dataclass

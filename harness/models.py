@@ -254,7 +254,8 @@ def quantization_config(quantization: Quantization, arch: Architecture, dtype: "
         return None
     from transformers import BitsAndBytesConfig
 
-    skip = [*arch.head, "lm_head", "pooler"]
+    # A pooler lies inside of the backbone: names are matched from their start.
+    skip = [*arch.head, "lm_head", r".*\bpooler"]
     if quantization is Quantization.int8:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(
@@ -274,7 +275,7 @@ def keep_trainable(model: "nn.Module") -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def set_checkpointing(model: "PreTrainedModel", wanted: bool) -> None:
