@@ -125,6 +125,7 @@ class MeasureConfig:
     """What is measured beside the scores; conf/config.yaml explains each key."""
 
     costs: bool
+    predict: bool
     latency_batch_size: int
     target_score: float | None
 

@@ -29,6 +29,8 @@ COST_FIELDS = (
     "activation_bytes",
     "train_peak_bytes",
     "evaluation_peak_bytes",
+    # The same figures of that step by prediction: name -> figure.
+    "predicted",
     # What the machine saw: a GPU's allocator, the whole process with its libraries.
     "cuda_allocated_bytes",
     "cuda_reserved_bytes",

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from harness.reporting.render import Table
 
 FILES = (
-    "report.md report.html scores.csv runs.csv tuning.csv failures.csv score_vs_parameters.svg score_vs_parameters.png"
+    "report.md report.html scores.csv costs.csv runs.csv tuning.csv predictions.csv failures.csv "
+    "score_vs_parameters.svg score_vs_parameters.png"
 ).split()
 MISTAKEN = 2
 
@@ -182,8 +183,10 @@ def build(frame: "pd.DataFrame", sweep: str | None) -> Report:
     from harness.reporting import plots, render, scores
 
     summary, tuning, failures = scores.summary(frame), scores.tuning(frame), scores.failures(frame)
-    extra = [render.tuning_table(tuning), render.failure_table(failures)]
-    tables = render.score_tables(summary) + [table for table in extra if table is not None]
+    costs, predictions = scores.costs(frame), scores.predictions(frame)
+    extra = [render.prediction_table(predictions), render.tuning_table(tuning), render.failure_table(failures)]
+    tables = render.score_tables(summary) + render.cost_tables(costs)
+    tables += [table for table in extra if table is not None]
     pictures = {}
     if summary["trainable_parameters"].notna().any():
         runs = scores.compared(frame)
@@ -193,7 +196,8 @@ def build(frame: "pd.DataFrame", sweep: str | None) -> Report:
         runs = runs[(runs["status"] == scores.FINISHED) & runs["score"].notna() & runs["trainable_parameters"].notna()]
         pictures = plots.score_against_parameters(summary, runs)
     title = render.TITLE + (f": {scores.plain(sweep)}" if sweep else "")
-    frames = {"scores": summary, "runs": frame.drop(columns=["artifact_uri"]), "tuning": tuning, "failures": failures}
+    frames = {"scores": summary, "costs": costs, "runs": frame.drop(columns=["artifact_uri"]), "tuning": tuning}
+    frames |= {"predictions": predictions, "failures": failures}
     return Report(title, render.opening(frame), tables, render.protocol(summary, not tuning.empty), frames, pictures)
 
 

@@ -16,6 +16,8 @@ from harness.interrupts import kill_as_interrupt
 from harness.record import RunRecord, Status
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from harness import measure
     from harness.batches import Collator
     from harness.evaluate import Evaluation
@@ -248,10 +250,27 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
         write_predictions(run_dir / record.PREDICTIONS_FILE, evaluations, rows, task.label)
         _save_adapter(adapter, backbone.head, run_dir / record.ADAPTER_FOLDER, inputs, result)
     cost["energy_joules"] = energy.joules()
-    result.unmeasured["cost.energy_joules"] = energy.reason
+    if cost["energy_joules"] is None:
+        result.unmeasured["cost.energy_joules"] = energy.reason
     with speed.timed(cost, "measure_seconds"):
+        _predict(inputs, configuration, trainer, result)
         _measure_speed(inputs, adapter, features, collate, meter, trainer, result)
     trainer.discard_checkpoint()
+
+
+def _predict(inputs: Inputs, configuration: "PretrainedConfig", trainer: "Trainer", result: RunRecord) -> None:
+    """Predict the step that was counted from the architecture alone: reports hold one against the other."""
+    from harness import predict
+
+    counted = trainer.progress.step_costs
+    if not inputs.experiment.measure.predict or not counted:
+        result.unmeasured["cost.predicted"] = "measure.predict=false" if counted else "no step was counted"
+        return
+    step = predict.Step(counted["rows"], counted["length"], trainer.collate.device.type)
+    try:
+        result.cost["predicted"] = predict.predict(inputs.experiment, configuration, step)
+    except predict.Unpredictable as reason:
+        result.unmeasured["cost.predicted"] = str(reason)
 
 
 def _measure_speed(

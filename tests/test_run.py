@@ -40,7 +40,10 @@ def test_a_run_is_recorded_whole(method: str, tiny_experiment: list[str], tmp_pa
     written = json.loads((tmp_path / "run/result.json").read_text())
     assert set(written["cost"]) == set(COST_FIELDS)
     missing = {name for name, value in written["cost"].items() if value is None}
-    assert missing == {name.removeprefix("cost.") for name in written["unmeasured"] if name.startswith("cost.")}
+    explained = {name.removeprefix("cost.") for name in written["unmeasured"] if name.startswith("cost.")}
+    assert missing == {name for name in explained if "." not in name}
+    assert missing <= {"predicted", "cuda_allocated_bytes", "cuda_reserved_bytes", "energy_joules", "seconds_to_target"}
+    assert all(written["unmeasured"].values())
     assert written["provenance"]["data"]["rows"] == {"train": 180, "validation": 60, "development": 20}
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "adapter",
@@ -59,6 +62,38 @@ def test_the_same_configuration_and_seed_give_the_same_bits(tiny_experiment: lis
     pd.testing.assert_frame_equal(*frames)
     weights = [(tmp_path / name / "adapter/adapter_model.safetensors").read_bytes() for name in ("first", "second")]
     assert weights[0] == weights[1]
+
+
+def test_measuring_changes_no_bit(tiny_experiment: list[str], tmp_path: Path) -> None:
+    for name, measured in (("with", "true"), ("without", "false")):
+        overrides = (f"measure.costs={measured}", f"measure.predict={measured}", "train.gradient_accumulation_steps=2")
+        result = carry_out(tmp_path / name, *tiny_experiment, *overrides)
+        assert (result.cost["activation_bytes"] is None) == (measured == "false")
+    frames = [pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("with", "without")]
+    pd.testing.assert_frame_equal(*frames)
+    weights = [(tmp_path / name / "adapter/adapter_model.safetensors").read_bytes() for name in ("with", "without")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "prefix_tuning", "boft", "diff_pruning", "compacter", "osf"])
+def test_a_step_is_predicted_as_it_is_measured(method: str, tiny_experiment: list[str], tmp_path: Path) -> None:
+    overrides = ("measure.predict=true", "evaluate.validation=false")
+    cost = carry_out(tmp_path / "run", *tiny_experiment, f"method={method}", *overrides).cost
+    predicted = cost["predicted"]
+    for name in ("weight_bytes", "gradient_bytes", "optimizer_bytes"):
+        assert predicted[name] == pytest.approx(cost[name], rel=0.01), name
+    for name in ("activation_bytes", "train_peak_bytes"):
+        assert predicted[name] == pytest.approx(cost[name], rel=0.1), name
+
+
+def test_the_time_to_a_score_is_that_of_the_evaluation_that_reached_it(
+    tiny_experiment: list[str], tmp_path: Path
+) -> None:
+    result = carry_out(tmp_path / "run", *tiny_experiment, "measure.target_score=0.5")
+    assert 0 < result.cost["seconds_to_target"] <= result.cost["train_seconds"]
+    never = carry_out(tmp_path / "never", *tiny_experiment, "measure.target_score=2")
+    assert never.cost["seconds_to_target"] is None
+    assert "never had 2.0" in never.unmeasured["cost.seconds_to_target"]
 
 
 def test_another_seed_gives_another_result(tiny_experiment: list[str], tmp_path: Path) -> None:

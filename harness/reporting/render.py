@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.reporting.scores import MAJORITY
+from harness.reporting.scores import MAJORITY, MEASURED, MEMORY
 
 TITLE = "Fine-tuning methods compared"
 NONE = "–"
@@ -129,6 +129,59 @@ def tuning_table(tuning: pd.DataFrame) -> Table | None:
         )
     caption = "Scores on the development split, which chose the learning rate; final runs use fresh seeds."
     return Table("How the learning rates were chosen", columns, cells, caption, ("task", "method", "grid", "remarks"))
+
+
+def cost_tables(costs: pd.DataFrame) -> list[Table]:
+    """Make a table a task of what a training step holds and computes, and how long a forward pass takes."""
+    held = ("weights", "gradients", "optimizer", "activations", "peak", "evaluation")
+    columns = ("method", *held, "ms a step", "MFLOP a token", "of ceiling", "ms base", "ms attached", "ms merged")
+    tables = []
+    for task, rows in costs.groupby("task", sort=True):
+        if rows[list(MEASURED)].isna().all(axis=None):
+            continue
+        cells = [
+            (
+                str(row["configuration"]),
+                *(size(row[name]) for name in (*MEMORY, "evaluation_peak_bytes")),
+                number(1000 * row["step_seconds"], 0),
+                number(row["train_flops_per_token"] / 1e6, 1),
+                share(row["flops_ceiling_share"]),
+                *(number(row[name], 2) for name in ("base", "attached", "merged")),
+            )
+            for _, row in rows.iterrows()
+        ]
+        caption = (
+            "Bytes of tensors in the training step with most tokens, and at once in evaluation; the median step; "
+            "operations a real token, and the share of this device's matrix-product ceiling; median latency of one "
+            "row on the backbone alone, with the adapter, and merged. Means over runs; a dash: nothing was measured."
+        )
+        tables.append(Table(f"{task}: cost", columns, cells, caption))
+    return tables
+
+
+def prediction_table(predictions: pd.DataFrame) -> Table | None:
+    """Make the table of predicted against measured bytes."""
+    if predictions.empty:
+        return None
+    columns = ["task", "method"]
+    for name in MEMORY:
+        columns += [name.removesuffix("_bytes").removeprefix("train_"), "off by"]
+    cells = [
+        (
+            str(row["task"]),
+            str(row["configuration"]),
+            *(
+                text
+                for name in MEMORY
+                for text in (size(row[f"measured.{name}"]), f"{100 * row[f'deviation.{name}']:+.2f}%")
+            ),
+        )
+        for _, row in predictions.iterrows()
+    ]
+    worst = {name: predictions[f"deviation.{name}"].abs().max() for name in MEMORY}
+    caption = "Measured bytes, and how far the prediction from the architecture alone is off. Farthest of all: "
+    caption += ", ".join(f"{name.removesuffix('_bytes').removeprefix('train_')} {v:.2%}" for name, v in worst.items())
+    return Table("Predicted against measured", tuple(columns), cells, caption + ".", ("task", "method"))
 
 
 def failure_table(failures: pd.DataFrame) -> Table | None:

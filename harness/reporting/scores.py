@@ -21,6 +21,17 @@ COSTS = (
     "tokens_per_second",
     "adapter_file_bytes",
 )
+MEMORY = ("weight_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes", "train_peak_bytes")
+# Read from runs that have them; what a run could not measure is missing.
+MEASURED = (
+    *MEMORY,
+    "evaluation_peak_bytes",
+    "step_seconds",
+    "train_flops_per_token",
+    "flops_ceiling_share",
+    "energy_joules",
+)
+LATENCY = "cost.latency_ms."
 TAGS = ("sweep", "stage", "status", "error", "identity", "task", "model", "method", "primary_metric", "harness.version")
 # Parameters that tell configurations apart, most telling first; the others follow in alphabetical order.
 TELLING = ("model.name", "model.pretrained", "model.quantization", "method.rank", "method.alpha", "train.learning_rate")
@@ -235,3 +246,39 @@ def failures(frame: pd.DataFrame) -> pd.DataFrame:
     runs = runs.assign(configuration=label(runs))
     runs = runs[runs["status"] != FINISHED].sort_values(["task", "configuration", "seed", "run_id"])
     return runs[["task", "configuration", "seed", "stage", "status", "error"]].reset_index(drop=True)
+
+
+def costs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Make the cost table: a row a configuration, means over its finished runs.
+
+    Columns: task, configuration, the names of `MEASURED`, and `base`, `attached`, `merged`: milliseconds of a forward
+    pass of one row; missing where no run measured them.
+    """
+    runs = compared(frame)
+    runs = runs[runs["status"] == FINISHED]
+    runs = runs.assign(configuration=label(runs))
+    names = {f"cost.{name}": name for name in MEASURED}
+    names |= {f"{LATENCY}{variant}.1": variant for variant in ("base", "attached", "merged")}
+    there = runs.reindex(columns=["task", "configuration", *names]).rename(columns=names)
+    return there.groupby(["task", "configuration"], sort=True).mean().reset_index()
+
+
+def predictions(frame: pd.DataFrame) -> pd.DataFrame:
+    """Hold predicted against measured figures: a row a configuration, the run that is farthest off.
+
+    Columns: task, configuration, `measured.NAME` in bytes and `deviation.NAME`, predicted over measured less one, for
+    the names of `MEMORY`; empty where no run kept a prediction.
+    """
+    runs = compared(frame)
+    runs = runs[runs["status"] == FINISHED]
+    if "cost.predicted.train_peak_bytes" not in runs:
+        return pd.DataFrame()
+    runs = runs[runs["cost.predicted.train_peak_bytes"].notna()]
+    rows = runs[["task"]].assign(configuration=label(runs))
+    for name in MEMORY:
+        measured, predicted = runs[f"cost.{name}"], runs[f"cost.predicted.{name}"]
+        rows[f"measured.{name}"] = measured
+        # Nothing predicted and nothing measured agree, as for a method that trains the head alone on a frozen one.
+        rows[f"deviation.{name}"] = (predicted / measured - 1).where(measured > 0, 0.0)
+    farthest = rows["deviation.train_peak_bytes"].abs().sort_values(ascending=False).index
+    return rows.loc[farthest].groupby(["task", "configuration"], sort=True).first().reset_index()

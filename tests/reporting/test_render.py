@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from harness.reporting import render
+from harness.reporting import render, scores
 
 EVIL = "<script>alert('x')</script> | [red]*a*[/red] $x$"
 
@@ -75,3 +75,17 @@ def test_the_terminal_shows_markup_as_text(capsys: pytest.CaptureFixture[str]) -
     """What rich would take for a colour is printed."""
     render.terminal([render.Table(EVIL, ("method",), [(EVIL,)])])
     assert capsys.readouterr().out.count("[red]*a*[/red]") == 2
+
+
+def test_a_prediction_says_how_far_it_is_off() -> None:
+    """Each figure has its deviation beside it, and the caption the largest of all."""
+    values = {f"measured.{name}": 4096.0 for name in scores.MEMORY} | {f"deviation.{n}": 0.0 for n in scores.MEMORY}
+    rows = [
+        {"task": "sst2", "configuration": "lora", **values},
+        {"task": "sst2", "configuration": "full", **values, "deviation.train_peak_bytes": -0.0123},
+    ]
+    table = render.prediction_table(pd.DataFrame(rows))
+    assert table is not None
+    assert table.rows[1][-2:] == ("4.1 kB", "-1.23%")
+    assert table.caption.endswith("peak 1.23%.")
+    assert render.prediction_table(pd.DataFrame()) is None

@@ -142,3 +142,29 @@ def test_a_choice_at_the_end_of_its_grid_is_flagged(tmp_path: Path) -> None:
 def test_control_characters_are_removed() -> None:
     """A text that a terminal would obey becomes one plain line."""
     assert scores.plain("red \x1b[31m\nnext\tline\x00") == "red [31m next line"
+
+
+def test_costs_are_means_over_the_runs_of_a_row(tmp_path: Path) -> None:
+    """What no run measured is missing, and a run that did not finish counts nowhere."""
+    runs = [
+        write_run(tmp_path / "runs", seed=0, cost={"activation_bytes": 100, "latency_ms": {"base": {"1": 2.0}}}),
+        write_run(tmp_path / "runs", seed=1, cost={"activation_bytes": 300, "latency_ms": {"base": {"1": 4.0}}}),
+        write_run(tmp_path / "runs", seed=2, status="failed", cost={"activation_bytes": 10_000}),
+    ]
+    [row] = scores.costs(frame_of(tmp_path, *runs)).to_dict("records")
+    assert (row["activation_bytes"], row["base"]) == (200, 3)
+    assert np.isnan(row["merged"])
+
+
+def test_predictions_are_held_against_what_was_measured(tmp_path: Path) -> None:
+    """A row is the run whose peak was predicted worst; runs without a prediction are left out."""
+    measured = dict.fromkeys(scores.MEMORY, 100)
+    runs = [
+        write_run(tmp_path / "runs", seed=0, cost={**measured, "predicted": measured}),
+        write_run(tmp_path / "runs", seed=1, cost={**measured, "predicted": {**measured, "train_peak_bytes": 95}}),
+        write_run(tmp_path / "runs", seed=2, cost=measured),
+    ]
+    [row] = scores.predictions(frame_of(tmp_path, *runs)).to_dict("records")
+    assert row["deviation.train_peak_bytes"] == pytest.approx(-0.05)
+    assert row["deviation.weight_bytes"] == 0
+    assert scores.predictions(frame_of(tmp_path, runs[2])).empty
