@@ -173,6 +173,7 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
     autocast = models.choose_precision(experiment.train.precision, device)
     seeds = {"seed": experiment.seed, "data_seed": experiment.data_seed}
     result.provenance = provenance(device, autocast or torch.float32, seeds, inputs.revisions)
+    speed.warn_of_others(device)
     energy = speed.Energy(device)
     resident_from_here = speed.reset_peak_resident_size()
 

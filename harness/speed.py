@@ -1,5 +1,6 @@
 """How fast, on this device and now: inference latency, the ceiling of matrix products, peak resident size, energy."""
 
+import logging
 import os
 import statistics
 import time
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
     from harness.batches import Batch
     from harness.methods import Adapter
 
+log = logging.getLogger(__name__)
+
 # Latency may take this share of the training time, but is measured at least so often.
 LATENCY_SHARE = 0.02
 FEWEST_REPEATS, MOST_REPEATS = 3, 50
 CEILING_SIZE = 1024
 CEILING_REPEATS = 5
+# What this process itself takes of a GPU beside its tensors, the CUDA context and libraries, is below this.
+OWN_CUDA_BYTES = 2**30
 RAPL = Path("/sys/class/powercap")
 
 
@@ -199,6 +204,18 @@ def _nvml(device: "Device") -> tuple[Callable[[], float] | None, str]:
     except pynvml.NVMLError as error:
         return None, f"the GPU shows no energy counter: {error}"
     return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3, ""
+
+
+def warn_of_others(device: "Device") -> None:
+    """Warn when other processes hold memory on the GPU: its peaks and times are then not of this run alone."""
+    import torch
+
+    if device.type != "cuda":
+        return
+    free, total = torch.cuda.mem_get_info(device)
+    others = total - free - torch.cuda.memory_reserved(device)
+    if others > OWN_CUDA_BYTES:
+        log.warning("others hold %.1f GB of the GPU: memory and times are not of this run alone", others / 1e9)
 
 
 @contextmanager
