@@ -234,7 +234,8 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
         _write_steps(run_dir, trainer.progress.history)
         cost |= trainer.costs()
         counted = trainer.progress.step_costs
-        result.provenance["metered_step"] = {k: counted[k] for k in ("rows", "length", "tokens", "flops") if counted}
+        metered = ("rows", "length", "tokens", "flops", "seconds")
+        result.provenance["metered_step"] = {name: counted[name] for name in metered if name in counted}
 
     # -> evaluate
     meter = measure.ForwardMeter(adapter.model) if experiment.measure.costs else None

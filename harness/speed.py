@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Latency may take this share of the training time, but is measured at least so often.
-LATENCY_SHARE = 0.02
+LATENCY_SHARE = 0.01
 FEWEST_REPEATS, MOST_REPEATS = 3, 50
 CEILING_SIZE = 1024
 CEILING_REPEATS = 5

@@ -240,9 +240,11 @@ class Trainer:
         if loss is None:
             return
         step, seconds = self.progress.step, self.progress.train_seconds
-        metered = self.metered_step is not None and self._timed_step <= self.metered_step < step
-        if not metered:
-            self.progress.step_seconds.append((seconds - self._timed_seconds) / (step - self._timed_step))
+        taken = (seconds - self._timed_seconds) / (step - self._timed_step)
+        if self.metered_step is not None and self._timed_step <= self.metered_step < step:
+            self.progress.step_costs["seconds"] = taken
+        else:
+            self.progress.step_seconds.append(taken)
         self._timed_step, self._timed_seconds = step, seconds
         if not self._report_is_due():
             return
