@@ -26,8 +26,9 @@ demo: $(INSTALLED) ## four methods on one task, then the report
 test: $(INSTALLED_FOR_TESTS) ## the default tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(INSTALLED_FOR_TESTS) ## what takes minutes: packaging, and benchmarks with their figures
-	$(BIN)/python -m pytest -m slow -s
+test-slow: $(INSTALLED_FOR_TESTS) ## what takes minutes: benchmarks with their figures, every method on every backbone
+	$(BIN)/python -m pytest -m slow -s tests/benchmarks
+	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal --ignore tests/benchmarks
 
 check: $(INSTALLED_FOR_TESTS) ## style and types
 	$(BIN)/ruff check .
