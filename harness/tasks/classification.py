@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REGRESSION_STRATA = 5
+
+
+@cache
+def _generator_revision() -> str:
+    """Once a process: a sweep asks for every point."""
+    from harness.tasks.micro import fingerprint
+
+    return fingerprint()
 
 
 @dataclass(frozen=True)
@@ -89,9 +98,7 @@ class Classification:
         if self.data_dir is not None:
             return sources.files_revision(sources.local_files(self.data_dir, self.splits))
         if self.generator is not None:
-            from harness.tasks.micro import fingerprint
-
-            return fingerprint()
+            return _generator_revision()
         assert self.hub is not None
         return sources.read_hub(self.hub, self.splits["train"])[1]
 

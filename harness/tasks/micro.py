@@ -11,7 +11,6 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator
-from functools import cache
 from random import Random
 
 from harness.tasks import micro_text as text
@@ -99,7 +98,6 @@ def vocabulary() -> list[str]:
     return sorted(set(fixed.split()) | set(known))
 
 
-@cache
 def fingerprint() -> str:
     """Returns a SHA-256 of the generator's words and of a fixed sample of everything that it writes."""
     digest = hashlib.sha256()
