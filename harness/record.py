@@ -53,6 +53,7 @@ COST_FIELDS = (
     "flops_per_second",
     "flops_ceiling_share",
     "latency_ms",
+    "swap_ms",
     "energy_joules",
 )
 

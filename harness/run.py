@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from harness import measure
+    from harness.architectures import Backbone
     from harness.batches import Collator
     from harness.evaluate import Evaluation
     from harness.methods import Adapter
@@ -257,6 +258,7 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
     with speed.timed(cost, "measure_seconds"):
         _predict(inputs, configuration, trainer, result)
         _measure_speed(inputs, adapter, features, collate, meter, trainer, result)
+        _measure_swap(inputs, adapter, backbone, run_dir / record.ADAPTER_FOLDER, result)
     trainer.discard_checkpoint()
 
 
@@ -315,6 +317,23 @@ def _measure_speed(
     cost["latency_ms"] = timed.milliseconds
     unmeasured |= {f"cost.latency_ms.{name}": reason for name, reason in timed.missing.items()}
     result.provenance["latency"] = {"tokens": batches[0].tokens, "repeats": timed.repeats}
+
+
+def _measure_swap(inputs: Inputs, adapter: "Adapter", backbone: "Backbone", folder: Path, result: RunRecord) -> None:
+    """Take the adapter off and put the saved one on: what switching between two of them takes. Uses the adapter up."""
+    if not inputs.experiment.measure.costs:
+        return
+    if not folder.is_dir():
+        result.unmeasured["cost.swap_ms"] = "train.keep_adapter=false: there is no saved adapter to put on"
+        return
+    start = time.perf_counter()
+    try:
+        adapter.detach()
+        inputs.experiment.method.restore(backbone, folder)
+    except ValueError as error:
+        result.unmeasured["cost.swap_ms"] = str(error)
+    else:
+        result.cost["swap_ms"] = 1000 * (time.perf_counter() - start)
 
 
 def _save_adapter(adapter: "Adapter", head: tuple[str, ...], folder: Path, inputs: Inputs, result: RunRecord) -> None:

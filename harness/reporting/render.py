@@ -134,7 +134,17 @@ def tuning_table(tuning: pd.DataFrame) -> Table | None:
 def cost_tables(costs: pd.DataFrame) -> list[Table]:
     """Make a table a task of what a training step holds and computes, and how long a forward pass takes."""
     held = ("weights", "gradients", "optimizer", "activations", "peak", "evaluation")
-    columns = ("method", *held, "ms a step", "MFLOP a token", "of ceiling", "ms base", "ms attached", "ms merged")
+    columns = (
+        "method",
+        *held,
+        "ms a step",
+        "MFLOP a token",
+        "of ceiling",
+        "ms base",
+        "ms attached",
+        "ms merged",
+        "ms swap",
+    )
     tables = []
     for task, rows in costs.groupby("task", sort=True):
         if rows[list(MEASURED)].isna().all(axis=None):
@@ -147,13 +157,15 @@ def cost_tables(costs: pd.DataFrame) -> list[Table]:
                 number(row["train_flops_per_token"] / 1e6, 1),
                 share(row["flops_ceiling_share"]),
                 *(number(row[name], 2) for name in ("base", "attached", "merged")),
+                number(row["swap_ms"], 0),
             )
             for _, row in rows.iterrows()
         ]
         caption = (
             "Bytes of tensors in the training step with most tokens, and at once in evaluation; the median step; "
             "operations a real token, and the share of this device's matrix-product ceiling; median latency of one "
-            "row on the backbone alone, with the adapter, and merged. Means over runs; a dash: nothing was measured."
+            "row on the backbone alone, with the adapter, and merged; taking an adapter off and putting another on. "
+            "Means over runs; a dash: nothing was measured."
         )
         tables.append(Table(f"{task}: cost", columns, cells, caption))
     return tables

@@ -29,6 +29,7 @@ MEASURED = (
     "step_seconds",
     "train_flops_per_token",
     "flops_ceiling_share",
+    "swap_ms",
     "energy_joules",
 )
 LATENCY = "cost.latency_ms."
