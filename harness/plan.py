@@ -124,18 +124,25 @@ def compose(name: str, overrides: list[str], keep_hydra: bool = False) -> DictCo
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
 
     from harness.__main__ import register_plugins
     from harness.mistakes import MISTAKES, explain
 
     register_plugins()
     register_resolvers()
-    with initialize_config_dir(config_dir=str(conf_root() / "conf"), version_base="1.3"):
-        try:
-            return hydra_compose(name, overrides=overrides, return_hydra_config=keep_hydra)
-        except MISTAKES as error:
-            sentence = explain(error, overrides, lambda rest: hydra_compose(name, overrides=rest))
-            raise ConfigError(sentence) from error
+    # Inside of a Hydra job there is a Hydra already, and only one at a time is allowed.
+    there = GlobalHydra.instance()
+    outer, there.hydra = there.hydra, None
+    try:
+        with initialize_config_dir(config_dir=str(conf_root() / "conf"), version_base="1.3"):
+            try:
+                return hydra_compose(name, overrides=overrides, return_hydra_config=keep_hydra)
+            except MISTAKES as error:
+                sentence = explain(error, overrides, lambda rest: hydra_compose(name, overrides=rest))
+                raise ConfigError(sentence) from error
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def plan_point(name: str, overrides: list[str]) -> dict[str, Any]:

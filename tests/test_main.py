@@ -1,5 +1,6 @@
 """The command line as a user meets it: in a process of its own, by its exit status and its sentences."""
 
+import json
 import os
 import resource
 import subprocess
@@ -155,3 +156,14 @@ def test_a_password_in_the_stores_uri_is_in_no_output_and_no_file(tmp_path, mult
     assert written
     assert not [path for path in written if "s3cret" in path.read_text()]
     assert "s3cret" not in ended.stdout + ended.stderr
+
+
+def test_a_run_from_the_shell_ends_with_scores_costs_and_an_adapter_with_its_card(tmp_path, tiny_experiment):
+    ended = harness(tmp_path, *tiny_experiment, "hydra.run.dir=here", "train.max_steps=4", "measure.predict=true")
+    assert ended.returncode == 0, ended.stderr
+    assert "validation accuracy" in ended.stdout + ended.stderr
+    card = (tmp_path / "here/adapter/README.md").read_text()
+    assert "train.max_steps=4" in card
+    result = json.loads((tmp_path / "here/result.json").read_text())
+    assert result["status"] == "finished"
+    assert result["cost"]["predicted"]["activation_bytes"] > 0
