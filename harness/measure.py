@@ -194,7 +194,22 @@ def flop_counter() -> Any:
         packed = torch.ops.bitsandbytes
         taught |= dict.fromkeys((packed.gemm_4bit, packed.gemv_4bit), _times_4bit)
         taught |= {packed.int8_scaled_mm: _times_int8, packed.int8_mixed_scaled_mm: _times_mixed}
-    return FlopCounterMode(display=False, custom_mapping=taught)
+    counter = FlopCounterMode(display=False, custom_mapping=taught)
+    counter.mod_tracker = _Whole()  # type: ignore[assignment]
+    return counter
+
+
+class _Whole:
+    """In the place of torch's tracker of modules: only the total is wanted, and operations are of nothing smaller.
+
+    The tracker's hooks on every module's tensors take time, and keep what gradient checkpointing computed again alive.
+    """
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *exception: Any) -> None: ...
 
 
 def _times_4bit(x: Any, packed: Any, shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from harness import measure
+from harness import measure, models
 
 
 def test_shared_storage_counts_once() -> None:
@@ -133,3 +133,27 @@ def test_a_forward_pass_is_counted_by_its_tokens() -> None:
         model(x)
     assert meter.flops_per_token == 2 * (4 * 8 + 8 * 2)
     assert meter.peak_bytes == 58 * 4 + 2 * 3 * 8 * 4  # both sides of the rectifier
+
+
+def test_what_gradient_checkpointing_computes_again_does_not_outlive_its_layer_while_it_is_counted() -> None:
+    """As the backward pass goes from layer to layer, no more is held than when the last layer had been passed."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 5, "num_attention_heads": 2}
+    model = LlamaForSequenceClassification(LlamaConfig(vocab_size=64, pad_token_id=0, **sizes))
+    models.quiet_libraries()
+    models.set_checkpointing(model, True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = "q_proj" in name
+    model.train()
+    tokens = torch.ones(2, 8, dtype=torch.long)
+    held = []
+    with measure.flop_counter(), measure.live_bytes(list(model.parameters())) as live:
+        for layer in model.model.layers:
+            layer.input_layernorm.register_forward_pre_hook(lambda *_: held.append(live.live))
+        model(input_ids=tokens, labels=torch.zeros(2, dtype=torch.long)).loss.backward()
+    again = held[sizes["num_hidden_layers"] :]
+    assert len(again) == sizes["num_hidden_layers"]
+    # What comes on top: gradients of weights.
+    gradients = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert again[-1] - again[0] < (again[0] - held[0]) + gradients
