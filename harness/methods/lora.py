@@ -118,6 +118,7 @@ class Lora(PeftBased):
                 f"method={self.name}: use_dora needs the length of the weights, which peft can't take of int8"
             )
         names = find_modules(self.target_modules, backbone, "method.target_modules")
+        check_width("method.rank", self.rank, names, backbone)
         total = super().expected_parameters(backbone)
         for name, parameter in backbone.model.named_parameters():
             owner, _, leaf = name.rpartition(".")
@@ -151,6 +152,18 @@ def check_low_rank(key: str, ranks: dict[str, int], alpha: float, dropout: float
         raise ConfigError(f"{key}.dropout={dropout}: a share from 0 to below 1 is allowed")
     if not target_modules:
         raise ConfigError(f"{key}.target_modules=[]: name a role or modules; {near_misses('', ROLES)}")
+
+
+def check_width(key: str, rank: int, targets: list[str], backbone: Backbone) -> None:
+    """Refuse a rank that one of the adapted matrices can't have.
+
+    Raises:
+        ConfigError: It is above the smaller side.
+    """
+    for name, module in backbone.model.named_modules():
+        rows, columns = width(module)
+        if matches(name, targets) and rank > min(rows, columns):
+            raise ConfigError(f"{key}={rank}: {name} is {rows} x {columns}, its rank at most {min(rows, columns)}")
 
 
 class LoraAdapter(PeftAdapter):
@@ -269,6 +282,12 @@ class AdaLora(PeftBased):
             target_modules=names,
             fan_in_fan_out=is_transposed(backbone, names),
         )
+
+    def expected_parameters(self, backbone: Backbone) -> int:
+        """Sum initial_rank (in + out + 1) over the adapted matrices."""
+        names = find_modules(self.target_modules, backbone, "method.target_modules")
+        check_width("method.initial_rank", self.initial_rank, names, backbone)
+        return super().expected_parameters(backbone)
 
     def attach(self, backbone: Backbone) -> "AdaLoraAdapter":
         return AdaLoraAdapter.attach(backbone, self)

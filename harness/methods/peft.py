@@ -383,7 +383,9 @@ class PeftAdapter(TrainingHooks):
         config = method.peft_config(backbone)
         config.task_type = TaskType(backbone.kind.value)
         if hasattr(config, "modules_to_save"):
-            config.modules_to_save = list(backbone.head) or None
+            # Peft goes by the ends of names: ModernBERT's `head` would be found in a prompt encoder's `mlp_head` too.
+            prefix = "base_model." if config.is_prompt_learning else ""
+            config.modules_to_save = [prefix + name for name in backbone.head] or None
         if next(backbone.model.parameters()).is_meta:
             rules = RULES[type(config).__name__]
             if not rules.conv1d and is_transposed(backbone, getattr(config, "target_modules", None) or []):

@@ -80,10 +80,10 @@ def each(form: Callable[[Any, Target], int]) -> Count:
     return lambda config, targets, backbone: sum(form(config, target) for target in targets)
 
 
-def whole_rank(rank: int, target: Target, key: str = "r") -> int:
+def whole_rank(rank: int, target: Target) -> int:
     """The rank, if the matrix can have it."""
     if rank > min(target.rows, target.columns):
-        raise Misfit(f"{key}={rank} is too much: {target.shape}, which has no larger rank than its smaller side")
+        raise Misfit(f"r={rank} is too much: {target.shape}, which has no larger rank than its smaller side")
     return rank
 
 
@@ -107,7 +107,7 @@ def lora(config: Any, target: Target) -> int:
 
 def adalora(config: Any, target: Target) -> int:
     """P diag(E) Q at the rank that training starts with."""
-    return whole_rank(config.init_r, target, "initial_rank") * (target.rows + target.columns + 1)
+    return config.init_r * (target.rows + target.columns + 1)
 
 
 def adamss(config: Any, target: Target) -> int:
