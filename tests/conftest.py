@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.compatibility import TINY
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # One thread a test process: tests run side by side, and the same thread count gives the same bits.
@@ -45,22 +47,6 @@ def minilm() -> Path:
 
 
 VOCABULARY = ["<pad>", "<unk>", "<s>", "</s>", *(f"word{number}" for number in range(60))]
-SMALL = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
-TINY: dict[str, dict] = {
-    "bert": {**SMALL, "intermediate_size": 128},
-    "roberta": {**SMALL, "intermediate_size": 128},
-    "electra": {**SMALL, "intermediate_size": 128, "embedding_size": 64},
-    "distilbert": {"vocab_size": 64, "dim": 64, "n_layers": 2, "n_heads": 2, "hidden_dim": 128, "pad_token_id": 0},
-    "deberta-v2": {**SMALL, "intermediate_size": 128},
-    "albert": {**SMALL, "intermediate_size": 128, "embedding_size": 64},
-    "modernbert": {**SMALL, "intermediate_size": 128, "reference_compile": False},
-    "gpt2": {"vocab_size": 64, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 64, "pad_token_id": 0},
-    "opt": {**SMALL, "ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 64},
-    "llama": {**SMALL, "intermediate_size": 128, "num_key_value_heads": 1},
-    "qwen2": {**SMALL, "intermediate_size": 128, "num_key_value_heads": 1},
-    "mistral": {**SMALL, "intermediate_size": 128, "num_key_value_heads": 1},
-    "gemma": {**SMALL, "intermediate_size": 128, "num_key_value_heads": 1, "head_dim": 32},
-}
 
 
 @pytest.fixture(scope="session")

@@ -4,19 +4,20 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
 from safetensors.torch import load_file, save_file
 
 from harness import measure, models
 from harness.architectures import ARCHITECTURES, Backbone, Kind
 from harness.batches import collator_for
-from harness.config import ConfigError, Experiment, build, conf_root
+from harness.compatibility import backbones
+from harness.config import ConfigError, Experiment, Quantization, build, conf_root
 from harness.plan import compose
 
 METHODS = sorted(
@@ -24,44 +25,68 @@ METHODS = sorted(
     for p in (conf_root() / "conf/method").rglob("*.yaml")
     if p.stem != "peft"  # any configuration of peft, which the others stand for
 )
-DECODERS = [kind for kind in TINY if ARCHITECTURES[kind].decoder]
-ENCODERS = [kind for kind in TINY if not ARCHITECTURES[kind].decoder]
-EVERYWHERE = [(kind, Kind.classification) for kind in TINY] + [(kind, Kind.causal_lm) for kind in DECODERS]
 # One of each sort in every test run; the rest of the table is marked slow.
 QUICK = [("bert", Kind.classification), ("gpt2", Kind.classification), ("llama", Kind.causal_lm)]
 TABLE = [
     pytest.param(method, model_type, kind, marks=() if (model_type, kind) in QUICK else (pytest.mark.slow,))
     for method in METHODS
-    for model_type, kind in EVERYWHERE
+    for model_type, kind in backbones()
 ]
 # Methods that can go with every backbone: a refusal of theirs is a mistake. The head needs a head to train.
 UNIVERSAL = {"full", "lora", "rslora", "dora", "houlsby", "pfeiffer", "parallel_adapter", "compacter", "diff_pruning"}
-# Learned vectors in front of the text change the output before anything is learnt.
-CHANGED_BY_ATTACHING = {"prompt_tuning", "p_tuning", "prefix_tuning", "prefix_tuning_projected", "multitask_prompt"}
+LANGUAGE_MODELS_ONLY = {"adaption_prompt", "trainable_tokens"}
+# Learned vectors in front of the text, and vectors shared by all layers, change the output before anything is learnt.
+CHANGED_BY_ATTACHING = {"prompt_tuning", "p_tuning", "prefix_tuning", "prefix_tuning_projected", "vblora", "unilora"}
+# Small enough for a step to lead downhill: AdamW's are as long whatever the gradient. ModernBERT's head, which every
+# method trains, norms its features anew, and those of a random model are near zero, so that any step is a long one.
+SMALL_RATE = 1e-3
+SMALL_RATE_OF = {"modernbert": 1e-4}
 
 TinyModel = Callable[[str], Path]
 
 
+@cache
+def _composed(name: str, overrides: tuple[str, ...]) -> Experiment:
+    return build(compose("config", [f"method={name}", "task=glue/sst2", *overrides]))
+
+
 def experiment_of(folder: Path, name: str, kind: Kind, *overrides: str) -> Experiment:
-    options = [f"model.path={folder}", f"method={name}", "task=glue/sst2", *overrides]
-    experiment = build(compose("config", options))
-    return replace(experiment, task=SimpleNamespace(kind=kind, name=experiment.task.name))
+    experiment = _composed(name, overrides)
+    task = SimpleNamespace(kind=kind, name=experiment.task.name)
+    return replace(experiment, model=replace(experiment.model, path=str(folder)), task=task)
 
 
 def make_backbone(folder: Path, name: str, *overrides: str, kind: Kind = Kind.classification) -> tuple[Backbone, Any]:
     """A fresh backbone with the same head every time, and the method's object."""
     experiment = experiment_of(folder, name, kind, *overrides)
+    if models.choose_quantization(experiment) is Quantization.none:
+        backbone = _unquantized(folder, kind)
+        return replace(backbone, model=copy.deepcopy(backbone.model)), experiment.method
+    return _load(folder, experiment), experiment.method
+
+
+@cache
+def _unquantized(folder: Path, kind: Kind) -> Backbone:
+    return _load(folder, experiment_of(folder, "full", kind))
+
+
+def _load(folder: Path, experiment: Experiment) -> Backbone:
     configuration = models.load_config(folder, labels=2, regression=False)
     torch.manual_seed(7)
     backbone = models.load_model(folder, configuration, experiment, torch.float32)
     backbone.model.config.pad_token_id = 0
     backbone.model.eval()
-    return backbone, experiment.method
+    return backbone
 
 
 def inputs(kind: Kind = Kind.classification) -> dict[str, torch.Tensor]:
+    """Rows with `<s>` in front, for a method may train the special tokens alone.
+
+    Random features hardly differ among rows: what three steps can learn is that one class is the more frequent.
+    """
     tokens = torch.randint(4, 64, (8, 12), generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(8) % 2 if kind is Kind.classification else tokens
+    tokens[:, 0] = 2
+    labels = (torch.arange(8) > 1).long() if kind is Kind.classification else tokens
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
 
 
@@ -108,7 +133,7 @@ def alone_and_padded(backbone: Backbone, model: torch.nn.Module) -> tuple[torch.
 
 def test_there_are_methods_to_test() -> None:
     assert {"full", "head", "bitfit", "lora"} <= set(METHODS)
-    assert set(TINY) <= set(ARCHITECTURES)
+    assert {architecture for architecture, _ in backbones()} == set(ARCHITECTURES) - {"bloom", "t5", "mt5"}
 
 
 @pytest.mark.filterwarnings("ignore")  # peft warns in many ways about what is asked of it on purpose here
@@ -122,18 +147,18 @@ def test_the_contract(name: str, model_type: str, kind: Kind, tiny_model: TinyMo
     try:
         expected = method.expected_parameters(skeleton)
     except ConfigError as refusal:
-        assert name not in UNIVERSAL
         refused = str(refusal)
     else:
         refused = ""
     if refused:
+        assert name not in UNIVERSAL
         assert refused.startswith("method"), "a refusal names the key"
         return
 
     backbone, _ = make_backbone(folder, name, kind=kind)
     total = measure.logical_parameters(backbone.model)
     head = {n: p.numel() for n, p in backbone.model.named_parameters() if backbone.is_head(n)}
-    base = logits(backbone.model, kind)
+    base, names = logits(backbone.model, kind), {n for n, _ in backbone.model.named_parameters()}
 
     # Exactly the expected parameters require gradients.
     torch.manual_seed(3)
@@ -150,9 +175,11 @@ def test_the_contract(name: str, model_type: str, kind: Kind, tiny_model: TinyMo
 
     # Frozen weights are bit-identical after three steps and the loss fell.
     frozen = {n: p.detach().clone() for n, p in adapter.model.named_parameters() if not p.requires_grad}
-    before, after = train(adapter, kind, rate=min(method.learning_rates))
+    own = {n: p.detach().clone() for n, p in adapter.adapter_parameters().items()}
+    before, after = train(adapter, kind, min(SMALL_RATE_OF.get(model_type, SMALL_RATE), *method.learning_rates))
     assert math.isfinite(after)
     assert after < before
+    assert not own or any(not torch.equal(p, own[n]) for n, p in adapter.adapter_parameters().items())
     for parameter_name, parameter in adapter.model.named_parameters():
         if parameter_name in frozen and not parameter.requires_grad:
             assert torch.equal(parameter, frozen[parameter_name]), parameter_name
@@ -179,6 +206,7 @@ def test_the_contract(name: str, model_type: str, kind: Kind, tiny_model: TinyMo
     # Taken off, nothing of it stays.
     restored.detach()
     assert torch.allclose(logits(fresh.model, kind), base, atol=1e-6)
+    assert {parameter_name for parameter_name, _ in fresh.model.named_parameters()} == names
 
     # Merged, where the mathematics allows it, the logits agree.
     try:
@@ -199,7 +227,8 @@ def merge_tolerance(backbone: Backbone) -> float:
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other backbone"])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_damaged_or_foreign_adapter_is_refused(name: str, damage: str, tiny_model: TinyModel, tmp_path: Path) -> None:
-    backbone, method = make_backbone(tiny_model("bert"), name)
+    model_type, kind = ("llama", Kind.causal_lm) if name in LANGUAGE_MODELS_ONLY else ("bert", Kind.classification)
+    backbone, method = make_backbone(tiny_model(model_type), name, kind=kind)
     method.attach(backbone).save(tmp_path / "adapter")
     weights = tmp_path / "adapter/adapter_model.safetensors"
     if damage == "missing":
@@ -209,23 +238,58 @@ def test_a_damaged_or_foreign_adapter_is_refused(name: str, damage: str, tiny_mo
     else:
         tensors = load_file(weights)
         save_file({key: torch.zeros(*(size + 1 for size in value.shape)) for key, value in tensors.items()}, weights)
-    fresh, _ = make_backbone(tiny_model("bert"), name)
+    fresh, _ = make_backbone(tiny_model(model_type), name, kind=kind)
     with pytest.raises(ValueError, match="adapter"):
         method.restore(fresh, tmp_path / "adapter")
 
 
+QUICK_QUANTIZED = {"head", "bitfit", "lora", "houlsby", "ia3"}
+
+
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes and torch deprecations on the way to 4 bits
+@pytest.mark.parametrize(("model_type", "kind"), [("bert", Kind.classification), ("llama", Kind.causal_lm)])
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-@pytest.mark.parametrize("name", ["head", "bitfit", "lora"])
-def test_a_quantized_backbone_trains(name: str, quantization: str, tiny_model: TinyModel) -> None:
-    backbone, method = make_backbone(tiny_model("bert"), name, f"model.quantization={quantization}")
-    plain, _ = make_backbone(tiny_model("bert"), name)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK_QUANTIZED else (pytest.mark.slow,)) for name in METHODS]
+)
+def test_a_quantized_backbone_trains_or_is_refused(
+    name: str, quantization: str, model_type: str, kind: Kind, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    """The contract's parts that stored weights could break; merging is not among them, since it rounds again."""
+    folder, override = tiny_model(model_type), f"model.quantization={quantization}"
+    experiment = experiment_of(folder, name, kind, override)
+    method, configuration = experiment.method, models.load_config(folder, labels=2, regression=False)
+    try:
+        skeleton = models.empty_model(configuration, kind, models.choose_quantization(experiment))
+        expected = method.expected_parameters(skeleton)
+    except ConfigError as refusal:
+        refused = str(refusal)
+    else:
+        refused = ""
+    if refused:
+        assert name not in {"lora", "ia3", "houlsby"}
+        assert refused.startswith(("method", override)), "a refusal names the key"
+        return
+    backbone, _ = make_backbone(folder, name, override, kind=kind)
+    plain, _ = make_backbone(folder, "lora", kind=kind)
     assert measure.weight_bytes(backbone.model) < measure.weight_bytes(plain.model)
     assert measure.logical_parameters(backbone.model) == measure.logical_parameters(plain.model)
+    base = logits(backbone.model, kind)
+    torch.manual_seed(3)
     adapter = method.attach(backbone)
-    before, after = train(adapter, rate=5e-3, steps=5)
+    measure.parameters(adapter, expected)
+    frozen = {n: p.detach().clone() for n, p in adapter.model.named_parameters() if not p.requires_grad}
+    before, after = train(adapter, kind, min(SMALL_RATE, *method.learning_rates))
     assert math.isfinite(after)
     assert after < before
+    assert all(torch.equal(p, frozen[n]) for n, p in adapter.model.named_parameters() if n in frozen)
+    trained = logits(adapter.model, kind)
+    with adapter.disabled():
+        assert torch.allclose(logits(adapter.model, kind), base, atol=1e-6)
+    adapter.save(tmp_path / "adapter")
+    fresh, _ = make_backbone(folder, name, override, kind=kind)
+    restored = method.restore(fresh, tmp_path / "adapter")
+    assert torch.allclose(logits(restored.model, kind), trained, atol=1e-6)
 
 
 def test_full_fine_tuning_of_a_quantized_backbone_is_refused(tiny_model: TinyModel) -> None:

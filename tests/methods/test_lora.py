@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
 
 from harness import models
 from harness.architectures import ARCHITECTURES, Backbone
+from harness.compatibility import TINY
 from harness.config import ConfigError, build
 from harness.plan import compose
 
