@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from torch import dtype as Dtype
     from transformers import PretrainedConfig
 
+    from harness.methods import Adapter
+
 # Deeper backbones are built with so many layers, and what a layer adds is read off the difference: layers are alike.
-# Both are multiples of the period in which some architectures alternate kinds of attention.
-SAMPLED_LAYERS = (6, 12)
+# Up to the third the step can still be largest at another moment than it is with all of them. Where kinds of attention
+# alternate, or a method needs more layers, the others are taken: multiples of the period in which they alternate.
+SAMPLED_LAYERS, SAMPLED_PERIODS = (3, 4), (6, 12)
 SHALLOW = 12
 # Methods that look at the values of weights are tried on random ones, at most so many bytes of them.
 LARGEST_REAL_BYTES = 2 * 2**30
@@ -52,6 +55,7 @@ class Counted:
     optimizer_bytes: float
     activation_bytes: float
     train_peak_bytes: float
+    adapter_file_bytes: float
     train_flops: float
 
 
@@ -65,16 +69,16 @@ def predict(experiment: Experiment, configuration: "PretrainedConfig", step: Ste
     import torch
 
     layers = configuration.num_hidden_layers
-    depths = [layers] if layers <= SHALLOW else [*SAMPLED_LAYERS]
+    sampled = depths(experiment, configuration)
     # A plan must not move the generator of whoever asks. Outside of the fake tensors, whose states would be fake.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        counted = [_count(experiment, _with_layers(configuration, depth), step) for depth in depths]
+        counted = [_count(experiment, with_layers(configuration, depth), step) for depth in sampled]
     if len(counted) == 1:
         (whole,) = counted
     else:
         few, more = counted
-        share = (layers - depths[0]) / (depths[1] - depths[0])
+        share = (layers - sampled[0]) / (sampled[1] - sampled[0])
         whole = Counted(**{n: v + share * (getattr(more, n) - v) for n, v in vars(few).items()})
     figures = {name: round(value) for name, value in vars(whole).items()}
     return {**figures, "train_flops_per_token": figures["train_flops"] / (step.rows * step.length)}
@@ -84,7 +88,23 @@ class Unpredictable(Exception):
     """Nothing true can be said beforehand; the message says why."""
 
 
-def _with_layers(configuration: "PretrainedConfig", layers: int) -> "PretrainedConfig":
+def depths(experiment: Experiment, configuration: "PretrainedConfig") -> tuple[int, ...]:
+    """Numbers of layers to build: all, or two from which the rest follows."""
+    from harness.models import empty_model
+
+    if configuration.num_hidden_layers <= SHALLOW:
+        return (configuration.num_hidden_layers,)
+    if len(set(getattr(configuration, "layer_types", None) or ())) > 1:
+        return SAMPLED_PERIODS
+    smallest = with_layers(configuration, SAMPLED_LAYERS[0])
+    try:
+        experiment.method.expected_parameters(empty_model(smallest, experiment.task.kind))
+    except ConfigError:
+        return SAMPLED_PERIODS
+    return SAMPLED_LAYERS
+
+
+def with_layers(configuration: "PretrainedConfig", layers: int) -> "PretrainedConfig":
     import copy
 
     reduced = copy.deepcopy(configuration)
@@ -130,6 +150,7 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
     set_checkpointing(model, experiment.train.gradient_checkpointing)
     packed = packed_weights(model, arch.head, quantization, experiment.model.double_quantization)
     adapter = method.attach(Backbone(model, arch, head, kind, quantization))
+    file_bytes = saved_bytes(adapter)
     with FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext():
         if fake:
             # Attached without values, then given tensors that stand for memory on a device.
@@ -171,8 +192,28 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
         optimizer_bytes=state,
         activation_bytes=costs.activation_bytes,
         train_peak_bytes=max(costs.train_peak_bytes + unpacked, weights + gradients + beside.peak) - saved + state,
+        adapter_file_bytes=file_bytes,
         train_flops=costs.flops,
     )
+
+
+def saved_bytes(adapter: "Adapter") -> int:
+    """Bytes of the tensors that `Adapter.save` would write; a file's header comes on top."""
+    from peft import get_peft_model_state_dict
+
+    from harness.methods.diff_pruning import DiffPrunedWeights
+    from harness.methods.peft import PeftAdapter, quiet
+
+    head = 4 * sum(p.numel() for p in adapter.head_parameters().values())
+    if isinstance(adapter, PeftAdapter):
+        # What is saved is not what is trained: projections come on top, the networks that make a prompt do not.
+        with quiet():
+            tensors = get_peft_model_state_dict(adapter.model, save_embedding_layers=False)
+        return sum(t.numel() * (4 if t.is_floating_point() else t.element_size()) for t in tensors.values())
+    if isinstance(adapter, DiffPrunedWeights):
+        places = 4 if max(p.numel() for p in adapter.selected.values()) < 2**31 else 8
+        return head + (4 + places) * max(1, round(adapter.method.target_share * adapter.size))
+    return head + 4 * sum(p.numel() for p in adapter.adapter_parameters().values())
 
 
 def precision(experiment: Experiment, device: str) -> "Dtype | None":
