@@ -1,15 +1,16 @@
 """The same experiment without weights: what it will train and hold in memory, counted on the architecture alone."""
 
-import json
+import os
 import sys
 from collections.abc import Iterator
-from enum import Enum
-from itertools import product
+from itertools import chain, product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from harness.config import ConfigError, Experiment, Quantization, build, conf_root, register_resolvers
+from harness.planning import PAGE, PLANNED, Settings, Stream, draw, fits, read_settings, steps, storage
 from harness.record import empty_cost
 
 if TYPE_CHECKING:
@@ -17,16 +18,21 @@ if TYPE_CHECKING:
 
     from harness.architectures import Backbone
     from harness.methods import Method
+    from harness.predict import Step
 
 USAGE = """harness-plan: what a run will cost, before anything is downloaded.
 
   harness-plan                                         the default run
-  harness-plan model=llama_2_7b method=lora method.rank=16
-  harness-plan -m method=full,bitfit,lora model=roberta_large
-  harness-plan plan.format=json                        for programs
+  harness-plan model=llama_2_7b method=qlora plan.device=cuda train.gradient_checkpointing=true
+  harness-plan -m method=full,bitfit,lora model=roberta_large plan.picture=memory.png
+  harness-plan plan.format=json                        for programs; also csv, markdown
 
 Takes the overrides of `harness`; -m makes a grid of values separated by commas, -cn NAME takes a sweep's.
-Prints trainable parameters and bytes by category, in float32 training with AdamW.
+Prints parameters, memory of a training step by category, operations, the saved file, and which devices it fits on.
+
+  plan.batch_size=N   rows of the step (train.batch_size)       plan.length=N        tokens of each (task.max_length)
+  plan.device=cpu     or cuda: its kernels and precision         plan.tasks=N         tasks to store (10)
+  plan.picture=FILE   memory as stacked bars, .png or .svg       plan.format=table    or json, csv, markdown
 """
 FLOAT32_BYTES = 4
 ADAM_MOMENTS = 2
@@ -34,62 +40,72 @@ ADAM_MOMENTS = 2
 ADAM_STEP_BYTES = 4
 
 
-class Format(Enum):
-    table = "table"
-    json = "json"
-
-
 def main() -> int:
-    """Parse the command line, print, and return the exit status."""
+    """Parse the command line, print the points as they are planned, and return the exit status."""
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
+    kept: list[dict[str, Any]] = []
+    refused = planned = 0
     try:
-        name, overrides, grid, form = parse(arguments)
-        points = [answer(name, point) for point in expand(name, overrides, grid)]
+        name, overrides, grid, settings = parse(arguments)
+        points = (answer(name, point, settings) for point in expand(name, overrides, grid))
+        first = next(points)
+        if not grid and "error" in first and settings.format != "json":
+            raise ConfigError(first["error"])
+        with Stream(settings.format) as stream:
+            for point in chain([first], points):
+                stream.add(point)
+                if "error" in point:
+                    refused += 1
+                    own = " ".join(point["overrides"])
+                    print(f"{own}: {point['error']}" if grid else point["error"], file=sys.stderr)
+                    continue
+                planned += 1
+                if settings.picture and point["cost"]["train_peak_bytes"] and len(kept) < PAGE:
+                    kept.append(point)
+        if kept:
+            draw(kept, Path(str(settings.picture)))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    planned = [point for point in points if "cost" in point]
-    refused = [point for point in points if "error" in point]
-    if form is Format.json:
-        print(json.dumps({"points": points}, indent=2))
-    elif planned:
-        print_table(planned)
-    for point in refused:
-        name = " ".join(point["overrides"])
-        print(f"{name}: {point['error']}" if grid else point["error"], file=sys.stderr)
+    except BrokenPipeError:
+        # Whoever reads has read enough; Python would complain once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print(f"stopped after {planned + refused} points", file=sys.stderr)
+        return 130
     return 2 if refused and not planned else 0
 
 
-def answer(name: str, overrides: list[str]) -> dict[str, Any]:
+def answer(name: str, overrides: list[str], settings: Settings) -> dict[str, Any]:
     """A point with its cost, or with the reason why it can't be run: the others of a grid are still planned."""
     try:
-        return {"overrides": overrides, "cost": plan_point(name, overrides)}
+        return {"overrides": overrides, **plan_point(name, overrides, settings)}
     except ConfigError as error:
         return {"overrides": overrides, "error": str(error)}
 
 
-def parse(arguments: list[str]) -> tuple[str, list[str], bool, Format]:
-    """Config name, overrides, whether values separated by commas make a grid, and how to print."""
-    name, overrides, grid, form = "config", [], False, Format.table
+def parse(arguments: list[str]) -> tuple[str, list[str], bool, Settings]:
+    """Config name, overrides, whether values separated by commas make a grid, and the keys of the plan itself."""
+    name, overrides, grid = "config", [], False
+    given: dict[str, str] = {}
     rest = iter(arguments)
     for argument in rest:
         if argument in ("-m", "--multirun"):
             grid = True
         elif argument in ("-cn", "--config-name"):
             name, grid = next(rest, ""), True
-        elif argument.startswith("plan.format="):
-            value = argument.partition("=")[2]
-            if value not in Format.__members__:
-                raise ConfigError(f"plan.format={value}: {' or '.join(Format.__members__)} is allowed")
-            form = Format[value]
+        elif argument.startswith("plan."):
+            key, _, value = argument.removeprefix("plan.").partition("=")
+            given[key] = value
         elif argument.startswith("-"):
             raise ConfigError(f"{argument}: no such option; harness-plan --help lists them")
         else:
             overrides.append(argument)
-    return name, overrides, grid, form
+    return name, overrides, grid, read_settings(given)
 
 
 def expand(name: str, overrides: list[str], grid: bool) -> Iterator[list[str]]:
@@ -145,9 +161,54 @@ def compose(name: str, overrides: list[str], keep_hydra: bool = False) -> DictCo
         GlobalHydra.instance().hydra = outer
 
 
-def plan_point(name: str, overrides: list[str]) -> dict[str, Any]:
-    """The costs of one point, with the names of `RunRecord.cost`."""
-    return plan(build(compose(name, overrides)))
+def plan_point(name: str, overrides: list[str], settings: Settings | None = None) -> dict[str, Any]:
+    """What `harness-plan` says of one point: `step`, `cost` with the names of `RunRecord.cost`, and what follows.
+
+    Raises:
+        ConfigError: It can't be run.
+    """
+    settings = settings or Settings()
+    experiment = build(compose(name, overrides))
+    step = step_of(experiment, settings)
+    cost, unmeasured = costs(experiment, step)
+    return {
+        "step": vars(step),
+        "cost": cost,
+        "unmeasured": unmeasured,
+        "fits": fits(cost, step.rows),
+        "storage": storage(cost, backbone_parameters(experiment), settings.tasks),
+    }
+
+
+def backbone_parameters(experiment: Experiment) -> int:
+    """Parameters that all tasks share: those of the backbone without its head."""
+    model = (backbone := skeleton(experiment)).model
+    return sum(p.numel() for name, p in model.named_parameters() if not backbone.is_head(name))
+
+
+def step_of(experiment: Experiment, settings: Settings) -> "Step":
+    """The training step that is planned.
+
+    Raises:
+        ConfigError: The text and the method's own positions are longer than the model reads.
+    """
+    from harness.predict import Step
+
+    device = settings.device or experiment.train.device.value
+    if device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    step = Step(
+        settings.batch_size or experiment.train.batch_size, settings.length or experiment.task.max_length, device
+    )
+    positions = getattr(architecture_of(experiment), "max_position_embeddings", None)
+    own = experiment.method.virtual_tokens()
+    if positions is not None and step.length + own > positions:
+        key = "plan.length" if settings.length else "task.max_length"
+        of_method = f", of which the method takes {own}" if own else ""
+        raise ConfigError(f"{key}={step.length}: the model has {positions} positions{of_method}")
+    return step
 
 
 def plan(experiment: Experiment) -> dict[str, Any]:
@@ -156,15 +217,63 @@ def plan(experiment: Experiment) -> dict[str, Any]:
     Raises:
         ConfigError: The method can't go with the backbone, its kind of head or its quantization.
     """
-    return empty_cost() | count(experiment.method, skeleton(experiment))
+    return costs(experiment, step_of(experiment, Settings()))[0]
 
 
-def skeleton(experiment: Experiment) -> "Backbone":
+def costs(experiment: Experiment, step: "Step") -> tuple[dict[str, Any], dict[str, str]]:
+    """The costs of an experiment, and the reason for each of a plan's figures that is null."""
+    from harness.predict import Unpredictable, predict
+
+    cost, unmeasured = empty_cost() | parameters(experiment), {}
+    try:
+        predicted = predict(experiment, architecture_of(experiment), step)
+    except Unpredictable as reason:
+        return cost, {name: str(reason) for name in PLANNED if cost[name] is None}
+    cost |= predicted
+    total, unknown = steps(experiment)
+    if total is None:
+        cost["train_flops"] = None
+        unmeasured["train_flops"] = unknown
+    else:
+        train = experiment.train
+        tokens = total * train.gradient_accumulation_steps * train.batch_size * step.length
+        cost["train_flops"] = round(predicted["train_flops_per_token"] * tokens)
+    return cost, unmeasured
+
+
+def parameters(experiment: Experiment) -> dict[str, int | None]:
+    """Parameters of a method on all layers by its closed form, which is held against what attaching to a few adds."""
+    from harness.measure import logical_parameters
+    from harness.predict import depths, with_layers
+
+    configuration = architecture_of(experiment)
+    backbone = skeleton(experiment, configuration)
+    expected = experiment.method.expected_parameters(backbone)
+    layers, sampled = configuration.num_hidden_layers, depths(experiment, configuration)
+    few, *more = (count(experiment.method, skeleton(experiment, with_layers(configuration, n))) for n in sampled)
+
+    def whole(name: str) -> int:
+        start = few[name] or 0
+        share = (layers - sampled[0]) / (sampled[1] - sampled[0]) if more else 0
+        return round(start + share * (((more[0][name] or 0) - start) if more else 0))
+
+    head = few["head_parameters"] or 0
+    assert whole("total_parameters") >= logical_parameters(backbone.model)
+    return {
+        "adapter_parameters": expected,
+        "head_parameters": head,
+        "trainable_parameters": expected + head,
+        "total_parameters": whole("total_parameters"),
+    }
+
+
+def skeleton(experiment: Experiment, configuration: "PretrainedConfig | None" = None) -> "Backbone":
     """The experiment's backbone without weights."""
     from harness.models import choose_quantization, empty_model, quiet_libraries, set_checkpointing
 
     quiet_libraries()
-    backbone = empty_model(architecture_of(experiment), experiment.task.kind, choose_quantization(experiment))
+    configuration = configuration or architecture_of(experiment)
+    backbone = empty_model(configuration, experiment.task.kind, choose_quantization(experiment))
     set_checkpointing(backbone.model, experiment.train.gradient_checkpointing)
     return backbone
 
@@ -213,8 +322,6 @@ def architecture_of(experiment: Experiment) -> "PretrainedConfig":
     Raises:
         ConfigError: There are neither.
     """
-    from pathlib import Path
-
     from transformers import AutoConfig
 
     from harness.models import load_config, resolve
@@ -233,47 +340,6 @@ def architecture_of(experiment: Experiment) -> "PretrainedConfig":
     except (ValueError, TypeError) as error:
         first = str(error).strip().split("\n")[0]
         raise ConfigError(f"model.architecture: {first}") from error
-
-
-def print_table(points: list[dict[str, Any]]) -> None:
-    """Print a row a point that can be run; the overrides name it."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    shared = [text for text in points[0]["overrides"] if all(text in point["overrides"] for point in points)]
-    title = " ".join(["Parameters, and bytes in a training step:", *shared]) if shared else "Parameters and bytes"
-    # Tight, so that figures fit into 80 columns; a pipe or a file has no width to keep to.
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("run" if len(points) == 1 else "point", no_wrap=True)
-    columns = {
-        "adapter": "adapter_parameters",
-        "head": "head_parameters",
-        "total": "total_parameters",
-        "weights": "weight_bytes",
-        "gradients": "gradient_bytes",
-        "optimizer": "optimizer_bytes",
-    }
-    for column in [*columns, "trained"]:
-        table.add_column(column, justify="right", no_wrap=True)
-    for point in points:
-        cost = point["cost"]
-        cells = [readable(cost[key], key.endswith("_bytes")) for key in columns.values()]
-        share = 100 * cost["trainable_parameters"] / cost["total_parameters"]
-        own = [text for text in point["overrides"] if text not in shared]
-        table.add_row("\n".join(own) or "this", *cells, f"{share:.3g}%")
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def readable(value: int | None, is_bytes: bool) -> str:
-    """Three figures of a count in thousands, millions ..., or of bytes in binary units; json has every digit."""
-    if value is None:
-        return "-"
-    base, units = (1024, ["B", "KiB", "MiB", "GiB", "TiB"]) if is_bytes else (1000, ["", "K", "M", "B", "T"])
-    amount = float(value)
-    while amount >= 999.5 and len(units) > 1:
-        amount, units = amount / base, units[1:]
-    return f"{amount:.3g} {units[0]}".rstrip()
 
 
 if __name__ == "__main__":
