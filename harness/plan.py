@@ -118,8 +118,10 @@ def expand(name: str, overrides: list[str], grid: bool) -> Iterator[list[str]]:
         return
     try:
         parser = OverridesParser.create()
-        given = {o.key_or_group: o for o in parser.parse_overrides(overrides)}
-        cfg = compose(name, [text for text in overrides if "," not in text], keep_hydra=True)
+        parsed = parser.parse_overrides(overrides)
+        given = {override.key_or_group: override for override in parsed}
+        single = [text for text, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
+        cfg = compose(name, single, keep_hydra=True)
         declared = cfg.hydra.sweeper.get("params") or {}
         own = parser.parse_overrides([f"{key}={value}" for key, value in declared.items() if key not in given])
     except OverrideParseException as error:
