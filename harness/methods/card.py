@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from harness.methods.saved import Manifest
 
 CARD_FILE = "README.md"
-PEFT_CONFIG_FILE = "adapter_config.json"
+CONFIG_FILE = "adapter_config.json"
 PIPELINES = {
     Kind.classification: "text-classification",
     Kind.causal_lm: "text-generation",
@@ -33,19 +33,25 @@ GROUPS = ("model", "task", "method")
 
 def write_card(folder: Path, manifest: "Manifest", result: RunRecord) -> None:
     """Write `README.md` into an adapter's folder; the run has its scores by now."""
-    write_atomically(folder / CARD_FILE, card(manifest, result, _peft_type(folder)))
+    write_atomically(folder / CARD_FILE, card(manifest, result, _adapter_config(folder)))
 
 
-def _peft_type(folder: Path) -> str | None:
-    """Peft's name of the method, where `PeftModel.from_pretrained` can load the folder."""
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    """What the adapter says of itself: peft's configuration, or a method's hyper-parameters and what it changed."""
     try:
-        return json.loads((folder / PEFT_CONFIG_FILE).read_text(encoding="utf-8")).get("peft_type")
+        return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
+        return {}
 
 
-def card(manifest: "Manifest", result: RunRecord, peft_type: str | None) -> str:
-    """The text: YAML front matter as the Hub reads it, then Markdown."""
+def card(manifest: "Manifest", result: RunRecord, adapter: dict[str, Any]) -> str:
+    """The text: YAML front matter as the Hub reads it, then Markdown.
+
+    Args:
+        adapter: The content of `adapter_config.json`. With `peft_type`, peft's name of the method, there
+            `PeftModel.from_pretrained` can load the folder.
+    """
+    peft_type = adapter.get("peft_type")
     method, model, task = result.config["method"]["name"], manifest.model, manifest.task
     sections = [
         f"---\n{_front_matter(manifest, result, peft_type)}\n---",
@@ -55,7 +61,7 @@ def card(manifest: "Manifest", result: RunRecord, peft_type: str | None) -> str:
         "## Scores",
         _scores(result),
         "## Costs",
-        _costs(result),
+        _costs(result, adapter),
         "## Made by",
         _fence("bash", command(result.config)),
         _provenance(manifest, result),
@@ -126,7 +132,7 @@ def _scores(result: RunRecord) -> str:
     return f"{_table(lines)}\n\nThe primary metric is {result.scores['primary_metric']}. {chosen}; {unseen}"
 
 
-def _costs(result: RunRecord) -> str:
+def _costs(result: RunRecord, adapter: dict[str, Any]) -> str:
     cost = result.cost
     share = cost["trainable_parameters"] / cost["total_parameters"]
     figures = {
@@ -139,6 +145,9 @@ def _costs(result: RunRecord) -> str:
         "device": f"{_text(result.provenance['device'])}, {result.provenance['threads']} threads, "
         f"{result.provenance['dtype']}",
     }
+    if "changed_share" in adapter:
+        changed = f"{adapter['changed_parameters']:,} ({adapter['changed_share']:.3%})"
+        figures["weights of the backbone that differ"] = f"{changed} of the {adapter['selected_parameters']:,} that may"
     return _table([["figure", "value"], *([name, value] for name, value in figures.items())])
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 
 import harness
 from harness import run as runner
@@ -234,6 +235,18 @@ def test_the_card_says_what_it_is(method: str, adapters: Callable) -> None:
     assert ("from peft import PeftModel" in read.text) == (method in ("lora", "prefix_tuning"))
 
 
+def test_the_card_of_diff_pruning_says_how_many_weights_differ(adapters: Callable) -> None:
+    """As the saved file has them; what `adapter_config.json` holds beside hyper-parameters is in nobody's way."""
+    folder = adapters("diff_pruning") / "adapter"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    stored = load_file(folder / "adapter_model.safetensors")
+    differ = sum(len(tensor) for name, tensor in stored.items() if name.endswith(".places"))
+    assert config["changed_parameters"] == differ == load_adapter(folder).adapter.changed_parameters()  # type: ignore[attr-defined]
+    assert config["changed_share"] == differ / config["selected_parameters"]
+    row = f"| weights of the backbone that differ | {differ:,} ({config['changed_share']:.3%}) of the "
+    assert row in (folder / "README.md").read_text()
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_command_on_the_card_makes_the_same_run(method: str, adapters: Callable) -> None:
     """Its overrides give the identity of the run, whatever the values came from."""
@@ -271,7 +284,7 @@ def test_hostile_names_can_not_break_the_card(adapters: Callable) -> None:
     manifest.task.labels = [HOSTILE, "```"]
     for section in ("task", "method", "model"):
         result.config[section]["name"] = HOSTILE
-    text = card(manifest, result, HOSTILE)
+    text = card(manifest, result, {"peft_type": HOSTILE})
     read = ModelCard(text)
     assert not hasattr(read.data, "license") or read.data.license is None
     assert read.data.base_model == " ".join(HOSTILE.split())
