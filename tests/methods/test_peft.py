@@ -230,6 +230,17 @@ def test_a_prompt_may_start_as_a_text(tiny_model: TinyModel) -> None:
     assert torch.equal(prompt, words)
 
 
+def test_modernberts_head_is_not_sought_in_a_prompt_encoder(tiny_model: TinyModel) -> None:
+    """Peft goes by the ends of names, and the network that makes a prompt has an `mlp_head`."""
+    plain = backbone(tiny_model("modernbert"), "modernbert")
+    adapter = method_of("p_tuning").attach(plain)
+    heads = {name.partition(".modules_to_save.")[0].rpartition(".")[2] for name in adapter.head_parameters()}
+    assert heads == {"head", "classifier"}
+    assert sum(p.numel() for p in adapter.adapter_parameters().values()) == method_of("p_tuning").expected_parameters(
+        backbone(tiny_model("modernbert"), "modernbert")
+    )
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", OF_PEFT)
 def test_what_is_saved_loads_with_peft_alone(name: str, tiny_model: TinyModel, tmp_path: Path) -> None:
