@@ -12,7 +12,7 @@ import pytest
 from harness import compatibility, doctor, models
 from harness.architectures import Kind
 from harness.compatibility import Finding, ask, attempt, backbones, experiments
-from harness.config import ConfigError, Quantization, build, conf_root
+from harness.config import ConfigError, Experiment, Quantization, build, conf_root
 from harness.plan import compose
 
 METHODS = ["full", "head", "bitfit", "lora"]
@@ -30,10 +30,23 @@ def test_every_architecture_is_asked_and_the_decoders_twice() -> None:
     assert sum(kind is Kind.causal_lm for _, kind in asked) == 6
 
 
-def test_every_method_of_conf_that_needs_no_further_key_is_asked() -> None:
+@pytest.fixture(scope="module")
+def everything() -> dict[str, Experiment]:
+    return experiments(None)
+
+
+def test_every_method_of_conf_that_needs_no_further_key_is_asked(everything: dict[str, Experiment]) -> None:
     """`peft` alone has no configuration of its own."""
     names = {path.stem for path in (conf_root() / "conf/method").glob("*.yaml")}
-    assert names - set(experiments(None)) == {"peft"}
+    assert names - set(everything) == {"peft"}
+
+
+def test_the_published_table_is_what_the_rules_say(everything: dict[str, Experiment]) -> None:
+    """Apart from the versions that it was made with."""
+    published = (conf_root() / "reports/methods.md").read_text()
+    made = doctor.markdown(ask(everything)) + "\n"
+    a, b = ([line for line in text.splitlines() if not line.startswith("peft-harness ")] for text in (published, made))
+    assert a == b, f"run {doctor.MARKDOWN_COMMAND}"
 
 
 def test_a_refusal_is_what_a_run_is_told(findings: list[Finding], tiny_model: Callable[[str], Path]) -> None:

@@ -462,7 +462,7 @@ def expected(method: str, config: Any, targets: list[Target], backbone: Backbone
         if backbone.kind not in rules.kinds:
             raise Misfit("peft can't train a new head beside it, so it is for language models only")
         if backbone.quantization not in rules.quantization:
-            allowed = ", ".join(q.value for q in rules.quantization)
+            allowed = ", ".join("unquantized" if q is Quantization.none else q.value for q in rules.quantization)
             raise Misfit(f"it computes with the weights' own values, and works on {allowed} weights only")
         if not rules.conv1d and any(t.transposed for t in targets) and backbone.quantization is Quantization.none:
             raise Misfit(f"peft can't put it on the Conv1D modules of {kind}")
