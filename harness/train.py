@@ -107,6 +107,7 @@ class Trainer:
         self.schedule = make_schedule(self.optimizer, settings, self.total_steps)
         self.metered_step = self._largest_step() if metered else None
         self.progress = Progress()
+        self._timed_step, self._timed_seconds = 0, 0.0
         self.best: dict[str, Tensor] = {}
         self.checkpoint = Path(settings.checkpoint_dir) / identity / CHECKPOINT_FILE
 
