@@ -41,7 +41,9 @@ def test_a_report_is_printed_and_written(store: str, tmp_path: Path, capsys: pyt
         rows = {row["configuration"]: row for row in csv.DictReader(file)}
     assert float(rows["lora"]["mean"]) == pytest.approx(0.805)
     assert rows["lora"]["failed"] == "1"
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(set(report.FILES) - {"tuning.csv"})
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(
+        set(report.FILES) - {"tuning.csv", "predictions.csv"}
+    )
 
 
 def test_the_same_store_gives_the_same_bytes(store: str, tmp_path: Path) -> None:
