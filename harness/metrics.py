@@ -87,6 +87,12 @@ METRICS: dict[str, Callable[["ndarray", "ndarray"], float]] = {
     function.__name__: function for function in (accuracy, f1, matthews_correlation, pearson, spearman)
 }
 CORRELATIONS_OF_NUMBERS = (pearson, spearman)
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "forgetting.before", "forgetting.after")
+
+
+def higher_is_better(name: str) -> bool:
+    """Direction of a score; a name may carry a split, as in mismatched.accuracy, or say of what it is a loss."""
+    return not name.endswith(LOWER_IS_BETTER)
 
 
 def compute(names: Iterable[str], predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:

@@ -4,7 +4,7 @@ import scipy.stats
 from sklearn import metrics as sklearn_metrics
 
 from harness.config import ConfigError
-from harness.metrics import METRICS, compute, metric
+from harness.metrics import METRICS, compute, higher_is_better, metric
 
 REFERENCES = {
     "accuracy": lambda p, r: sklearn_metrics.accuracy_score(r, p),
@@ -93,6 +93,19 @@ def test_matthews_does_not_overflow_on_a_large_data_set():
     references = np.arange(400_000) % 2
     predictions = np.where(np.arange(400_000) // 2 % 10 == 0, 1 - references, references)
     assert one("matthews_correlation", predictions, references) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("higher", "names"),
+    [
+        (True, [*METRICS, "mismatched.accuracy", "margin", "option_accuracy", "never.heard_of"]),
+        (False, ["loss", "perplexity", "word_perplexity", "bits_per_byte", "masked_loss", "validation.perplexity"]),
+        (False, ["forgetting.before", "forgetting.after"]),
+    ],
+)
+def test_losses_and_perplexities_are_better_low_and_all_else_high(higher, names):
+    """With a split in front or not; a name that nobody knows is taken for a score."""
+    assert [higher_is_better(name) for name in names] == [higher] * len(names)
 
 
 def test_a_misspelt_metric_is_refused_with_what_may_have_been_meant():
