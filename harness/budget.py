@@ -173,12 +173,9 @@ def count(values: dict[str, Any], backbone: "Backbone", max_length: int) -> int:
     Raises:
         ConfigError: The values are not allowed, or not on this backbone, or leave the text no room.
     """
+    from harness.models import check_positions
+
     method = component(values, "method")
     parameters: int = method.expected_parameters(backbone)
-    positions = getattr(backbone.model.config, "max_position_embeddings", None)
-    if positions is not None and method.virtual_tokens() + max_length > positions:
-        raise ConfigError(
-            f"task.max_length={max_length}: the model has {positions} positions, of which the method takes "
-            f"{method.virtual_tokens()}"
-        )
+    check_positions("task.max_length", max_length, backbone.model.config, method.virtual_tokens())
     return parameters

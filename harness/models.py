@@ -164,10 +164,19 @@ def check_fit(
             f"model.path={folder}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}; "
             "they are not of one model"
         )
+    check_positions("task.max_length", max_length, config, virtual_tokens)
+
+
+def check_positions(key: str, length: int, config: "PretrainedConfig", virtual_tokens: int) -> None:
+    """A text length that leaves the method's own positions room; `key` is the configuration key to name.
+
+    Raises:
+        ConfigError: The two together are longer than the model reads.
+    """
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and max_length + virtual_tokens > positions:
+    if positions is not None and length + virtual_tokens > positions:
         method = f", of which the method takes {virtual_tokens}" if virtual_tokens else ""
-        raise ConfigError(f"task.max_length={max_length}: the model has {positions} positions{method}")
+        raise ConfigError(f"{key}={length}: the model has {positions} positions{method}")
 
 
 def load_model(folder: Path, config: "PretrainedConfig", experiment: Experiment, dtype: "Dtype") -> Backbone:

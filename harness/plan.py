@@ -194,6 +194,7 @@ def step_of(experiment: Experiment, settings: Settings) -> "Step":
     Raises:
         ConfigError: The text and the method's own positions are longer than the model reads.
     """
+    from harness.models import check_positions
     from harness.predict import Step
 
     device = settings.device or experiment.train.device.value
@@ -204,12 +205,8 @@ def step_of(experiment: Experiment, settings: Settings) -> "Step":
     step = Step(
         settings.batch_size or experiment.train.batch_size, settings.length or experiment.task.max_length, device
     )
-    positions = getattr(architecture_of(experiment), "max_position_embeddings", None)
-    own = experiment.method.virtual_tokens()
-    if positions is not None and step.length + own > positions:
-        key = "plan.length" if settings.length else "task.max_length"
-        of_method = f", of which the method takes {own}" if own else ""
-        raise ConfigError(f"{key}={step.length}: the model has {positions} positions{of_method}")
+    key = "plan.length" if settings.length else "task.max_length"
+    check_positions(key, step.length, architecture_of(experiment), experiment.method.virtual_tokens())
     return step
 
 
