@@ -209,14 +209,23 @@ def load_model(folder: Path, config: "PretrainedConfig", experiment: Experiment,
 
 
 def empty_model(
-    config: "PretrainedConfig", kind: Kind = Kind.classification, quantization: Quantization = Quantization.none
+    config: "PretrainedConfig",
+    kind: Kind = Kind.classification,
+    quantization: Quantization = Quantization.none,
+    dtype: "Dtype | None" = None,
+    device: str = "meta",
 ) -> Backbone:
-    """The same model on the meta device: names and shapes without memory, for counting."""
+    """The same model without its weights, for counting.
+
+    Args:
+        dtype: Null for float32.
+        device: On meta there are names and shapes without memory; elsewhere the weights are random.
+    """
     import torch
 
     arch = architecture(config)
-    with torch.device("meta"):
-        model = model_class(kind).from_config(config, dtype=torch.float32)
+    with torch.device(device):
+        model = model_class(kind).from_config(config, dtype=dtype or torch.float32)
     return Backbone(model, arch, _head_of(model, arch, kind), kind, quantization)
 
 
@@ -263,8 +272,7 @@ def quantization_config(quantization: Quantization, arch: Architecture, dtype: "
         return None
     from transformers import BitsAndBytesConfig
 
-    # A pooler lies inside of the backbone: names are matched from their start.
-    skip = [*arch.head, "lm_head", r".*\bpooler"]
+    skip = never_quantized(arch)
     if quantization is Quantization.int8:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(
@@ -274,6 +282,12 @@ def quantization_config(quantization: Quantization, arch: Architecture, dtype: "
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=skip,
     )
+
+
+def never_quantized(arch: Architecture) -> list[str]:
+    """The modules that stay in full precision, as transformers' `should_convert_module` reads them."""
+    # A pooler lies inside of the backbone: names are matched from their start.
+    return [*arch.head, "lm_head", r".*\bpooler"]
 
 
 def keep_trainable(model: "nn.Module") -> None:
@@ -311,7 +325,8 @@ def choose_device(wanted: str) -> "Device":
 def choose_precision(precision: Precision, device: "Device") -> "Dtype | None":
     """What to compute in where that is less than float32; null for float32.
 
-    bfloat16 is 20 to 30 times slower than float32 on a CPU without instructions for it.
+    bfloat16 is 20 to 30 times slower than float32 on a CPU without instructions for it. A GPU that is not here, as a
+    plan may ask for, is taken for one that has it.
     """
     import torch
 
@@ -319,7 +334,8 @@ def choose_precision(precision: Precision, device: "Device") -> "Dtype | None":
         return None
     if precision is Precision.bfloat16:
         return torch.bfloat16
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    able = device.type == "cuda" and (not torch.cuda.is_available() or torch.cuda.is_bf16_supported())
+    return torch.bfloat16 if able else None
 
 
 def choose_quantization(experiment: Experiment) -> Quantization:

@@ -15,10 +15,7 @@ from harness.config import ConfigError, Experiment, Quantization
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch import dtype as Dtype
     from transformers import PretrainedConfig
-
-    from harness.methods import Adapter
 
 # Deeper backbones are built with so many layers, and what a layer adds is read off the difference: layers are alike.
 # Up to the third the step can still be largest at another moment than it is with all of them. Where kinds of attention
@@ -135,22 +132,20 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from harness.models import choose_quantization, model_class, set_checkpointing
+    from harness.models import choose_precision, choose_quantization, empty_model, set_checkpointing
     from harness.train import make_optimizer
 
     kind, method = experiment.task.kind, experiment.method
-    autocast = precision(experiment, step.device)
+    autocast = choose_precision(experiment.train.precision, torch.device(step.device))
     quantization = choose_quantization(experiment)
-    with torch.device("meta" if fake else "cpu"):
-        model = model_class(kind).from_config(configuration, dtype=autocast or torch.float32)
-    arch = architecture(configuration)
-    head = tuple(n for n, _ in model.named_children() if n in arch.head) if kind is Kind.classification else ()
+    backbone = empty_model(configuration, kind, quantization, autocast, "meta" if fake else "cpu")
+    model = backbone.model
     if step.device == "cuda":
         _attend_as_on_a_gpu(model)
     set_checkpointing(model, experiment.train.gradient_checkpointing)
-    packed = packed_weights(model, arch.head, quantization, experiment.model.double_quantization)
-    adapter = method.attach(Backbone(model, arch, head, kind, quantization))
-    file_bytes = saved_bytes(adapter)
+    packed = packed_weights(backbone, experiment.model.double_quantization)
+    adapter = method.attach(backbone)
+    file_bytes = adapter.saved_bytes()
     with FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext():
         if fake:
             # Attached without values, then given tensors that stand for memory on a device.
@@ -197,53 +192,21 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
     )
 
 
-def saved_bytes(adapter: "Adapter") -> int:
-    """Bytes of the tensors that `Adapter.save` would write; a file's header comes on top."""
-    from peft import get_peft_model_state_dict
-
-    from harness.methods.diff_pruning import DiffPrunedWeights
-    from harness.methods.peft import PeftAdapter, quiet
-
-    head = 4 * sum(p.numel() for p in adapter.head_parameters().values())
-    if isinstance(adapter, PeftAdapter):
-        # What is saved is not what is trained: projections come on top, the networks that make a prompt do not.
-        with quiet():
-            tensors = get_peft_model_state_dict(adapter.model, save_embedding_layers=False)
-        return sum(t.numel() * (4 if t.is_floating_point() else t.element_size()) for t in tensors.values())
-    if isinstance(adapter, DiffPrunedWeights):
-        places = 4 if max(p.numel() for p in adapter.selected.values()) < 2**31 else 8
-        return head + (4 + places) * max(1, round(adapter.method.target_share * adapter.size))
-    return head + 4 * sum(p.numel() for p in adapter.adapter_parameters().values())
-
-
-def precision(experiment: Experiment, device: str) -> "Dtype | None":
-    """What a run would compute in on such a device; null for float32."""
-    import torch
-
-    from harness.config import Precision
-
-    wanted = experiment.train.precision
-    if wanted is Precision.auto:
-        return torch.bfloat16 if device == "cuda" else None
-    return torch.bfloat16 if wanted is Precision.bfloat16 else None
-
-
-def packed_weights(
-    model: Any, skipped: tuple[str, ...], quantization: Quantization, double: bool
-) -> dict[str, tuple[int, int]]:
+def packed_weights(backbone: Backbone, double: bool) -> dict[str, tuple[int, int]]:
     """Linear layers that bitsandbytes would pack: name -> bytes plain and packed, quantization state included."""
     from torch import nn
+    from transformers.quantizers.quantizers_utils import should_convert_module
 
-    if quantization is Quantization.none:
+    from harness.models import never_quantized
+
+    if backbone.quantization is Quantization.none:
         return {}
-    sizes = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or {*skipped, "lm_head", "pooler"} & set(name.split(".")):
+    int8, skip, sizes = backbone.quantization is Quantization.int8, never_quantized(backbone.architecture), {}
+    for name, module in backbone.model.named_modules():
+        if not isinstance(module, nn.Linear) or not should_convert_module(name, skip):
             continue
         weight = module.weight
-        small = (
-            int8_bytes(*weight.shape) if quantization is Quantization.int8 else four_bit_bytes(weight.numel(), double)
-        )
+        small = int8_bytes(*weight.shape) if int8 else four_bit_bytes(weight.numel(), double)
         sizes[name] = (weight.numel() * weight.element_size(), small)
     return sizes
 

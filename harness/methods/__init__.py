@@ -110,6 +110,9 @@ class Adapter(Protocol):
     def disabled(self) -> AbstractContextManager[None]:
         """Switch the adapter off: inside the context the model computes what the backbone does."""
 
+    def saved_bytes(self) -> int:
+        """Bytes of the tensors that `save` writes at the end of training; the file's header comes on top."""
+
     def save(self, folder: Path) -> None:
         """Write adapter and head: safetensors and JSON only."""
 

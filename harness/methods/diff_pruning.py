@@ -293,6 +293,11 @@ class DiffPrunedWeights(SelectedWeights):
             parameters[name].data = p.data + final[name]
         return merged
 
+    def saved_bytes(self) -> int:
+        head = sum(p.numel() for p in self.head_parameters().values())
+        places = 4 if max(p.numel() for p in self.selected.values()) < 2**31 else 8
+        return 4 * head + (4 + places) * max(1, round(self.method.target_share * self.size))
+
     def save(self, folder: Path) -> None:
         """Write the head, and of each weight where it differs, as places in the flattened weight, and by how much."""
         import torch

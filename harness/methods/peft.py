@@ -534,6 +534,14 @@ class PeftAdapter(TrainingHooks):
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad = name in trained
 
+    def saved_bytes(self) -> int:
+        from peft import get_peft_model_state_dict
+
+        # What is saved is not what is trained: projections come on top, the networks that make a prompt do not.
+        with quiet():
+            tensors = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        return sum(t.numel() * (4 if t.is_floating_point() else t.element_size()) for t in tensors.values())
+
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with quiet():

@@ -205,6 +205,10 @@ class SelectedWeights(TrainingHooks):
     def detach(self) -> None:
         self._set(self.original)
 
+    def saved_bytes(self) -> int:
+        # Trained weights are float32, whatever the backbone's are.
+        return 4 * sum(p.numel() for p in (*self.adapter_parameters().values(), *self.head_parameters().values()))
+
     def save(self, folder: Path) -> None:
         from safetensors.torch import save_file
 
