@@ -346,9 +346,8 @@ def choose_quantization(experiment: Experiment) -> Quantization:
     """
     wanted, given = experiment.method.quantization(), experiment.model.quantization
     if wanted is not None and given not in (Quantization.none, wanted):
-        raise ConfigError(
-            f"model.quantization={given.value}: method={experiment.method.name} needs {wanted.value} weights"
-        )
+        needed = "unquantized" if wanted is Quantization.none else wanted.value
+        raise ConfigError(f"model.quantization={given.value}: method={experiment.method.name} needs {needed} weights")
     quantization = wanted or given
     if quantization is not Quantization.none and not experiment.model.pretrained:
         raise ConfigError(f"model.quantization={quantization.value}: only pretrained weights are quantized")

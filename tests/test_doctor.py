@@ -74,7 +74,7 @@ def test_the_same_reason_on_several_backbones_is_one_footnote(findings: list[Fin
     assert set(language.rows["head"][:-2]) == {language.rows["head"][0]} != {"yes"}
     assert language.rows["head"][-2:] == ["-", "-"]
     assert classification.rows["lora"] == ["yes"] * 15
-    assert "model.quantization=nf4/int8: method=full needs none weights" in legend
+    assert "model.quantization=nf4/int8: method=full needs unquantized weights" in legend
 
 
 def test_the_rules_agree_with_what_happens(tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def test_a_quantized_backbone_trains_or_is_refused(
 
 
 def test_full_fine_tuning_of_a_quantized_backbone_is_refused(tiny_model: TinyModel) -> None:
-    with pytest.raises(ConfigError, match=r"model\.quantization=nf4: method=full needs none weights"):
+    with pytest.raises(ConfigError, match=r"model\.quantization=nf4: method=full needs unquantized weights"):
         make_backbone(tiny_model("bert"), "full", "model.quantization=nf4")
 
 
