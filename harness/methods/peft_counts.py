@@ -23,7 +23,11 @@ WITH_CACHE = ("bert", "roberta", "electra", "gpt2", "opt", "bloom", "llama", "qw
 
 
 class Misfit(Exception):
-    """A shape or a kind of backbone that a method can't go with; the message is the reason."""
+    """A kind of backbone that a method can't go with; the message is the reason."""
+
+
+class WrongOption(Exception):
+    """An option that these shapes do not allow; the message begins with the option's name and value."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,14 @@ def each(form: Callable[[Any, Target], int]) -> Count:
 def whole_rank(rank: int, target: Target) -> int:
     """The rank, if the matrix can have it."""
     if rank > min(target.rows, target.columns):
-        raise Misfit(f"r={rank} is too much: {target.shape}, which has no larger rank than its smaller side")
+        raise WrongOption(f"r={rank} is too much: {target.shape}, which has no larger rank than its smaller side")
     return rank
 
 
 def divides(size: int, key: str, target: Target, *widths: int) -> int:
     """The size, if it divides the widths."""
     if any(width % size for width in widths):
-        raise Misfit(f"{key}={size} does not divide the sides: {target.shape}")
+        raise WrongOption(f"{key}={size} does not divide the sides: {target.shape}")
     return size
 
 
@@ -116,16 +120,20 @@ def adamss(config: Any, target: Target) -> int:
         raise Misfit("only subspace_rank=1 without use_dynamic_rank and use_asa has a size that the weights do not set")
     columns = target.columns + target.bias
     if config.r > min(target.rows, columns):
-        raise Misfit(f"r={config.r} is too much: {target.shape}, which has no larger rank than its smaller side")
+        raise WrongOption(f"r={config.r} is too much: {target.shape}, which has no larger rank than its smaller side")
     return config.num_subspaces * config.r + target.rows
 
 
 def boft(config: Any, target: Target) -> int:
     """Blocks of b x b on the diagonal of columns x columns, and a scale for each output."""
     if config.boft_n_butterfly_factor != 1:
-        raise Misfit("boft_n_butterfly_factor above 1 needs peft's CUDA extension, which is compiled when it is used")
+        raise WrongOption(
+            f"boft_n_butterfly_factor={config.boft_n_butterfly_factor} needs peft's CUDA extension, which is compiled "
+            "when it is used; 1 is allowed"
+        )
     size = config.boft_block_size or target.columns // config.boft_block_num
-    divides(config.boft_block_size or config.boft_block_num, "the block size or number", target, target.columns)
+    given = "boft_block_size" if config.boft_block_size else "boft_block_num"
+    divides(getattr(config, given), given, target, target.columns)
     return target.columns * size + target.rows
 
 
@@ -144,13 +152,13 @@ def deft(config: Any, target: Target) -> int:
 def frequencies(config: Any, target: Target) -> int:
     """Chosen coefficients of a transform of the matrix."""
     if config.n_frequency > target.rows * target.columns:
-        raise Misfit(f"n_frequency={config.n_frequency} is more than the entries: {target.shape}")
+        raise WrongOption(f"n_frequency={config.n_frequency} is more than the entries: {target.shape}")
     return config.n_frequency
 
 
 def waveft(config: Any, target: Target) -> int:
     if config.proportional_parameters:
-        raise Misfit("proportional_parameters=true is not counted here; false gives every module n_frequency")
+        raise WrongOption("proportional_parameters=true is not counted here; false gives every module n_frequency")
     return frequencies(config, target)
 
 
@@ -178,7 +186,7 @@ def gralora(config: Any, target: Target) -> int:
     """Blocks, k by k, whose factors are as wide together as LoRA's, and a whole low-rank part beside them."""
     divides(config.gralora_k, "gralora_k", target, target.rows, target.columns)
     if config.r % config.gralora_k:
-        raise Misfit(f"gralora_k={config.gralora_k} does not divide r={config.r}")
+        raise WrongOption(f"gralora_k={config.gralora_k} does not divide r={config.r}")
     whole_rank(config.r, target)
     return (config.r + config.hybrid_r) * (target.rows + target.columns)
 
@@ -186,7 +194,7 @@ def gralora(config: Any, target: Target) -> int:
 def hra(config: Any, target: Target) -> int:
     """A chain of reflections, each given by a vector of the inputs."""
     if config.r > target.columns:
-        raise Misfit(f"r={config.r} reflections are too many: {target.shape}")
+        raise WrongOption(f"r={config.r} reflections are too many: {target.shape}")
     return config.r * target.columns
 
 
@@ -212,7 +220,7 @@ def lokr(config: Any, target: Target) -> int:
 def miss(config: Any, target: Target) -> int:
     """A shard of r x rows that all groups of inputs share; bat and mini cut it otherwise."""
     if config.r > target.columns:
-        raise Misfit(f"r={config.r} is too much: {target.shape}")
+        raise WrongOption(f"r={config.r} is too much: {target.shape}")
     if config.init_weights == "bat":
         divides(config.r, "r", target, target.rows, target.columns)
         return target.rows * config.r
@@ -236,7 +244,7 @@ def osf(config: Any, target: Target) -> int:
     share = config.effective_rank
     high = side // 2 if share is None else int(share * side) if 0 < share < 1 else int(share)
     if not 0 < high < side:
-        raise Misfit(f"effective_rank={share} leaves nothing to train or to keep: {target.shape}")
+        raise WrongOption(f"effective_rank={share} leaves nothing to train or to keep: {target.shape}")
     return (side - high) * (target.rows + target.columns + 1)
 
 
@@ -269,7 +277,7 @@ def shira(config: Any, target: Target) -> int:
     """As many scattered entries as LoRA of the same rank has."""
     entries = config.r * (target.rows + target.columns)
     if entries > target.rows * target.columns:
-        raise Misfit(f"r={config.r} asks for {entries} entries: {target.shape}")
+        raise WrongOption(f"r={config.r} asks for {entries} entries: {target.shape}")
     return entries
 
 
@@ -277,7 +285,7 @@ def supertuning(config: Any, target: Target) -> int:
     """The largest entries, and a low-rank part if r is given."""
     entries = int(target.rows * target.columns * (1 - config.sparsity))
     if not entries:
-        raise Misfit(f"sparsity={config.sparsity} leaves no entry to train: {target.shape}")
+        raise WrongOption(f"sparsity={config.sparsity} leaves no entry to train: {target.shape}")
     return entries + (low_rank(config, target) if config.r else 0)
 
 
@@ -299,7 +307,7 @@ def vblora(config: Any, targets: list[Target], backbone: Backbone) -> int:
     """A bank of vectors for all, and for each piece of each factor its preference among them."""
     total = config.num_vectors * config.vector_length
     if config.topk > config.num_vectors:
-        raise Misfit(f"topk={config.topk} is more than num_vectors={config.num_vectors}")
+        raise WrongOption(f"topk={config.topk} is more than num_vectors={config.num_vectors}")
     for target in targets:
         whole_rank(config.r, target)
         size = divides(config.vector_length, "vector_length", target, target.rows, target.columns)
@@ -311,7 +319,7 @@ def adaption_prompt(config: Any, targets: list[Target], backbone: Backbone) -> i
     """A prompt and a gate for each of the top layers."""
     layers = backbone.model.config.num_hidden_layers
     if config.adapter_layers > layers:
-        raise Misfit(f"adapter_layers={config.adapter_layers} is too much: the backbone has {layers}")
+        raise WrongOption(f"adapter_layers={config.adapter_layers} is too much: the backbone has {layers}")
     return config.adapter_layers * (config.adapter_len * backbone.model.config.hidden_size + 1)
 
 
@@ -353,7 +361,7 @@ def trainable_tokens(config: Any, targets: list[Target], backbone: Backbone) -> 
     rows, columns = backbone.model.get_input_embeddings().weight.shape  # type: ignore[misc,union-attr]
     beyond = [index for index in config.token_indices if not 0 <= index < rows]
     if beyond:
-        raise Misfit(f"token_indices has {beyond[0]}, and the vocabulary {rows} tokens")
+        raise WrongOption(f"token_indices={beyond} is beyond the vocabulary: it has {rows} tokens")
     return len(set(config.token_indices)) * int(columns)
 
 
@@ -452,7 +460,7 @@ def expected(method: str, config: Any, targets: list[Target], backbone: Backbone
     """Trained parameters apart from the head.
 
     Raises:
-        ConfigError: The class can't go with this backbone.
+        ConfigError: The class, or one of its options, can't go with this backbone.
     """
     cls = type(config).__name__
     rules, kind = RULES[cls], backbone.model.config.model_type
@@ -469,5 +477,7 @@ def expected(method: str, config: Any, targets: list[Target], backbone: Backbone
         if cls == "PrefixTuningConfig" and backbone.model.is_gradient_checkpointing:
             raise Misfit("its prefix lies in the key-value cache, which gradient checkpointing switches off")
         return rules.count(config, targets, backbone)
+    except WrongOption as reason:
+        raise ConfigError(f"method.config.{reason}") from None
     except Misfit as reason:
         raise ConfigError(f"method={method}: {reason}") from None
