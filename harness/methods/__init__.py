@@ -1,6 +1,7 @@
 """What a fine-tuning method is; each file beside this one is a family of them."""
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -48,6 +49,24 @@ class Method(Protocol):
         Raises:
             ValueError: The files are missing, damaged, or of another backbone.
         """
+
+
+@dataclass(frozen=True)
+class MethodDefaults:
+    """The keys of every method, and what most methods answer; implementations of `Method` inherit it."""
+
+    name: str
+    learning_rate: float
+    learning_rates: list[float]
+
+    def check(self, key: str) -> None:
+        """Nothing to refuse."""
+
+    def quantization(self) -> Quantization | None:
+        return None
+
+    def virtual_tokens(self) -> int:
+        return 0
 
 
 class TrainingHooks:

@@ -8,7 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config import ConfigError, Quantization
+from harness.config import ConfigError
+from harness.methods import MethodDefaults
 from harness.methods.selective import SelectedWeights
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Activation(Enum):
 
 
 @dataclass(frozen=True)
-class BottleneckMethod:
+class BottleneckMethod(MethodDefaults):
     """What bottleneck adapters share: they differ in the modules they sit at, and in what they read there.
 
     Attributes:
@@ -46,9 +47,6 @@ class BottleneckMethod:
             bottleneck_dim.
     """
 
-    name: str
-    learning_rate: float
-    learning_rates: list[float]
     bottleneck_dim: int | None
     reduction_factor: int | None
     activation: Activation
@@ -63,12 +61,6 @@ class BottleneckMethod:
             raise ConfigError(
                 f"{key}.bottleneck_dim and {key}.reduction_factor: {what} given; give one and set the other to null"
             )
-
-    def quantization(self) -> Quantization | None:
-        return None
-
-    def virtual_tokens(self) -> int:
-        return 0
 
     def bottleneck(self, width: int) -> int:
         """Width between the projections in a backbone of this hidden width.

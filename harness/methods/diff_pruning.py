@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import ConfigError, Quantization, TrainConfig
+from harness.methods import MethodDefaults
 from harness.methods.selective import CONFIG_FILE, WEIGHTS_FILE, SelectedWeights
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def expected_l0(logit: "Tensor") -> "Tensor":
 
 
 @dataclass(frozen=True)
-class DiffPruning:
+class DiffPruning(MethodDefaults):
     """theta + z * w: each weight of the backbone has a difference w and a gate z (Guo et al. 2021, arXiv 2012.07463).
 
     The expected number of open gates is penalised. After a share of the steps the differences largest in magnitude are
@@ -62,9 +63,6 @@ class DiffPruning:
         embeddings: Whether embedding tables, and an output layer tied to one, may differ, as in the paper.
     """
 
-    name: str
-    learning_rate: float
-    learning_rates: list[float]
     target_share: float
     l0_weight: float
     gate_init: float
@@ -88,9 +86,6 @@ class DiffPruning:
     def quantization(self) -> Quantization | None:
         # A difference can't be added to packed integers.
         return Quantization.none
-
-    def virtual_tokens(self) -> int:
-        return 0
 
     def selected(self, backbone: "Backbone") -> "dict[str, nn.Parameter]":
         """The weights that may differ, tied ones once."""

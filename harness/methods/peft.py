@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Union, get_args, get_origi
 
 from harness.architectures import ROLES, Backbone, Kind
 from harness.config import ConfigError, Quantization, locate, near_misses
-from harness.methods import TrainingHooks
+from harness.methods import MethodDefaults, TrainingHooks
 from harness.methods.peft_counts import LEFT_OUT, RULES, describe, expected, matches, width
 
 if TYPE_CHECKING:
@@ -58,21 +58,8 @@ COUNTED_FROM_ONE = ("r", "num_virtual_tokens", "n_frequency", "block_size", "gro
 
 
 @dataclass(frozen=True)
-class PeftBased:
+class PeftBased(MethodDefaults):
     """What the methods that go through peft share: they differ in the `peft.PeftConfig` they make."""
-
-    name: str
-    learning_rate: float
-    learning_rates: list[float]
-
-    def check(self, key: str) -> None:
-        """Nothing to refuse."""
-
-    def quantization(self) -> Quantization | None:
-        return None
-
-    def virtual_tokens(self) -> int:
-        return 0
 
     def peft_config(self, backbone: Backbone) -> Any:
         """The `peft.PeftConfig` for a backbone, its modules named.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import ConfigError, Quantization
 from harness.measure import logical_size
-from harness.methods import TrainingHooks
+from harness.methods import MethodDefaults, TrainingHooks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,21 +23,8 @@ CONFIG_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True)
-class _Selection:
+class _Selection(MethodDefaults):
     """What the methods of this file share: they differ in the weights they select, and so only in `selects`."""
-
-    name: str
-    learning_rate: float
-    learning_rates: list[float]
-
-    def check(self, key: str) -> None:
-        """Nothing to refuse."""
-
-    def quantization(self) -> Quantization | None:
-        return None
-
-    def virtual_tokens(self) -> int:
-        return 0
 
     def selects(self, backbone: "Backbone") -> Callable[[str], bool]:
         """Which parameters of the backbone are trained, by name.
