@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
     from harness.architectures import Backbone
 
+# What peft names the files of an adapter, and so every method here.
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
 
 class Method(Protocol):
     """The hyper-parameters of a method, as a frozen dataclass, and what it does to a backbone."""

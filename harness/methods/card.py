@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness.architectures import Kind
 from harness.config import ConfigError
+from harness.methods import CONFIG_FILE
 from harness.record import RunRecord, write_atomically
 
 if TYPE_CHECKING:
     from harness.methods.saved import Manifest
 
 CARD_FILE = "README.md"
-CONFIG_FILE = "adapter_config.json"
 PIPELINES = {
     Kind.classification: "text-classification",
     Kind.causal_lm: "text-generation",

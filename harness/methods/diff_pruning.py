@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import ConfigError, Quantization, TrainConfig
-from harness.methods import MethodDefaults
-from harness.methods.selective import CONFIG_FILE, WEIGHTS_FILE, SelectedWeights
+from harness.methods import CONFIG_FILE, WEIGHTS_FILE, MethodDefaults
+from harness.methods.selective import SelectedWeights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Union, get_args, get_origi
 
 from harness.architectures import ROLES, Backbone, Kind
 from harness.config import ConfigError, Quantization, locate, near_misses
-from harness.methods import MethodDefaults, TrainingHooks
+from harness.methods import CONFIG_FILE, WEIGHTS_FILE, MethodDefaults, TrainingHooks
 from harness.methods.peft_counts import LEFT_OUT, RULES, describe, expected, matches, width
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
 # Beside the roles of an architecture: all its normalisation layers.
 NORMS = "norms"
 # The value projection alone: LoRA's two without the query; where they are fused, whole.

@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import ConfigError, Quantization
 from harness.measure import logical_size
-from harness.methods import MethodDefaults, TrainingHooks
+from harness.methods import CONFIG_FILE, WEIGHTS_FILE, MethodDefaults, TrainingHooks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.architectures import Backbone
-
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True)
