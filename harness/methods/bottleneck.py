@@ -120,9 +120,7 @@ class BottleneckMethod(MethodDefaults):
         return AddedModules(backbone, self, self.layers(backbone))
 
     def restore(self, backbone: "Backbone", folder: Path) -> "AddedModules":
-        adapter = self.attach(backbone)
-        adapter.load(folder)
-        return adapter
+        return self.attach(backbone).load(folder)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,15 @@
 """Diff pruning: a sparse difference to the backbone's weights, its places found in training."""
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from harness.config import ConfigError, Quantization, TrainConfig
-from harness.methods import CONFIG_FILE, WEIGHTS_FILE, MethodDefaults
-from harness.methods.selective import SelectedWeights
+from harness.methods import WEIGHTS_FILE, MethodDefaults
+from harness.methods.selective import SelectedWeights, read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -114,9 +113,7 @@ class DiffPruning(MethodDefaults):
         return DiffPrunedWeights(backbone, self)
 
     def restore(self, backbone: "Backbone", folder: Path) -> "DiffPrunedWeights":
-        adapter = self.attach(backbone)
-        adapter.load(folder)
-        return adapter
+        return self.attach(backbone).load(folder)
 
 
 class DiffPrunedWeights(SelectedWeights):
@@ -296,44 +293,28 @@ class DiffPrunedWeights(SelectedWeights):
     def save(self, folder: Path) -> None:
         """Write the head, and of each weight where it differs, as places in the flattened weight, and by how much."""
         import torch
-        from safetensors.torch import save_file
 
-        from harness.record import write_atomically
-
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: p.detach().cpu().contiguous() for name, p in self.head_parameters().items()}
+        tensors: dict[str, Tensor] = {**self.head_parameters()}
         for name, difference in self._by_weight(self._final().cpu()).items():
             flat = difference.flatten()
             places = flat.nonzero().squeeze(1)
             small = flat.numel() <= torch.iinfo(torch.int32).max
             tensors[f"{name}.places"] = places.to(torch.int32) if small else places
             tensors[f"{name}.differences"] = flat[places]
-        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        cls, changed = type(self.method), self.changed_parameters()
-        content: dict[str, Any] = {
-            "_target_": f"{cls.__module__}.{cls.__qualname__}",
-            **asdict(self.method),
-            "selected_parameters": self.size,
-            "changed_parameters": changed,
-            "changed_share": changed / self.size,
-        }
-        write_atomically(folder / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
+        changed = self.changed_parameters()
+        share = changed / self.size
+        self._write(folder, tensors, selected_parameters=self.size, changed_parameters=changed, changed_share=share)
 
-    def load(self, folder: Path) -> "DiffPrunedWeights":
+    def load(self, folder: Path) -> Self:
         """Read what `save` wrote into this model; its places are fixed.
 
         Raises:
             ValueError: The file is missing or damaged, or its tensors are not this model's.
         """
         import torch
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
         path = folder / WEIGHTS_FILE
-        try:
-            saved = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} can't be read: {error}") from error
+        saved = read_tensors(path)
         head = {name: tuple(tensor.shape) for name, tensor in self.original.items()}
         expected = {*head, *(f"{name}.{kind}" for name in self.selected for kind in ("places", "differences"))}
         wrong = sorted(expected ^ set(saved)) + [

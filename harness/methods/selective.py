@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from harness.config import ConfigError, Quantization
 from harness.measure import logical_size
@@ -138,6 +138,21 @@ class BitFit(_Selection):
         return chosen.__contains__
 
 
+def read_tensors(path: Path) -> "dict[str, Tensor]":
+    """The tensors of a file.
+
+    Raises:
+        ValueError: It is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
+
+
 def is_bias(name: str) -> bool:
     """Whether a parameter is a bias by its name: `bias`, or `Wqkv_bias` and the like."""
     return name.rpartition(".")[2].endswith("bias")
@@ -194,32 +209,29 @@ class SelectedWeights(TrainingHooks):
         return 4 * sum(p.numel() for p in (*self.adapter_parameters().values(), *self.head_parameters().values()))
 
     def save(self, folder: Path) -> None:
+        self._write(folder, {**self.adapter_parameters(), **self.head_parameters()})
+
+    def _write(self, folder: Path, tensors: "Mapping[str, Tensor]", **figures: float) -> None:
+        """Write tensors, and the method's hyper-parameters with what it came to."""
         from safetensors.torch import save_file
 
         from harness.record import write_atomically
 
         folder.mkdir(parents=True, exist_ok=True)
-        trained = {**self.adapter_parameters(), **self.head_parameters()}
-        tensors = {name: p.detach().cpu().contiguous() for name, p in trained.items()}
-        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         cls = type(self.method)
-        content = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **asdict(self.method)}
+        content = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **asdict(self.method), **figures}
         write_atomically(folder / CONFIG_FILE, json.dumps(content, indent=2, default=lambda value: value.value) + "\n")
 
-    def load(self, folder: Path) -> "SelectedWeights":
+    def load(self, folder: Path) -> Self:
         """Read what `save` wrote into this model.
 
         Raises:
             ValueError: The file is missing or damaged, or its tensors are not this model's.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         path = folder / WEIGHTS_FILE
-        try:
-            saved = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} can't be read: {error}") from error
+        saved = read_tensors(path)
         shapes = {name: tuple(tensor.shape) for name, tensor in self.original.items()}
         found = {name: tuple(tensor.shape) for name, tensor in saved.items()}
         if shapes != found:
