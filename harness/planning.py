@@ -278,7 +278,7 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from harness.reporting.plots import COLOURS, SETTINGS, _bytes
+    from harness.reporting.plots import COLOURS, SETTINGS, encoded
 
     shared = [text for text in points[0]["overrides"] if all(text in point["overrides"] for point in points)]
     names = [" ".join(t for t in p["overrides"] if t not in shared) or "this" for p in points]
@@ -302,6 +302,6 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
         figure.suptitle(" ".join(shared), x=0.01, ha="left", fontsize=10)
         figure.legend(loc="outside lower center", ncols=len(MEMORY), frameon=False)
         try:
-            path.write_bytes(_bytes(figure, path.suffix[1:]))
+            path.write_bytes(encoded(figure, path.suffix[1:]))
         except OSError as error:
             raise ConfigError(f"plan.picture={path}: can't be written: {error.strerror}") from error

@@ -67,7 +67,7 @@ def score_against_parameters(summary: pd.DataFrame, points: pd.DataFrame) -> dic
             panel.set_axis_off()
         order = sorted(handles, key=lambda name: (name == MAJORITY, _place(name), name))
         figure.legend([handles[name] for name in order], order, loc="outside right upper", frameon=False)
-        return {kind: _bytes(figure, kind) for kind in ("svg", "png")}
+        return {kind: encoded(figure, kind) for kind in ("svg", "png")}
 
 
 def _panel(axes: "Axes", summary: pd.DataFrame, points: pd.DataFrame, handles: dict[str, Any]) -> None:
@@ -112,7 +112,8 @@ def _count(value: float) -> str:
     return f"{value:g}"
 
 
-def _bytes(figure: Any, kind: str) -> bytes:
+def encoded(figure: Any, kind: str) -> bytes:
+    """A figure as the content of a file, `svg` or `png`."""
     stream = io.BytesIO()
     # No date, no program: the same store gives the same bytes.
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
