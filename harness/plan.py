@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from harness.config import ConfigError, Experiment, Quantization, build, conf_root, register_resolvers
+from harness.config import ConfigError, Experiment, build, conf_root, register_resolvers
 from harness.planning import PAGE, PLANNED, Settings, Stream, draw, fits, read_settings, steps, storage
 from harness.record import empty_cost
 
@@ -34,10 +34,6 @@ Prints parameters, memory of a training step by category, operations, the saved 
   plan.device=cpu     or cuda: its kernels and precision         plan.tasks=N         tasks to store (10)
   plan.picture=FILE   memory as stacked bars, .png or .svg       plan.format=table    or json, csv, markdown
 """
-FLOAT32_BYTES = 4
-ADAM_MOMENTS = 2
-# AdamW keeps its step count as a float32 tensor for every parameter tensor.
-ADAM_STEP_BYTES = 4
 
 
 def main() -> int:
@@ -194,14 +190,12 @@ def step_of(experiment: Experiment, settings: Settings) -> "Step":
     Raises:
         ConfigError: The text and the method's own positions are longer than the model reads.
     """
-    from harness.models import check_positions
+    from harness.models import check_positions, choose_device
     from harness.predict import Step
 
     device = settings.device or experiment.train.device.value
     if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = choose_device(device).type
     step = Step(
         settings.batch_size or experiment.train.batch_size, settings.length or experiment.task.max_length, device
     )
@@ -240,29 +234,24 @@ def costs(experiment: Experiment, step: "Step") -> tuple[dict[str, Any], dict[st
     return cost, unmeasured
 
 
-def parameters(experiment: Experiment) -> dict[str, int | None]:
+def parameters(experiment: Experiment) -> dict[str, int]:
     """Parameters of a method on all layers by its closed form, which is held against what attaching to a few adds."""
     from harness.measure import logical_parameters
-    from harness.predict import depths, with_layers
+    from harness.predict import at_full_depth, depths, with_layers
 
     configuration = architecture_of(experiment)
     backbone = skeleton(experiment, configuration)
     expected = experiment.method.expected_parameters(backbone)
-    layers, sampled = configuration.num_hidden_layers, depths(experiment, configuration)
-    few, *more = (count(experiment.method, skeleton(experiment, with_layers(configuration, n))) for n in sampled)
-
-    def whole(name: str) -> int:
-        start = few[name] or 0
-        share = (layers - sampled[0]) / (sampled[1] - sampled[0]) if more else 0
-        return round(start + share * (((more[0][name] or 0) - start) if more else 0))
-
-    head = few["head_parameters"] or 0
-    assert whole("total_parameters") >= logical_parameters(backbone.model)
+    sampled = depths(experiment, configuration)
+    counts = [count(experiment.method, skeleton(experiment, with_layers(configuration, depth))) for depth in sampled]
+    total = round(at_full_depth(counts, sampled, configuration.num_hidden_layers)["total_parameters"])
+    assert total >= logical_parameters(backbone.model)
+    head = counts[0]["head_parameters"]
     return {
         "adapter_parameters": expected,
         "head_parameters": head,
         "trainable_parameters": expected + head,
-        "total_parameters": whole("total_parameters"),
+        "total_parameters": total,
     }
 
 
@@ -277,8 +266,8 @@ def skeleton(experiment: Experiment, configuration: "PretrainedConfig | None" = 
     return backbone
 
 
-def count(method: "Method", backbone: "Backbone") -> dict[str, int | None]:
-    """Parameters and bytes of a method on a backbone without weights, to which it is then attached.
+def count(method: "Method", backbone: "Backbone") -> dict[str, int]:
+    """Parameters of a method on a backbone without weights, to which it is then attached.
 
     The skeleton is never packed: the counts of a quantized backbone are those of the numbers it stands for.
 
@@ -289,30 +278,24 @@ def count(method: "Method", backbone: "Backbone") -> dict[str, int | None]:
 
     expected = method.expected_parameters(backbone)
     head = sum(p.numel() for name, p in backbone.model.named_parameters() if backbone.is_head(name))
-    without = logical_parameters(backbone.model)
-    counted: dict[str, int | None] = {
-        "adapter_parameters": expected,
-        "head_parameters": head,
-        "trainable_parameters": expected + head,
-        "total_parameters": without + expected,
-        "gradient_bytes": FLOAT32_BYTES * (expected + head),
-    }
+    total = logical_parameters(backbone.model) + expected
     try:
         adapter = method.attach(backbone)
     except ConfigError:
         # It begins with a decomposition or a choice of the weights' values. The closed form has said that the two go
-        # together, and such a method adds what it trains; how many tensors and buffers that takes is left open.
-        return counted
-    own, new = adapter.adapter_parameters(), adapter.head_parameters()
-    assert expected == sum(p.numel() for p in own.values()), "the closed form and the attached method differ"
-    assert head == sum(p.numel() for p in new.values()), "the method does not train the head alone beside its own"
-    counted["total_parameters"] = adapter.total_parameters()
-    if backbone.quantization is Quantization.none:
-        held = [*adapter.model.parameters(), *adapter.model.buffers()]
-        counted["weight_bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in held)
-    moments = FLOAT32_BYTES * ADAM_MOMENTS * (expected + head)
-    counted["optimizer_bytes"] = moments + ADAM_STEP_BYTES * (len(own) + len(new))
-    return counted
+        # together, and such a method adds what it trains.
+        pass
+    else:
+        own, new = adapter.adapter_parameters(), adapter.head_parameters()
+        assert expected == sum(p.numel() for p in own.values()), "the closed form and the attached method differ"
+        assert head == sum(p.numel() for p in new.values()), "the method does not train the head alone beside its own"
+        total = adapter.total_parameters()
+    return {
+        "adapter_parameters": expected,
+        "head_parameters": head,
+        "trainable_parameters": expected + head,
+        "total_parameters": total,
+    }
 
 
 def architecture_of(experiment: Experiment) -> "PretrainedConfig":

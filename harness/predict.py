@@ -5,6 +5,7 @@ same meters that count a real step (harness/measure.py) count this one, with wha
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,19 +66,13 @@ def predict(experiment: Experiment, configuration: "PretrainedConfig", step: Ste
     """
     import torch
 
-    layers = configuration.num_hidden_layers
     sampled = depths(experiment, configuration)
     # A plan must not move the generator of whoever asks. Outside of the fake tensors, whose states would be fake.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         counted = [_count(experiment, with_layers(configuration, depth), step) for depth in sampled]
-    if len(counted) == 1:
-        (whole,) = counted
-    else:
-        few, more = counted
-        share = (layers - sampled[0]) / (sampled[1] - sampled[0])
-        whole = Counted(**{n: v + share * (getattr(more, n) - v) for n, v in vars(few).items()})
-    figures = {name: round(value) for name, value in vars(whole).items()}
+    whole = at_full_depth([vars(each) for each in counted], sampled, configuration.num_hidden_layers)
+    figures = {name: round(value) for name, value in whole.items()}
     return {**figures, "train_flops_per_token": figures["train_flops"] / (step.rows * step.length)}
 
 
@@ -99,6 +94,13 @@ def depths(experiment: Experiment, configuration: "PretrainedConfig") -> tuple[i
     except ConfigError:
         return SAMPLED_PERIODS
     return SAMPLED_LAYERS
+
+
+def at_full_depth(counted: Sequence[Mapping[str, float]], sampled: tuple[int, ...], layers: int) -> dict[str, float]:
+    """Figures of a backbone with all of its layers, from those of one with each of the `depths`."""
+    few, more = counted[0], counted[-1]
+    share = (layers - sampled[0]) / (sampled[-1] - sampled[0]) if len(sampled) > 1 else 0
+    return {name: value + share * (more[name] - value) for name, value in few.items()}
 
 
 def with_layers(configuration: "PretrainedConfig", layers: int) -> "PretrainedConfig":

@@ -91,10 +91,8 @@ def test_every_method_is_planned_or_refused_in_a_sentence(name: str) -> None:
         except ConfigError as error:
             refusals.append(str(error))
             continue
-        assert counted["trainable_parameters"] == (counted["adapter_parameters"] or 0) + (
-            counted["head_parameters"] or 0
-        )
-        assert (counted["total_parameters"] or 0) >= bare
+        assert counted["trainable_parameters"] == counted["adapter_parameters"] + counted["head_parameters"]
+        assert counted["total_parameters"] >= bare
         assert bool(counted["head_parameters"]) == (kind is Kind.classification)
     assert len(refusals) < len(BACKBONES)
     assert all(text.startswith("method") and "\n" not in text for text in refusals)

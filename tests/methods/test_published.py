@@ -81,10 +81,10 @@ def test_attached_to_a_skeleton_the_method_has_the_published_count(row: Row) -> 
     bare = fresh_skeleton(row.model, row.kind)
     head, total = head_of(bare), logical_parameters(bare.model)
     assert all(counted["head_parameters"] == head for counted in counts)
-    added = sum(counted["adapter_parameters"] or 0 for counted in counts)
+    added = sum(counted["adapter_parameters"] for counted in counts)
     assert added + (head if row.with_head else 0) + row.trained_beyond == row.trained
     if row.total is not None:
-        own_totals = sum((counted["total_parameters"] or 0) - total for counted in counts)
+        own_totals = sum(counted["total_parameters"] - total for counted in counts)
         assert total + own_totals + row.total_beyond == row.total
 
 
