@@ -1,7 +1,8 @@
-"""GLUE's metrics (Wang et al. 2019, arXiv 1804.07461, table 1): plain functions, and `evaluate.Metric`s made of them.
+"""Metrics as plain functions, and as `evaluate.Metric`s made of them.
 
-Neither needs a network. Runs call the functions through `compute`; importing `evaluate` takes six seconds, so it is
-imported only by who wants a `evaluate.Metric`.
+Here are GLUE's (Wang et al. 2019, arXiv 1804.07461, table 1); those of generated text are the means of
+harness/text_metrics.py over the rows. Neither needs a network. Runs call the functions through `compute`; importing
+`evaluate` takes six seconds, so it is imported only by who wants a `evaluate.Metric`.
 
 Where a formula has no value: an F1 without positives (0/0), and a correlation with something constant, are 0.0. That is
 scikit-learn's convention for Matthews; SciPy calls Pearson's and Spearman's NaN, which would drop a collapsed run out
@@ -9,9 +10,13 @@ of every mean instead of showing it at the level of chance. NaN is left to predi
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from harness import text_metrics
 from harness.config import ConfigError, near_misses
+from harness.text_metrics import PER_ROW
 
 if TYPE_CHECKING:
     from evaluate import Metric
@@ -83,8 +88,17 @@ def _ranks(values: "ndarray") -> "ndarray":
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
-METRICS: dict[str, Callable[["ndarray", "ndarray"], float]] = {
-    function.__name__: function for function in (accuracy, f1, matthews_correlation, pearson, spearman)
+def _mean_over_rows(score: Callable[[str, str], float]) -> Callable[[Sequence[str], Sequence[str]], float]:
+    @wraps(score)
+    def mean(predictions: Sequence[str], references: Sequence[str]) -> float:
+        return fmean(map(score, predictions, references))
+
+    return mean
+
+
+METRICS: dict[str, Callable[[Any, Any], float]] = {
+    **{function.__name__: function for function in (accuracy, f1, matthews_correlation, pearson, spearman)},
+    **{name: _mean_over_rows(score) for name, score in PER_ROW.items()},
 }
 CORRELATIONS_OF_NUMBERS = (pearson, spearman)
 LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "forgetting.before", "forgetting.after")
@@ -96,7 +110,7 @@ def higher_is_better(name: str) -> bool:
 
 
 def compute(names: Iterable[str], predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-    """Score predictions against labels: metric name -> value.
+    """Score predictions against labels, or texts against texts: metric name -> value.
 
     Raises:
         ConfigError: There is no metric of a name.
@@ -111,7 +125,8 @@ def compute(names: Iterable[str], predictions: Sequence[Any], references: Sequen
         raise ValueError(f"{len(predictions)} predictions for {len(references)} labels")
     if len(predictions) == 0:
         raise ValueError("there are no rows to score")
-    return {name: METRICS[name](np.asarray(predictions), np.asarray(references)) for name in names}
+    as_given, arrays = (predictions, references), (np.asarray(predictions), np.asarray(references))
+    return {name: METRICS[name](*(as_given if name in PER_ROW else arrays)) for name in names}
 
 
 def metric(name: str) -> "Metric":
@@ -126,13 +141,14 @@ def metric(name: str) -> "Metric":
     from datasets import Features, Value
 
     function = METRICS[_check(name)]
-    kind = "float64" if function in CORRELATIONS_OF_NUMBERS else "int64"
+    kind = "string" if name in PER_ROW else "float64" if function in CORRELATIONS_OF_NUMBERS else "int64"
+    glue = "Wang et al. 2019, GLUE, arXiv 1804.07461"
 
-    class GlueMetric(evaluate.Metric):
+    class RowMetric(evaluate.Metric):
         def _info(self) -> evaluate.MetricInfo:
             return evaluate.MetricInfo(
                 description=(function.__doc__ or "").split("\n")[0],
-                citation="Wang et al. 2019, GLUE, arXiv 1804.07461",
+                citation=(text_metrics.__doc__ or "") if name in PER_ROW else glue,
                 inputs_description="predictions, references: one of each a row",
                 features=Features({"predictions": Value(kind), "references": Value(kind)}),
             )
@@ -140,9 +156,9 @@ def metric(name: str) -> "Metric":
         def _compute(self, *, predictions: Any, references: Any, **_: Any) -> dict[str, float]:
             return compute([name], predictions, references)
 
-    GlueMetric.__name__ = GlueMetric.__qualname__ = name
+    RowMetric.__name__ = RowMetric.__qualname__ = name
     # In memory; evaluate makes its cache folder all the same, and a home may be read-only.
-    return GlueMetric(keep_in_memory=True, cache_dir=tempfile.gettempdir())
+    return RowMetric(keep_in_memory=True, cache_dir=tempfile.gettempdir())
 
 
 def _check(name: str) -> str:

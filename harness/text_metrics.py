@@ -1,0 +1,99 @@
+r"""Metrics of generated text: a score of one prediction against its reference, of which the metric is the mean.
+
+Exact match and token F1 are SQuAD's (Rajpurkar et al. 2016, arXiv 1606.05250; F1 of empty answers as in SQuAD 2.0,
+Rajpurkar et al. 2018, arXiv 1806.03822). ROUGE-L is Lin 2004 ("ROUGE: A Package for Automatic Evaluation of
+Summaries", section 3). GSM8K's answer is that of Cobbe et al. 2021 (arXiv 2110.14168, section 2).
+
+ROUGE-L is written out here: the package rouge_score would bring nltk, absl, six and their needs for a stemmer that is
+not used, and the rest of it is one table. Values are the same on English text without stemming; letters outside of
+a-z are part of a word here, which that package takes for spaces.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable
+from decimal import Decimal
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_WORDS = re.compile(r"[^\W_]+")
+_CURRENCY = re.compile(r"[$€£¥₹]\s*")
+ANSWER_MARK = "####"
+# A minus behind a digit, a letter or a bracket subtracts; a comma is part of a number only where it parts thousands.
+_NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+
+
+def normalised(text: str) -> str:
+    """SQuAD's normalisation: lower case, without punctuation, then without articles, then single spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, reference: str) -> float:
+    """1 if both are the same text but for case, articles, punctuation and spacing (SQuAD), else 0."""
+    return float(normalised(prediction) == normalised(reference))
+
+
+def token_f1(prediction: str, reference: str) -> float:
+    """Harmonic mean of precision and recall over normalised words, each as often as it occurs (SQuAD).
+
+    Where either side has no words, it is 1 if neither has and else 0.
+    """
+    predicted, true = normalised(prediction).split(), normalised(reference).split()
+    shared = (Counter(predicted) & Counter(true)).total()
+    return _harmonic_mean(shared, len(predicted), len(true))
+
+
+def rouge_l(prediction: str, reference: str) -> float:
+    """ROUGE-L: harmonic mean of precision and recall of the longest common subsequence of words (Lin 2004, beta 1).
+
+    Words are runs of letters and digits, in lower case and not stemmed. Where either side has no words, it is 1 if
+    neither has and else 0.
+    """
+    predicted, true = _WORDS.findall(prediction.lower()), _WORDS.findall(reference.lower())
+    return _harmonic_mean(_common_subsequence(predicted, true), len(predicted), len(true))
+
+
+def gsm8k_answer(prediction: str, reference: str) -> float:
+    """1 if the final numbers are equal as numbers, else 0; also 0 where either side has none.
+
+    The final number follows the first "####", commas and currency signs left out. A text without "####" is taken by
+    its last number, so that an answer in another form counts as well: a model need not have learnt the mark.
+    """
+    predicted, true = final_number(prediction), final_number(reference)
+    return float(predicted is not None and predicted == true)
+
+
+def final_number(text: str) -> Decimal | None:
+    """The number right after the first "####", in a text without that mark the last one; null where there is none."""
+    before, mark, after = _CURRENCY.sub("", text).partition(ANSWER_MARK)
+    if mark:
+        found = _NUMBER.match(after.lstrip())
+        last = found.group() if found else None
+    else:
+        last = next(iter(_NUMBER.findall(before)[-1:]), None)
+    return None if last is None else Decimal(last.replace(",", ""))
+
+
+def _harmonic_mean(shared: int, predicted: int, true: int) -> float:
+    """F1 by counts: of what is on both sides, in the prediction and in the reference."""
+    if predicted == 0 or true == 0:
+        return float(predicted == true)
+    return 2 * shared / (predicted + true)
+
+
+def _common_subsequence(left: list[str], right: list[str]) -> int:
+    """Length of the longest common subsequence, in time left x right."""
+    # Lengths for all of `left` so far and the first so many words of `right`.
+    lengths = [0] * (len(right) + 1)
+    for word in left:
+        above = lengths
+        lengths = [0]
+        for place, other in enumerate(right):
+            lengths.append(above[place] + 1 if word == other else max(above[place + 1], lengths[place]))
+    return lengths[-1]
+
+
+PER_ROW: dict[str, Callable[[str, str], float]] = {
+    function.__name__: function for function in (exact_match, token_f1, rouge_l, gsm8k_answer)
+}
