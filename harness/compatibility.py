@@ -83,7 +83,7 @@ def experiments(names: list[str] | None) -> dict[str, Experiment]:
     Raises:
         ConfigError: There is no method of a name.
     """
-    from harness.plan import compose
+    from harness.composition import compose
 
     valid = choices("method")
     for name in names or ():

@@ -7,9 +7,8 @@ from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
-from harness.config import ConfigError, Experiment, build, conf_root, register_resolvers
+from harness.composition import compose
+from harness.config import ConfigError, Experiment, build
 from harness.planning import PAGE, PLANNED, Settings, Stream, draw, fits, read_settings, steps, storage
 from harness.record import empty_cost
 
@@ -128,35 +127,6 @@ def expand(name: str, overrides: list[str], grid: bool) -> Iterator[list[str]]:
     ]
     for values in product(*choices):
         yield [f"{axis.get_key_element()}={value}" for axis, value in zip(axes, values, strict=True)]
-
-
-def compose(name: str, overrides: list[str], keep_hydra: bool = False) -> DictConfig:
-    """Compose a configuration as `harness` would.
-
-    Raises:
-        ConfigError: A name or key is wrong.
-    """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from harness.__main__ import register_plugins
-    from harness.mistakes import MISTAKES, explain
-
-    register_plugins()
-    register_resolvers()
-    # Inside of a Hydra job there is a Hydra already, and only one at a time is allowed.
-    there = GlobalHydra.instance()
-    outer, there.hydra = there.hydra, None
-    try:
-        with initialize_config_dir(config_dir=str(conf_root() / "conf"), version_base="1.3"):
-            try:
-                return hydra_compose(name, overrides=overrides, return_hydra_config=keep_hydra)
-            except MISTAKES as error:
-                sentence = explain(error, overrides, lambda rest: hydra_compose(name, overrides=rest))
-                raise ConfigError(sentence) from error
-    finally:
-        GlobalHydra.instance().hydra = outer
 
 
 def plan_point(name: str, overrides: list[str], settings: Settings | None = None) -> dict[str, Any]:

@@ -4,9 +4,10 @@ import pytest
 
 from harness.architectures import Kind
 from harness.budget import KNOBS, knob_of, sized
+from harness.composition import compose
 from harness.config import ConfigError, Experiment, build, component, conf_root
 from harness.models import empty_model
-from harness.plan import architecture_of, compose, plan, skeleton
+from harness.plan import architecture_of, plan, skeleton
 
 POINT = ["model=minilm", "task=glue/sst2"]
 # MiniLM apart from its head, the pooler among its weights.

@@ -3,8 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
+from harness.composition import compose
 from harness.config import ConfigError, build, component, conf_root, identity, near_misses
-from harness.plan import compose
 
 MISTAKES = {
     "train.learning_rate=fast": r"train\.learning_rate: Value 'fast'",

@@ -12,8 +12,8 @@ import pytest
 from harness import compatibility, doctor, models
 from harness.architectures import Kind
 from harness.compatibility import Finding, ask, attempt, backbones, experiments
+from harness.composition import compose
 from harness.config import ConfigError, Experiment, Quantization, build, conf_root
-from harness.plan import compose
 
 METHODS = ["full", "head", "bitfit", "lora"]
 

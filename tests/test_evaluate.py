@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from harness.batches import Collator
+from harness.composition import compose
 from harness.config import build
 from harness.evaluate import evaluate
-from harness.plan import compose
 
 FEATURES = [
     {"input_ids": [number % 7 + 1] * (number % 5 + 1), "attention_mask": [1] * (number % 5 + 1), "label": number % 2}

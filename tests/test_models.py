@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from harness import models
 from harness.architectures import architecture
 from harness.batches import collator_for
+from harness.composition import compose
 from harness.config import ConfigError, ModelConfig, Quantization, build
-from harness.plan import compose
 
 TinyModel = Callable[[str], Path]
 

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 from harness import plan as planner
 from harness import planning
 from harness.architectures import Kind
+from harness.composition import compose
 from harness.config import ConfigError, Quantization, build, component, conf_root
 from harness.measure import logical_parameters
 from harness.models import empty_model, load_model
@@ -48,7 +49,7 @@ PUBLISHED = [
 
 
 def cost(*overrides: str) -> dict:
-    return planner.parameters(build(planner.compose("config", ["task=glue/sst2", *overrides])))
+    return planner.parameters(build(compose("config", ["task=glue/sst2", *overrides])))
 
 
 @pytest.mark.parametrize(("overrides", "figure", "count"), PUBLISHED)
@@ -75,7 +76,7 @@ def test_full_fine_tuning_trains_every_weight() -> None:
 
 @cache
 def dimensions(model: str) -> PretrainedConfig:
-    return planner.architecture_of(build(planner.compose("config", [f"model={model}", "task=glue/sst2"])))
+    return planner.architecture_of(build(compose("config", [f"model={model}", "task=glue/sst2"])))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -141,7 +142,7 @@ def test_a_grid_is_the_product_of_the_values_with_the_sweeps_own(monkeypatch: py
 
 def plan_all(arguments: list[str]) -> list[dict]:
     name, overrides, grid, _ = planner.parse(arguments)
-    return [planner.parameters(build(planner.compose(name, point))) for point in planner.expand(name, overrides, grid)]
+    return [planner.parameters(build(compose(name, point))) for point in planner.expand(name, overrides, grid)]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_the_largest_batch_fits_and_the_next_one_does_not() -> None:
 )
 def test_the_predicted_file_is_the_one_that_is_saved(method: str, tmp_path: Path) -> None:
     """Within 1% and the header of names and shapes."""
-    experiment = build(planner.compose("config", [f"method={method}"]))
+    experiment = build(compose("config", [f"method={method}"]))
     backbone = load_model(
         Path(str(experiment.model.path)), planner.architecture_of(experiment), experiment, torch.float32
     )
@@ -239,7 +240,7 @@ def test_storing_tasks_counts_one_backbone_or_a_model_each() -> None:
 def test_qlora_trains_65_billion_parameters_in_48_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dettmers et al. 2023, abstract: one GPU of 48 GB; here a row of 512 tokens with gradient checkpointing."""
     overrides = ["model=llama_65b", "method=qlora", "train.gradient_checkpointing=true", "task=glue/sst2"]
-    experiment = build(planner.compose("config", overrides))
+    experiment = build(compose("config", overrides))
     task = SimpleNamespace(
         kind=Kind.causal_lm, labels_count=2, regression=False, name="text", max_length=512, max_train_rows=None
     )

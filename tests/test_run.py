@@ -13,9 +13,10 @@ import torch
 
 from harness import run as runner
 from harness import tracking
+from harness.composition import compose
 from harness.config import ConfigError
 from harness.methods.selective import SelectedWeights
-from harness.plan import compose, plan
+from harness.plan import plan
 from harness.record import COST_FIELDS, RunRecord, Status
 from harness.train import Trainer
 
@@ -220,7 +221,7 @@ def test_a_disk_that_is_full_while_saving_fails_the_run_with_a_sentence(
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from harness.plan import compose
+from harness.composition import compose
 from harness.run import prepare, run
 
 inputs = prepare(compose("config", sys.argv[3:]))

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from harness.composition import compose
 from harness.config import build
-from harness.plan import compose
 from harness.record import RunRecord
 from harness.run import prepare, run
 from harness.train import make_optimizer, make_schedule
@@ -93,7 +93,7 @@ def test_vectors_do_not_decay() -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from harness.plan import compose
+from harness.composition import compose
 from harness.run import prepare, run
 from harness.train import Trainer
 

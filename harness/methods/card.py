@@ -201,7 +201,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
     """Choices of conf/, and a `key=value` for everything in which a resolved configuration differs from them."""
     from omegaconf import OmegaConf
 
-    from harness.plan import compose
+    from harness.composition import compose
 
     chosen = [f"{group}={name}" for group, name in _choices(config).items()]
     try:

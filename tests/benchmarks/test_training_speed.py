@@ -20,9 +20,9 @@ from tqdm import tqdm
 from harness import models
 from harness.architectures import architecture
 from harness.batches import Batch, bucketed, collator_for
+from harness.composition import compose
 from harness.config import build
 from harness.methods import Adapter
-from harness.plan import compose
 from harness.train import Trainer, make_optimizer, make_schedule
 
 pytestmark = pytest.mark.slow

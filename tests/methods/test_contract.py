@@ -17,8 +17,8 @@ from harness import measure, models
 from harness.architectures import ARCHITECTURES, Backbone, Kind
 from harness.batches import collator_for
 from harness.compatibility import backbones
+from harness.composition import compose
 from harness.config import ConfigError, Experiment, Quantization, build, conf_root
-from harness.plan import compose
 
 METHODS = sorted(
     str(p.relative_to(conf_root() / "conf/method").with_suffix(""))

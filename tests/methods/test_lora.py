@@ -11,8 +11,8 @@ import torch
 from harness import models
 from harness.architectures import ARCHITECTURES, Backbone
 from harness.compatibility import TINY
+from harness.composition import compose
 from harness.config import ConfigError, build
-from harness.plan import compose
 
 TinyModel = Callable[[str], Path]
 SETTINGS: Any = SimpleNamespace(learning_rate=1e-3, weight_decay=0.0)

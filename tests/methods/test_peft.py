@@ -14,10 +14,10 @@ from torch import nn
 from harness import models
 from harness.architectures import ARCHITECTURES, Backbone, Kind
 from harness.compatibility import TINY
+from harness.composition import compose
 from harness.config import ConfigError, Quantization, build, conf_root
 from harness.methods.peft import PeftMethod, fits
 from harness.methods.peft_counts import LEFT_OUT, RULES
-from harness.plan import compose
 
 TinyModel = Callable[[str], Path]
 LANGUAGE_MODELS_ONLY = {"adaption_prompt", "trainable_tokens"}

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 import harness
 from harness import run as runner
+from harness.composition import compose
 from harness.config import ConfigError, build
 from harness.methods import saved
 from harness.methods.card import card, command, overrides
 from harness.methods.saved import AdapterSet, load_adapter
-from harness.plan import compose
 from harness.record import RunRecord, Status
 
 TinyModel = Callable[[str], Path]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.composition import compose
 from harness.config import ConfigError, build, conf_root
-from harness.plan import compose
 from harness.tasks.leakage import overlap
 
 FOLDER = conf_root() / "conf/task"
