@@ -9,12 +9,12 @@ import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import __version__
 from harness.config import ConfigError, Quantization, near_misses
+from harness.provenance import package_versions
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -32,19 +32,6 @@ USAGE = """harness-doctor: versions, devices, 4- and 8-bit support, and which me
 The table is what a run would be told before it loads a model. Exit status: 1 when doctor.live=true finds that the
 rules allow what fails or refuse what trains, 2 for a wrong argument.
 """
-PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "accelerate",
-    "datasets",
-    "evaluate",
-    "hydra-core",
-    "mlflow",
-    "pandas",
-    "trl",
-)
 DISAGREE, MISTAKEN = 1, 2
 GIB = 2**30
 # What thirteen architectures, nf4 and int8 leave of 80 columns.
@@ -127,17 +114,6 @@ def examine(options: Options) -> "list[Finding]":
     with tempfile.TemporaryDirectory() as folder:
         tried = attempt(findings, tasks, Path(folder))
         return list(tqdm(tried, total=len(findings), desc="trying", disable=not sys.stderr.isatty()))
-
-
-def package_versions() -> dict[str, str | None]:
-    """Versions of the packages that results depend on; null where one is not installed."""
-    found: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def machine() -> dict[str, Any]:

@@ -10,20 +10,21 @@ from typing import Any
 
 from harness import __version__
 from harness.config import PACKAGE
-from harness.tracking import redact
+from harness.store import redact
 
 PACKAGES = (
     "torch",
     "transformers",
-    "datasets",
     "peft",
     "bitsandbytes",
+    "accelerate",
+    "datasets",
+    "evaluate",
     "hydra-core",
     "mlflow",
-    "evaluate",
-    "pandas",
     "numpy",
-    "accelerate",
+    "pandas",
+    "trl",
 )
 
 
@@ -35,7 +36,7 @@ def provenance(device: Any, dtype: Any, seeds: dict[str, int], revisions: dict[s
         "command": [os.path.basename(sys.argv[0]), *map(redact, sys.argv[1:])],
         "harness": __version__,
         "git": git_state(),
-        "packages": package_versions(),
+        "packages": {name: found for name, found in package_versions().items() if found},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
@@ -48,14 +49,14 @@ def provenance(device: Any, dtype: Any, seeds: dict[str, int], revisions: dict[s
 
 
 @lru_cache(maxsize=1)
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that results depend on; those not installed are left out."""
-    found = {}
+def package_versions() -> dict[str, str | None]:
+    """Versions of the packages that results depend on; null where one is not installed."""
+    found: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            continue
+            found[name] = None
     return found
 
 
