@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import ConfigError, Experiment
+from harness.record import MEMORY
 
 # Makers count in powers of ten or of two; the smaller of the two readings promises less.
 DEVICE_GIGABYTES = (8, 16, 24, 40, 80, 141)
@@ -32,7 +33,8 @@ COLUMNS = {
     "peak": "train_peak_bytes",
     "file": "adapter_file_bytes",
 }
-MEMORY = ("weights", "gradients", "optimizer", "activations", "other")
+# What the bars of a picture are made of.
+PARTS = ("weights", "gradients", "optimizer", "activations", "other")
 
 
 @dataclass(frozen=True)
@@ -261,10 +263,10 @@ def _line(values: Iterable[Any]) -> str:
 
 
 def memory(cost: dict[str, Any]) -> list[float]:
-    """Gigabytes at the peak by `MEMORY`; what is not there at that moment is taken from the activations."""
-    static = [cost[f"{name}_bytes"] for name in ("weight", "gradient", "optimizer")]
-    rest = max(cost["train_peak_bytes"] - sum(static), 0)
-    activations = min(cost["activation_bytes"], rest)
+    """Gigabytes at the peak by `PARTS`; what is not there at that moment is taken from the activations."""
+    *static, activations, peak = (cost[name] for name in MEMORY)
+    rest = max(peak - sum(static), 0)
+    activations = min(activations, rest)
     return [value / GIGABYTE for value in (*static, activations, rest - activations)]
 
 
@@ -288,7 +290,7 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
         axes = figure.subplots()
         parts = [memory(point["cost"]) for point in points]
         starts = [0.0] * len(points)
-        for kind, colour, values in zip(MEMORY, COLOURS, zip(*parts, strict=True), strict=False):
+        for kind, colour, values in zip(PARTS, COLOURS, zip(*parts, strict=True), strict=False):
             axes.barh(range(len(points)), values, left=starts, color=colour, label=kind, height=0.7)
             starts = [start + value for start, value in zip(starts, values, strict=True)]
         highest = max(starts)
@@ -300,7 +302,7 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
         axes.invert_yaxis()
         axes.set_xlabel("GB at the peak of a training step")
         figure.suptitle(" ".join(shared), x=0.01, ha="left", fontsize=10)
-        figure.legend(loc="outside lower center", ncols=len(MEMORY), frameon=False)
+        figure.legend(loc="outside lower center", ncols=len(PARTS), frameon=False)
         try:
             path.write_bytes(encoded(figure, path.suffix[1:]))
         except OSError as error:

@@ -17,23 +17,22 @@ LOG_FILE = "run.log"
 ADAPTER_FOLDER = "adapter"
 TRACKED_FILE = "tracked.json"
 
+# Of the training step that computes most tokens, counted on its tensors.
+STEP_MEMORY = ("gradient_bytes", "optimizer_bytes", "activation_bytes", "train_peak_bytes")
+MEMORY = ("weight_bytes", *STEP_MEMORY)
+# What a GPU's allocator saw meanwhile.
+CUDA_MEMORY = ("cuda_allocated_bytes", "cuda_reserved_bytes")
 COST_FIELDS = (
     "adapter_parameters",
     "head_parameters",
     "trainable_parameters",
     "total_parameters",
-    # Of the training step that computes most tokens, counted on its tensors.
-    "weight_bytes",
-    "gradient_bytes",
-    "optimizer_bytes",
-    "activation_bytes",
-    "train_peak_bytes",
+    *MEMORY,
     "evaluation_peak_bytes",
     # The same figures of that step by prediction: name -> figure.
     "predicted",
-    # What the machine saw: a GPU's allocator, the whole process with its libraries.
-    "cuda_allocated_bytes",
-    "cuda_reserved_bytes",
+    *CUDA_MEMORY,
+    # Of the whole process with its libraries.
     "process_peak_bytes",
     "adapter_file_bytes",
     "load_seconds",

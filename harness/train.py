@@ -20,6 +20,7 @@ from harness.config import Scheduler, TrainConfig
 from harness.evaluate import Evaluation
 from harness.interrupts import deferred_interrupts
 from harness.methods import Adapter
+from harness.record import CUDA_MEMORY, STEP_MEMORY
 from harness.tasks import Features
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 LOG_STEPS = 10
 # Left out of the median step time: the first steps fill caches and make the optimizer's state.
 WARM_UP_STEPS = 3
-MEMORY = ("gradient_bytes", "optimizer_bytes", "activation_bytes", "train_peak_bytes")
-CUDA_MEMORY = ("cuda_allocated_bytes", "cuda_reserved_bytes")
 CHECKPOINT_FILE = "checkpoint.pt"
 
 
@@ -360,7 +359,7 @@ class Trainer:
         flops = counted["flops"] / counted["padded_tokens"] * progress.padded_tokens
         return {
             **costs,
-            **{name: counted[name] for name in (*MEMORY, *CUDA_MEMORY)},
+            **{name: counted[name] for name in (*STEP_MEMORY, *CUDA_MEMORY)},
             "train_flops": flops,
             "train_flops_per_token": flops / progress.tokens,
             "flops_per_second": flops / progress.train_seconds,

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.reporting.scores import MAJORITY, MEASURED, MEMORY
+from harness.record import MEMORY
+from harness.reporting.scores import MAJORITY, MEASURED
 
 TITLE = "Fine-tuning methods compared"
 NONE = "–"

@@ -9,6 +9,7 @@ import pandas as pd
 
 from harness import tracking
 from harness.config import NOT_IDENTITY
+from harness.record import MEMORY
 from harness.reporting.stats import summarise
 
 FINISHED, DIVERGED = "finished", "diverged"
@@ -21,7 +22,6 @@ COSTS = (
     "tokens_per_second",
     "adapter_file_bytes",
 )
-MEMORY = ("weight_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes", "train_peak_bytes")
 # Read from runs that have them; what a run could not measure is missing.
 MEASURED = (
     *MEMORY,

@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from harness.reporting import render, scores
+from harness.record import MEMORY
+from harness.reporting import render
 
 EVIL = "<script>alert('x')</script> | [red]*a*[/red] $x$"
 
@@ -79,7 +80,7 @@ def test_the_terminal_shows_markup_as_text(capsys: pytest.CaptureFixture[str]) -
 
 def test_a_prediction_says_how_far_it_is_off() -> None:
     """Each figure has its deviation beside it, and the caption the largest of all."""
-    values = {f"measured.{name}": 4096.0 for name in scores.MEMORY} | {f"deviation.{n}": 0.0 for n in scores.MEMORY}
+    values = {f"measured.{name}": 4096.0 for name in MEMORY} | {f"deviation.{n}": 0.0 for n in MEMORY}
     rows = [
         {"task": "sst2", "configuration": "lora", **values},
         {"task": "sst2", "configuration": "full", **values, "deviation.train_peak_bytes": -0.0123},

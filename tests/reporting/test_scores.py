@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from run_directories import store_of, write_run
 
+from harness.record import MEMORY
 from harness.reporting import scores
 
 
@@ -158,7 +159,7 @@ def test_costs_are_means_over_the_runs_of_a_row(tmp_path: Path) -> None:
 
 def test_predictions_are_held_against_what_was_measured(tmp_path: Path) -> None:
     """A row is the run whose peak was predicted worst; runs without a prediction are left out."""
-    measured = dict.fromkeys(scores.MEMORY, 100)
+    measured = dict.fromkeys(MEMORY, 100)
     runs = [
         write_run(tmp_path / "runs", seed=0, cost={**measured, "predicted": measured}),
         write_run(tmp_path / "runs", seed=1, cost={**measured, "predicted": {**measured, "train_peak_bytes": 95}}),
