@@ -2,10 +2,10 @@
 
 import inspect
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from harness.architectures import Kind
 from harness.tasks import Features
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Rows are shuffled, then sorted within pools of this many batches: smaller pools mix more, larger ones pad less.
 POOL_BATCHES = 64
+# transformers' losses skip targets of this value.
+IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -24,16 +26,20 @@ class Batch:
     """A padded batch.
 
     Attributes:
-        inputs: Tensors of batch x sequence, and `labels` of batch.
+        inputs: The model's arguments: tensors of batch x sequence, and `labels` of batch (classes) or batch x sequence.
         indices: Row numbers of the batch, in its order.
         tokens: Real tokens, padding left out.
         padded_tokens: Batch times sequence.
+        weight: What the loss is a mean over: rows, target tokens, pairs. Accumulated batches are weighted by it.
+        targets: What the task's loss needs beside the model's arguments.
     """
 
     inputs: "dict[str, Tensor]"
     indices: list[int]
     tokens: int
     padded_tokens: int
+    weight: int
+    targets: "dict[str, Tensor]" = field(default_factory=dict)
 
 
 def bucketed(lengths: list[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -62,7 +68,7 @@ class Collator:
     """Pads rows into a batch.
 
     Attributes:
-        pad_values: Name of an input -> what to pad it with.
+        pad_values: Name of an input of batch x sequence -> what to pad it with.
         left: Pad on the left, as decoders need whose score is read at the last position.
         positions: Give position ids that start at each row's first real token. Left padding would shift the absolute
             positions that some decoders count from the left edge.
@@ -77,7 +83,7 @@ class Collator:
         import torch
 
         rows = [features[index] for index in indices]
-        lengths = [len(row["input_ids"]) for row in rows]
+        lengths = [row["length"] for row in rows]
         longest = max(lengths)
         inputs = {
             name: torch.tensor([self._pad(row[name], longest, value) for row in rows])
@@ -86,27 +92,28 @@ class Collator:
         }
         if self.positions:
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-        inputs["labels"] = torch.tensor([row["label"] for row in rows])
+        if "label" in rows[0]:
+            inputs["labels"] = torch.tensor([row["label"] for row in rows])
         on_device = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
-        return Batch(on_device, indices, sum(lengths), longest * len(rows))
+        weight = sum(row["weight"] for row in rows)
+        return Batch(on_device, indices, sum(lengths), longest * len(rows), weight)
 
     def _pad(self, values: list[int], longest: int, value: int) -> list[int]:
         padding = [value] * (longest - len(values))
         return padding + values if self.left else values + padding
 
-    def batches(self, features: list[Features], order: list[list[int]]) -> Iterator[Batch]:
-        for indices in order:
-            yield self(features, indices)
-
 
 def collator_for(backbone: "Backbone", tokenizer: "PreTrainedTokenizerBase", device: "Device") -> Collator:
-    """What pads rows for a backbone: the inputs that its forward takes, on the side that its score needs."""
+    """What pads rows for a backbone: the inputs that its forward takes, on the side that its score needs.
+
+    A decoder that classifies reads the score at the last position. A language model is scored at every position, and
+    its padding lies on the right, where no real token sees it.
+    """
     accepted = inspect.signature(backbone.model.forward).parameters
     pad_values = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
-    decoder = backbone.architecture.decoder
-    return Collator(
-        {name: value for name, value in pad_values.items() if name in accepted},
-        left=decoder,
-        positions=decoder and "position_ids" in accepted,
-        device=device,
-    )
+    left = backbone.architecture.decoder and backbone.kind is Kind.classification
+    padded = {name: value for name, value in pad_values.items() if name in accepted}
+    if backbone.kind is not Kind.classification:
+        # Positions come with packed rows only, whose attention they part.
+        padded |= {"labels": IGNORED, "position_ids": 0}
+    return Collator(padded, left=left, positions=left and "position_ids" in accepted, device=device)

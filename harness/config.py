@@ -31,6 +31,13 @@ class Quantization(Enum):
     fp4 = "fp4"
 
 
+class EarlierAdapter(Enum):
+    """How an adapter that `model.path` names is put on its backbone before the method comes."""
+
+    merged = "merged"
+    stacked = "stacked"
+
+
 class Scheduler(Enum):
     linear = "linear"
     cosine = "cosine"
@@ -72,8 +79,9 @@ class ModelConfig:
 
     Attributes:
         name: What reports call it.
-        path: A Hub name or a local folder with `config.json`, safetensors weights and a tokenizer; null for an
-            architecture that can only be planned.
+        path: A Hub name or a local folder with `config.json`, safetensors weights and a tokenizer, or the `adapter/` of
+            an earlier run, which brings its backbone; null for an architecture that can only be planned.
+        earlier_adapter: What becomes of an earlier run's adapter: folded into the weights, or left beside them, frozen.
         revision: A Hub branch, tag or commit.
         pretrained: false starts from random weights of the same architecture.
         quantization: none, int8, nf4 or fp4.
@@ -87,6 +95,7 @@ class ModelConfig:
     pretrained: bool
     quantization: Quantization
     double_quantization: bool
+    earlier_adapter: EarlierAdapter
     architecture: dict[str, Any] | None
 
 
@@ -117,7 +126,16 @@ class TrainConfig:
 @dataclass
 class EvaluateConfig:
     validation: bool
+    base: bool
     batch_size: int
+
+
+@dataclass
+class ForgettingConfig:
+    """What the model is asked before and after; conf/config.yaml explains each key."""
+
+    text: str | None
+    tokens: int
 
 
 @dataclass
@@ -159,6 +177,7 @@ class Experiment:
     method: Any
     train: TrainConfig
     evaluate: EvaluateConfig
+    forgetting: ForgettingConfig
     measure: MeasureConfig
     tracking: TrackingConfig
     sweep: SweepConfig
@@ -171,6 +190,7 @@ SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "forgetting": ForgettingConfig,
     "measure": MeasureConfig,
     "tracking": TrackingConfig,
     "sweep": SweepConfig,
@@ -236,7 +256,7 @@ def build(cfg: DictConfig) -> Experiment:
         if key not in built and key not in {*SECTIONS, *COMPONENTS, "seed", "data_seed"}
     ]
     if not mistakes:
-        mistakes += check_values(built["train"], built["evaluate"], built["measure"], built["sweep"])
+        mistakes += check_values(built)
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     if built["sweep"].budget is not None:
@@ -352,8 +372,9 @@ def locate(target: str, key: str) -> type:
     return cls
 
 
-def check_values(train: TrainConfig, evaluate: EvaluateConfig, measure: MeasureConfig, sweep: SweepConfig) -> list[str]:
-    """What types cannot say: the ranges of the numbers. Returns a sentence for each mistake."""
+def check_values(built: dict[str, Any]) -> list[str]:
+    """What types cannot say: the ranges of the numbers in the sections. Returns a sentence for each mistake."""
+    train, evaluate, measure, sweep = (built[name] for name in ("train", "evaluate", "measure", "sweep"))
     positive = {
         "train.learning_rate": train.learning_rate,
         "train.epochs": train.epochs,
@@ -365,6 +386,7 @@ def check_values(train: TrainConfig, evaluate: EvaluateConfig, measure: MeasureC
         "train.early_stopping_patience": train.early_stopping_patience,
         "train.checkpoint_minutes": train.checkpoint_minutes,
         "evaluate.batch_size": evaluate.batch_size,
+        "forgetting.tokens": built["forgetting"].tokens,
         "measure.latency_batch_size": measure.latency_batch_size,
         "sweep.budget": sweep.budget,
         "sweep.timeout_minutes": sweep.timeout_minutes,

@@ -1,19 +1,59 @@
-"""Scoring a model on a split: logits of every row, metrics, and the predictions that reports compare."""
+"""Scoring a model on a split, and the predictions that reports compare."""
 
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.batches import Collator, by_length
-from harness.tasks import Features, Row, Task
+from harness.batches import IGNORED, Batch, by_length
+from harness.tasks import Collate, Features, Row, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch import dtype as Dtype
+    from transformers import PreTrainedTokenizerBase
 
     from harness.measure import ForwardMeter
+    from harness.methods import Adapter
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under evaluation.
+
+    Attributes:
+        adapter: The model with what was trained.
+        collate: Makes the batches of the forward passes.
+        batch_size: Rows of a batch.
+        autocast: Lower precision to compute in; null computes in the weights' own.
+    """
+
+    adapter: "Adapter"
+    tokenizer: "PreTrainedTokenizerBase"
+    collate: Collate
+    batch_size: int
+    autocast: "Dtype | None"
+
+    @property
+    def model(self) -> "nn.Module":
+        return self.adapter.model
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Evaluation mode, which stays, no gradients, and the precision of the run."""
+        import torch
+
+        self.model.eval()
+        device = self.collate.device.type
+        with torch.inference_mode(), torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+            yield
+
+    def batches(self, features: list[Features]) -> Iterator[Batch]:
+        """Every row once, the longest first."""
+        for indices in by_length([row["length"] for row in features], self.batch_size):
+            yield self.collate(features, indices)
 
 
 @dataclass
@@ -21,53 +61,88 @@ class Evaluation:
     """One split, scored.
 
     Attributes:
-        scores: Metric name -> value, and `loss`, the mean over rows.
-        predictions: One a row, in the order of the rows.
-        logits: Rows x labels, float32, on the CPU.
+        scores: Metric name -> value, and `loss`.
+        columns: One entry a row, in the order of the rows: `label`, `prediction`, and more of the task's own.
+        costs: Names of `RunRecord.cost` -> what was measured in passing.
+        seconds: What it took.
     """
 
     scores: dict[str, float]
-    predictions: list[Any]
-    logits: "Tensor"
-    seconds: float
+    columns: dict[str, list[Any]]
+    costs: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
-def evaluate(
-    model: "nn.Module",
-    task: Task,
-    features: list[Features],
-    collate: Collator,
-    batch_size: int,
-    autocast: "Dtype | None",
-    meter: "ForwardMeter | None" = None,
-) -> Evaluation:
-    """Score a model on encoded rows; leaves it in evaluation mode.
+def forward(
+    subject: Subject, features: list[Features], meter: "ForwardMeter | None" = None
+) -> "Iterator[tuple[Batch, Any]]":
+    """Each batch with the model's output; to be used inside `Subject.computing`.
 
     Args:
         meter: Counts the first batch, which has the longest rows.
     """
+    for number, batch in enumerate(subject.batches(features)):
+        with meter.counting(batch.tokens) if meter and number == 0 else nullcontext():
+            output = subject.model(**batch.inputs)
+        yield batch, output
+
+
+def logits_of_rows(
+    subject: Subject, features: list[Features], meter: "ForwardMeter | None" = None
+) -> "tuple[Tensor, float]":
+    """Logits of a model with a head, rows x labels, float32, on the CPU, in the rows' order; and the mean loss."""
     import torch
 
-    start = time.perf_counter()
-    model.eval()
     logits: list[Tensor | None] = [None] * len(features)
     loss = 0.0
-    order = by_length([len(row["input_ids"]) for row in features], batch_size)
-    with torch.inference_mode(), torch.autocast(collate.device.type, autocast, enabled=autocast is not None):
-        for number, batch in enumerate(collate.batches(features, order)):
-            with meter.counting(batch.tokens) if meter and number == 0 else nullcontext():
-                output = model(**batch.inputs)
-            loss += float(output.loss) * len(batch.indices)
+    with subject.computing():
+        for batch, output in forward(subject, features, meter):
+            loss += float(output.loss) * batch.weight
             for index, row in zip(batch.indices, output.logits.float().cpu(), strict=True):
                 logits[index] = row
-    stacked = torch.stack([row for row in logits if row is not None])
-    predictions = task.predict(stacked)
-    scores = task.score(predictions, [row["label"] for row in features])
-    return Evaluation({**scores, "loss": loss / len(features)}, predictions, stacked, time.perf_counter() - start)
+    return torch.stack([row for row in logits if row is not None]), loss / len(features)
 
 
-def write_predictions(path: Path, evaluations: dict[str, Evaluation], rows: dict[str, list[Row]], label: str) -> None:
-    """Write a Parquet file: split, idx, label, prediction, scores (logits), a line a row."""
+def answer_losses(
+    subject: Subject, features: list[Features], meter: "ForwardMeter | None" = None
+) -> tuple[list[float], list[int]]:
+    """What a language model's labelled tokens cost: nats a row, in float32, and how many tokens, in the rows' order."""
+    from torch.nn import functional
+
+    nll, tokens = [0.0] * len(features), [0] * len(features)
+    with subject.computing():
+        for batch, output in forward(subject, features, meter):
+            labels = batch.inputs["labels"]
+            # Virtual tokens stand in front.
+            logits = output.logits[:, -labels.shape[1] :]
+            for place, index in enumerate(batch.indices):
+                # A row at a time: float32 logits over a large vocabulary are larger than anything else here.
+                foretold, target = logits[place, :-1].float(), labels[place, 1:]
+                nll[index] = float(functional.cross_entropy(foretold, target, ignore_index=IGNORED, reduction="sum"))
+                tokens[index] = int((target != IGNORED).sum())
+    return nll, tokens
+
+
+def evaluate(
+    task: Task,
+    subject: Subject,
+    features: list[Features],
+    rows: list[Row],
+    meter: "ForwardMeter | None" = None,
+) -> Evaluation:
+    """Score a model on encoded rows, and time it; leaves the model in evaluation mode.
+
+    Args:
+        meter: Counts the first batch, which has the longest rows.
+    """
+    start = time.perf_counter()
+    evaluation = task.evaluate(subject, features, rows, meter)
+    evaluation.seconds = time.perf_counter() - start
+    return evaluation
+
+
+def write_predictions(path: Path, evaluations: dict[str, Evaluation], rows: dict[str, list[Row]]) -> None:
+    """Write a Parquet file: split, idx, and the columns of the evaluation (label, prediction, ...), a line a row."""
     import pandas as pd
 
     frames = [
@@ -75,9 +150,7 @@ def write_predictions(path: Path, evaluations: dict[str, Evaluation], rows: dict
             {
                 "split": split,
                 "idx": [row.get("idx", number) for number, row in enumerate(rows[split])],
-                "label": [row[label] for row in rows[split]],
-                "prediction": evaluation.predictions,
-                "scores": evaluation.logits.tolist(),
+                **evaluation.columns,
             }
         )
         for split, evaluation in evaluations.items()

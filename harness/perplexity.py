@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.batches import by_length
+from harness.tasks.templates import beginning, token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,8 +36,8 @@ class Window:
 class TextScore:
     """How well a model foretells texts.
 
-    Where the tokenizer puts no beginning-of-sequence token in front, the first token of a document is not scored, while
-    its word and its bytes are counted. Documents without any scored token are left out.
+    Where the model has no beginning-of-sequence token, the first token of a document is not scored, while its word and
+    its bytes are counted. Documents without any scored token are left out.
 
     Attributes:
         window_nll: Negative log-likelihood (nats) of each window's scored tokens, in the order of the text.
@@ -138,11 +139,8 @@ def windows(ids: list[int], window: int, stride: int) -> list[Window]:
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Token ids of running text: a beginning-of-sequence token in front if the tokenizer puts one, nothing behind."""
-    # Not cut here, so the tokenizer's warning that a model could not read it whole does not apply.
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    front = tokenizer("")["input_ids"][:1]
-    return front + ids if front and front == [tokenizer.bos_token_id] else ids
+    """Token ids of running text: a beginning-of-sequence token in front where the model has one, nothing behind."""
+    return beginning(tokenizer) + token_ids(text, tokenizer)
 
 
 def score(

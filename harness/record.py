@@ -29,6 +29,8 @@ COST_FIELDS = (
     "total_parameters",
     *MEMORY,
     "evaluation_peak_bytes",
+    # A frozen copy of the weights that preferences are held against.
+    "reference_bytes",
     # The same figures of that step by prediction: name -> figure.
     "predicted",
     *CUDA_MEMORY,
@@ -51,6 +53,7 @@ COST_FIELDS = (
     "forward_flops_per_token",
     "flops_per_second",
     "flops_ceiling_share",
+    "generated_tokens_per_second",
     "latency_ms",
     "swap_ms",
     "energy_joules",
@@ -82,7 +85,8 @@ class RunRecord:
         identity: SHA-256 over everything that decides the result.
         sweep: `name` (null outside a sweep) and `stage` (`run`, or `tune` and `final` under equal budgets).
         config: The resolved configuration, secrets removed.
-        scores: `primary_metric`, `validation`, `development`, `majority` (metric name -> value), `forgetting`.
+        scores: `primary_metric`; `validation`, `development`, `majority` (the commonest answer), `base` (the backbone
+            alone): metric name -> value; `forgetting`: `metric`, `before`, `after`, `tokens`.
         cost: The names of `COST_FIELDS`, units in the names; null where not measured.
         unmeasured: Dotted name of a null figure -> the reason.
         provenance: Versions, commit, device, threads, seeds, data and model revisions or file hashes.

@@ -14,17 +14,15 @@ from harness import __version__, config, models, record, tracking
 from harness.config import ConfigError, Experiment, TrackingKind
 from harness.interrupts import kill_as_interrupt
 from harness.record import RunRecord, Status
+from harness.trained import UNTOUCHED, Trained
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from collections.abc import Callable
 
     from harness import measure
-    from harness.architectures import Backbone
-    from harness.batches import Collator
     from harness.evaluate import Evaluation
     from harness.methods import Adapter
-    from harness.tasks import TaskData
-    from harness.train import Trainer
+    from harness.tasks import Features, TaskData
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +97,7 @@ def run(inputs: Inputs, run_dir: Path) -> RunRecord:
         identity=inputs.identity,
         sweep={"name": experiment.sweep.name, "stage": experiment.sweep.stage.value},
         config=_recorded_config(experiment),
-        scores={"primary_metric": experiment.task.primary_metric, "forgetting": None},
-        unmeasured={"scores.forgetting": NOT_MEASURED},
+        scores={"primary_metric": experiment.task.primary_metric},
         started_at=datetime.now(UTC).isoformat(),
     )
     start = time.perf_counter()
@@ -138,8 +135,11 @@ def describe(result: RunRecord) -> str:
     """Where a finished run ended, in one line."""
     metric, cost = result.scores["primary_metric"], result.cost
     split = "validation" if result.scores["validation"] else "development"
-    majority = result.scores["majority"]
-    against = f" (majority {majority[metric]:.3f})" if majority else ""
+    against = "".join(
+        f" ({name} {scores[metric]:.3f})"
+        for name in ("majority", "base")
+        if (scores := result.scores[name]) and metric in scores
+    )
     share = cost["trainable_parameters"] / cost["total_parameters"]
     return (
         f"{split} {metric} {result.scores[split][metric]:.3f}{against}; "
@@ -159,8 +159,9 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
     """The page to read: every step of a run in its order."""
     import torch
 
-    from harness import architectures, batches, measure, speed
-    from harness.evaluate import evaluate, write_predictions
+    from harness import architectures, measure, speed
+    from harness.evaluate import Subject, evaluate, write_predictions
+    from harness.forgetting import read_text
     from harness.methods import saved
     from harness.provenance import provenance
     from harness.train import Trainer
@@ -184,9 +185,12 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
     result.provenance["data"] = data.notes
     configuration = models.load_config(inputs.folder, task.labels_count, task.regression)
     tokenizer = models.load_tokenizer(inputs.folder, architectures.architecture(configuration))
-    models.check_fit(inputs.folder, tokenizer, configuration, task.max_length, method.virtual_tokens())
+    models.check_fit(inputs.folder, tokenizer, configuration, task.longest(), method.virtual_tokens())
     with speed.timed(cost, "tokenize_seconds"):
         features = {split: task.encode(rows, tokenizer) for split, rows in data.splits.items()}
+    wanted = experiment.forgetting
+    text = read_text(wanted.text, tokenizer, wanted.tokens) if wanted.text else None
+    trained_on = _with_something_to_learn(features, experiment, result)
 
     # -> model
     torch.manual_seed(experiment.seed)
@@ -206,11 +210,11 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
         parameter.data = parameter.data.float()
     adapter.model.to(device)
     cost["weight_bytes"] = measure.weight_bytes(adapter.model)
-    collate = batches.collator_for(backbone, tokenizer, device)
+    collate = task.collator(backbone, tokenizer, device)
+    subject = Subject(adapter, tokenizer, collate, experiment.evaluate.batch_size, autocast)
 
     def score(split: str, meter: "measure.ForwardMeter | None" = None) -> "Evaluation":
-        size = experiment.evaluate.batch_size
-        return evaluate(adapter.model, task, features[split], collate, size, autocast, meter)
+        return evaluate(task, subject, features[split], data.splits[split], meter)
 
     log.info("%s", "; ".join(f"{len(rows)} {split} rows" for split, rows in data.splits.items()))
     log.info("%s trains %s of %s parameters", method.name, cost["trainable_parameters"], cost["total_parameters"])
@@ -219,11 +223,12 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
     torch.manual_seed(experiment.seed)
     trainer = Trainer(
         adapter,
-        features["train"],
+        trained_on,
         collate,
         experiment.train,
         experiment.data_seed,
         autocast,
+        lambda batch: task.loss(adapter, batch),
         lambda: score("development"),
         task.primary_metric,
         inputs.identity,
@@ -244,96 +249,64 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
     if experiment.evaluate.validation:
         evaluations |= {split: score(split, meter) for split in data.splits if split not in ("train", "development")}
         cost["evaluation_seconds"] += sum(e.seconds for split, e in evaluations.items() if split != "development")
+        cost |= evaluations["validation"].costs
     result.scores |= gather_scores(task, data, evaluations, result.unmeasured)
+    with speed.timed(cost, "measure_seconds"):
+        result.scores["base"] = _score_base(experiment, adapter, score, result)
 
     # -> measure
     cost["process_peak_bytes"] = speed.peak_resident_bytes() if resident_from_here else None
     with speed.timed(cost, "save_seconds"):
         rows = {split: data.splits[split] for split in evaluations}
-        write_predictions(run_dir / record.PREDICTIONS_FILE, evaluations, rows, task.label)
+        write_predictions(run_dir / record.PREDICTIONS_FILE, evaluations, rows)
         _save_adapter(adapter, backbone.head, run_dir / record.ADAPTER_FOLDER, inputs, result)
     cost["energy_joules"] = energy.joules()
     if cost["energy_joules"] is None:
         result.unmeasured["cost.energy_joules"] = energy.reason
     with speed.timed(cost, "measure_seconds"):
-        _predict(inputs, configuration, trainer, result)
-        _measure_speed(inputs, adapter, features, collate, meter, trainer, result)
-        _measure_swap(inputs, adapter, backbone, run_dir / record.ADAPTER_FOLDER, result)
+        trained = Trained(inputs, run_dir, configuration, backbone, subject, features, trainer, text, result)
+        trained.measure(meter)
     trainer.discard_checkpoint()
 
 
-def _predict(inputs: Inputs, configuration: "PretrainedConfig", trainer: "Trainer", result: RunRecord) -> None:
-    """Predict the step that was counted from the architecture alone: reports hold one against the other."""
-    from harness import predict
+def _with_something_to_learn(
+    features: "dict[str, list[Features]]", experiment: Experiment, result: RunRecord
+) -> "list[Features]":
+    """The training rows that something can be learnt from; notes in provenance how many answers were cut off.
 
-    counted = trainer.progress.step_costs
-    if not inputs.experiment.measure.predict or not counted:
-        result.unmeasured["cost.predicted"] = "measure.predict=false" if counted else "no step was counted"
-        return
-    step = predict.Step(counted["rows"], counted["length"], trainer.collate.device.type)
-    try:
-        result.cost["predicted"] = predict.predict(inputs.experiment, configuration, step)
-    except predict.Unpredictable as reason:
-        result.unmeasured["cost.predicted"] = str(reason)
-
-
-def _measure_speed(
-    inputs: Inputs,
-    adapter: "Adapter",
-    features: dict[str, Any],
-    collate: "Collator",
-    meter: "measure.ForwardMeter | None",
-    trainer: "Trainer",
-    result: RunRecord,
-) -> None:
-    """Latency and the share of the device's ceiling; last, because merging uses the adapter up."""
-    import torch
-
-    from harness import speed
-
-    settings, cost, unmeasured = inputs.experiment.measure, result.cost, result.unmeasured
-    cost["seconds_to_target"] = trainer.seconds_to(settings.target_score)
-    if settings.target_score is None:
-        unmeasured["cost.seconds_to_target"] = "measure.target_score=null: no score to reach was given"
-    elif cost["seconds_to_target"] is None:
-        unmeasured["cost.seconds_to_target"] = f"the development split never had {settings.target_score}"
-    if collate.device.type != "cuda":
-        unmeasured |= {f"cost.cuda_{name}_bytes": "no GPU was used" for name in ("allocated", "reserved")}
-    if meter is None:
-        return
-    cost |= {"evaluation_peak_bytes": meter.peak_bytes, "forward_flops_per_token": meter.flops_per_token}
-    if not inputs.experiment.evaluate.validation:
-        reason = "evaluate.validation=false: this trial only chooses hyper-parameters"
-        names = ("evaluation_peak_bytes", "forward_flops_per_token", "latency_ms")
-        unmeasured |= {f"cost.{name}": reason for name in names}
-        return
-    if cost["flops_per_second"]:
-        precision = trainer.autocast or torch.float32
-        cost["flops_ceiling_share"] = cost["flops_per_second"] / speed.flops_ceiling(collate.device, precision)
-    by_length = sorted(range(len(features["validation"])), key=lambda i: len(features["validation"][i]["input_ids"]))
-    median = by_length[len(by_length) // 2]
-    batches = [collate(features["validation"], [median] * rows) for rows in {1, settings.latency_batch_size}]
-    timed = speed.latency(adapter, batches, speed.LATENCY_SHARE * cost["train_seconds"], collate.device)
-    cost["latency_ms"] = timed.milliseconds
-    unmeasured |= {f"cost.latency_ms.{name}": reason for name, reason in timed.missing.items()}
-    result.provenance["latency"] = {"tokens": batches[0].tokens, "repeats": timed.repeats}
+    Raises:
+        ConfigError: None is left.
+    """
+    cut = {
+        split: {"whole": sum(not row["weight"] for row in rows), "in_part": sum(row.get("cut", False) for row in rows)}
+        for split, rows in features.items()
+    }
+    result.provenance["data"]["answers_cut_off"] = cut
+    for split, rows in features.items():
+        if not any(row["weight"] for row in rows):
+            raise ConfigError(
+                f"task.max_length={experiment.task.max_length}: it cuts the answer off every one of {len(rows)} "
+                f"{split} rows; a larger one is needed"
+            )
+        if any(cut[split].values()):
+            whole, part = cut[split].values()
+            log.warning("task.max_length cuts the answers of %d %s rows off whole, of %d in part", whole, split, part)
+    return experiment.task.train_on(features["train"])
 
 
-def _measure_swap(inputs: Inputs, adapter: "Adapter", backbone: "Backbone", folder: Path, result: RunRecord) -> None:
-    """Take the adapter off and put the saved one on: what switching between two of them takes. Uses the adapter up."""
-    if not inputs.experiment.measure.costs:
-        return
-    if not folder.is_dir():
-        result.unmeasured["cost.swap_ms"] = "train.keep_adapter=false: there is no saved adapter to put on"
-        return
-    start = time.perf_counter()
-    try:
-        adapter.detach()
-        inputs.experiment.method.restore(backbone, folder)
-    except ValueError as error:
-        result.unmeasured["cost.swap_ms"] = str(error)
+def _score_base(
+    experiment: Experiment, adapter: "Adapter", score: "Callable[[str], Evaluation]", result: RunRecord
+) -> dict[str, float] | None:
+    """The validation scores of the backbone alone, where it can answer without a new head."""
+    if experiment.task.labels_count is not None:
+        result.unmeasured["scores.base"] = "the task needs a new head, which the backbone alone has not"
+    elif not (experiment.evaluate.validation and experiment.evaluate.base):
+        which = "base" if experiment.evaluate.validation else "validation"
+        result.unmeasured["scores.base"] = f"evaluate.{which}=false"
     else:
-        result.cost["swap_ms"] = 1000 * (time.perf_counter() - start)
+        with adapter.disabled():
+            return score("validation").scores
+    return None
 
 
 def _save_adapter(adapter: "Adapter", head: tuple[str, ...], folder: Path, inputs: Inputs, result: RunRecord) -> None:
@@ -358,13 +331,15 @@ def gather_scores(
     """Scores by split; further evaluation splits are validation metrics with the split's name in front."""
     scores: dict[str, Any] = {"development": evaluations["development"].scores, "validation": None, "majority": None}
     if "validation" not in evaluations:
-        reason = "evaluate.validation=false: this trial only chooses hyper-parameters"
-        unmeasured |= {"scores.validation": reason, "scores.majority": reason}
+        unmeasured |= {"scores.validation": UNTOUCHED, "scores.majority": UNTOUCHED}
         return scores
     validation = dict(evaluations["validation"].scores)
     for split in sorted(set(evaluations) - {"development", "validation"}):
         validation |= {f"{split}.{name}": value for name, value in evaluations[split].scores.items()}
-    return {**scores, "validation": validation, "majority": task.majority(data, "validation")}
+    majority = task.majority(data, "validation")
+    if majority is None:
+        unmeasured["scores.majority"] = "no one answer is common to the rows"
+    return {**scores, "validation": validation, "majority": majority}
 
 
 def _write_config(run_dir: Path, resolved: dict[str, Any]) -> None:

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import measure
-from harness.batches import Batch, Collator, bucketed
+from harness.batches import Batch, bucketed
 from harness.config import Scheduler, TrainConfig
 from harness.evaluate import Evaluation
 from harness.interrupts import deferred_interrupts
 from harness.methods import Adapter
+from harness.metrics import higher_is_better
 from harness.record import CUDA_MEMORY, STEP_MEMORY
-from harness.tasks import Features
+from harness.tasks import Collate, Features
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,6 +68,7 @@ class Trainer:
         settings: conf/train.
         data_seed: Decides the order of the rows.
         autocast: Lower precision to compute in; null computes in the weights' own.
+        loss: The loss of a batch, a mean over what its weight counts.
         score: Scores the development split.
         primary_metric: The metric that chooses the best weights.
         identity: Names the checkpoint, so that the same experiment finds it again.
@@ -77,10 +79,11 @@ class Trainer:
         self,
         adapter: Adapter,
         features: list[Features],
-        collate: Collator,
+        collate: Collate,
         settings: TrainConfig,
         data_seed: int,
         autocast: "Dtype | None",
+        loss: "Callable[[Batch], Tensor]",
         score: Callable[[], Evaluation],
         primary_metric: str,
         identity: str,
@@ -92,12 +95,14 @@ class Trainer:
         self.settings = settings
         self.data_seed = data_seed
         self.autocast = autocast
+        self.loss = loss
         self.score = score
         self.primary_metric = primary_metric
+        self.higher_is_better = higher_is_better(primary_metric)
         # Of the best weights; null after a resumption, when the best may lie before it.
         self.best_evaluation: Evaluation | None = None
         self.trained = {**adapter.adapter_parameters(), **adapter.head_parameters()}
-        self.lengths = [len(row["input_ids"]) for row in features]
+        self.lengths = [row["length"] for row in features]
         rows_a_step = settings.batch_size * settings.gradient_accumulation_steps
         self.steps_per_epoch = math.ceil(len(features) / rows_a_step)
         self.total_steps = settings.max_steps or math.ceil(settings.epochs * self.steps_per_epoch)
@@ -181,7 +186,7 @@ class Trainer:
         return measure.StepMeter(self.adapter.model, self.optimizer, costs)
 
     def _step(self, micro_batches: list[Batch]) -> "Tensor":
-        """One optimizer step; returns the loss, the mean over its rows."""
+        """One optimizer step; returns the loss, a mean over all of its batches."""
         with self._meter(micro_batches) as meter:
             loss = self._descend(micro_batches, meter)
         if meter is not None:
@@ -193,14 +198,14 @@ class Trainer:
     def _descend(self, micro_batches: list[Batch], meter: "measure.StepMeter | None") -> "Tensor":
         import torch
 
-        rows = sum(len(batch.indices) for batch in micro_batches)
+        weight = sum(batch.weight for batch in micro_batches)
         loss = torch.zeros((), device=self.collate.device)
         for batch in micro_batches:
             if meter:
                 meter.forward_begins()
             with torch.autocast(self.collate.device.type, self.autocast, enabled=self.autocast is not None):
-                # Weighted by rows, so that accumulated batches give the gradient of one large batch.
-                part = self.adapter.model(**batch.inputs).loss * (len(batch.indices) / rows)
+                # Weighted, so that accumulated batches give the gradient of one large batch.
+                part = self.loss(batch) * (batch.weight / weight)
             if meter:
                 meter.forward_ended()
             part.backward()
@@ -275,7 +280,7 @@ class Trainer:
         )
         if not self.adapter.settled() and self.progress.step < self.total_steps:
             return  # the method is still changing what it trains: these weights can't be the final ones
-        if self.progress.best_score is None or primary > self.progress.best_score:
+        if self.progress.best_score is None or self._better(primary, self.progress.best_score):
             self.progress.best_score = primary
             self.progress.best_step = self.progress.step
             self.progress.evaluations_without_gain = 0
@@ -283,6 +288,9 @@ class Trainer:
             self.best = {name: p.detach().clone() for name, p in self.trained.items()}
         else:
             self.progress.evaluations_without_gain += 1
+
+    def _better(self, score: float, other: float) -> bool:
+        return score > other if self.higher_is_better else score < other
 
     def _stalled(self) -> bool:
         patience = self.settings.early_stopping_patience
@@ -367,11 +375,13 @@ class Trainer:
 
     def seconds_to(self, target: float | None) -> float | None:
         """Seconds of training until the development split first had this score of the primary metric, or better."""
+        if target is None:
+            return None
         name = f"development.{self.primary_metric}"
-        reached = [
-            line["train_seconds"] for line in self.progress.history if line.get(name, -math.inf) >= (target or 0)
-        ]
-        return reached[0] if reached and target is not None else None
+        for line in self.progress.history:
+            if name in line and not self._better(target, line[name]):
+                return line["train_seconds"]
+        return None
 
     def discard_checkpoint(self) -> None:
         """Remove the checkpoint of a run that needs it no more."""

@@ -40,8 +40,8 @@ def test_batches_do_not_come_in_order_of_length() -> None:
 
 
 FEATURES = [
-    {"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1], "label": 1},
-    {"input_ids": [8], "attention_mask": [1], "label": 0},
+    {"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1], "length": 3, "weight": 1, "label": 1},
+    {"input_ids": [8], "attention_mask": [1], "length": 1, "weight": 1, "label": 0},
 ]
 
 

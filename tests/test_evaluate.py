@@ -9,10 +9,16 @@ import torch
 from harness.batches import Collator
 from harness.composition import compose
 from harness.config import build
-from harness.evaluate import evaluate
+from harness.evaluate import Subject, evaluate
 
 FEATURES = [
-    {"input_ids": [number % 7 + 1] * (number % 5 + 1), "attention_mask": [1] * (number % 5 + 1), "label": number % 2}
+    {
+        "input_ids": [number % 7 + 1] * (number % 5 + 1),
+        "attention_mask": [1] * (number % 5 + 1),
+        "length": number % 5 + 1,
+        "weight": 1,
+        "label": number % 2,
+    }
     for number in range(23)
 ]
 
@@ -29,11 +35,12 @@ class FirstTokenDecides(torch.nn.Module):
 def test_rows_come_back_in_order_and_the_loss_is_a_mean_over_rows(batch_size: int) -> None:
     task = build(compose("config", ["task=glue/sst2"])).task
     collate = Collator({"input_ids": 0, "attention_mask": 0}, False, False, torch.device("cpu"))
-    scored = evaluate(FirstTokenDecides(), task, FEATURES, collate, batch_size, None)
+    subject = Subject(SimpleNamespace(model=FirstTokenDecides()), None, collate, batch_size, None)
+    scored = evaluate(task, subject, FEATURES, FEATURES)
     margins = [row["input_ids"][0] - 4 for row in FEATURES]
-    assert scored.predictions == [int(margin > 0) for margin in margins]
-    right = [prediction == row["label"] for prediction, row in zip(scored.predictions, FEATURES, strict=True)]
+    assert scored.columns["prediction"] == [int(margin > 0) for margin in margins]
+    right = [prediction == row["label"] for prediction, row in zip(scored.columns["prediction"], FEATURES, strict=True)]
     assert scored.scores["accuracy"] == pytest.approx(sum(right) / len(right))
     losses = [math.log1p(math.exp(m)) - m * row["label"] for m, row in zip(margins, FEATURES, strict=True)]
     assert scored.scores["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
-    assert scored.logits[:, 1].tolist() == margins
+    assert [row[1] for row in scored.columns["scores"]] == margins

@@ -133,7 +133,10 @@ def test_a_row_scores_the_same_alone_and_padded_in_a_batch(kind: str, tiny_model
     backbone.model.eval()
     collate = collator_for(backbone, tokenizer, torch.device("cpu"))
     rows = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
-    features = [{"input_ids": row, "attention_mask": [1] * len(row), "label": 0} for row in rows]
+    features = [
+        {"input_ids": row, "attention_mask": [1] * len(row), "length": len(row), "weight": 1, "label": 0}
+        for row in rows
+    ]
     with torch.no_grad():
         together = backbone.model(**collate(features, [0, 1, 2]).inputs).logits
         alone = torch.cat([backbone.model(**collate(features, [row]).inputs).logits for row in range(3)])

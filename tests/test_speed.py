@@ -42,7 +42,7 @@ class Sleeper:
 
 
 def batches(*rows: int) -> list[Batch]:
-    return [Batch({"input_ids": torch.ones(n, 2)}, list(range(n)), 2 * n, 2 * n) for n in rows]
+    return [Batch({"input_ids": torch.ones(n, 2)}, list(range(n)), 2 * n, 2 * n, n) for n in rows]
 
 
 def test_base_and_adapter_take_turns_and_the_merged_model_comes_last() -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MANIFEST_FILE = "harness.json"
 # Changes when the meaning of a field of the manifest does.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass

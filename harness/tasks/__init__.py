@@ -5,11 +5,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch import device as Device
     from transformers import PreTrainedTokenizerBase
 
-    from harness.architectures import Kind
+    from harness.architectures import Backbone, Kind
+    from harness.batches import Batch
+    from harness.evaluate import Evaluation, Subject
+    from harness.measure import ForwardMeter
+    from harness.methods import Adapter
 
 Row = dict[str, Any]
+# An encoded row: `input_ids`; `length`, its tokens; `weight`, how much of what the loss is a mean over it brings (a
+# row, its target tokens), 0 where nothing can be learnt from it; and what the task's own collator wants.
 Features = dict[str, Any]
 
 
@@ -26,6 +33,15 @@ class TaskData:
     splits: dict[str, list[Row]]
     revision: str
     notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Collate(Protocol):
+    """Makes a batch of some of the encoded rows, on a device."""
+
+    @property
+    def device(self) -> "Device": ...
+
+    def __call__(self, features: list[Features], indices: list[int]) -> "Batch": ...
 
 
 class Task(Protocol):
@@ -54,21 +70,36 @@ class Task(Protocol):
         """What the backbone is asked for."""
 
     @property
-    def labels_count(self) -> int:
-        """Width of the model's output."""
+    def labels_count(self) -> int | None:
+        """Width of the model's new head; null where the backbone's own output layer answers."""
 
     @property
     def regression(self) -> bool:
         """Whether the output is a number and not a class."""
 
+    def longest(self) -> int:
+        """Positions that the longest text takes of the model's context, what is generated included."""
+
     def encode(self, rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Features]:
-        """Token ids (and a label) of each row, cut to `max_length`, not padded."""
+        """Token ids of each row, cut to `max_length`, not padded."""
 
-    def predict(self, logits: "Tensor") -> list[Any]:
-        """Answers from logits of batch x labels."""
+    def train_on(self, features: list[Features]) -> list[Features]:
+        """What training sees of the encoded training rows: those that something can be learnt from, packed or not."""
 
-    def score(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:
-        """Metric name -> value."""
+    def collator(self, backbone: "Backbone", tokenizer: "PreTrainedTokenizerBase", device: "Device") -> Collate:
+        """What makes batches for a backbone."""
 
-    def majority(self, data: TaskData, split: str) -> dict[str, float]:
-        """The score of always giving the training rows' commonest answer (their mean, for a number)."""
+    def loss(self, adapter: "Adapter", batch: "Batch") -> "Tensor":
+        """The training loss of a batch: a scalar, a mean over what `Batch.weight` counts."""
+
+    def evaluate(
+        self, subject: "Subject", features: list[Features], rows: list[Row], meter: "ForwardMeter | None" = None
+    ) -> "Evaluation":
+        """Score a model on encoded rows.
+
+        Args:
+            meter: Counts the first batch, which has the longest rows.
+        """
+
+    def majority(self, data: TaskData, split: str) -> dict[str, float] | None:
+        """The score of always giving the training rows' commonest answer; null where there is no such answer."""

@@ -8,13 +8,20 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from harness.architectures import Kind
-from harness.config import ConfigError, near_misses
-from harness.tasks import Features, Row, TaskData, sources
-from harness.tasks.leakage import overlap
+from harness.config import ConfigError
+from harness.tasks import Collate, Features, Row, TaskData
+from harness.tasks.rows import RowTask, check_text
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch import device as Device
     from transformers import PreTrainedTokenizerBase
+
+    from harness.architectures import Backbone
+    from harness.batches import Batch
+    from harness.evaluate import Evaluation, Subject
+    from harness.measure import ForwardMeter
+    from harness.methods import Adapter
 
 REGRESSION_STRATA = 5
 
@@ -28,59 +35,25 @@ def _generator_revision() -> str:
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(RowTask):
     """A GLUE-like task.
 
     Attributes:
-        hub: The Hub's copy; null for a task that is generated or only local.
-        generator: A task of the micro world (harness/tasks/micro.py), with the rows of each split; null elsewhere.
-        splits: Our split -> the name it has in the Hub's copy. Further evaluation splits may follow validation.
         text: One or two columns.
+        label: The column of the answer.
         labels: Names of the classes in the order of their integers; empty for a number to predict.
-        data_dir: A folder with train.*, validation.* (JSONL, CSV, Parquet) in the column names of the Hub's copy.
-        development_share: Share of train that is set aside, at most `max_development_rows`, stratified by label.
-        split_seed: Decides which rows are set aside, and which `max_train_rows` are kept: the same for every method.
     """
 
-    name: str
-    version: int
-    hub: sources.Hub | None
-    generator: str | None
-    generator_rows: dict[str, int] | None
-    splits: dict[str, str]
     text: list[str]
     label: str
     labels: list[str]
-    metrics: list[str]
-    primary_metric: str
-    data_dir: str | None
-    max_length: int
-    max_train_rows: int | None
-    max_development_rows: int
-    development_share: float
-    split_seed: int
 
     def check(self, key: str) -> None:
-        from harness.metrics import METRICS
-
-        for metric in self.metrics:
-            if metric not in METRICS:
-                raise ConfigError(f"{key}.metrics={metric}: no such metric; {near_misses(metric, METRICS)}")
-        if self.primary_metric not in self.metrics:
-            raise ConfigError(f"{key}.primary_metric={self.primary_metric}: not in metrics, {', '.join(self.metrics)}")
+        super().check(key)
         if len(self.text) not in (1, 2):
             raise ConfigError(f"{key}.text={self.text}: one or two columns are allowed")
         if len(self.labels) == 1:
             raise ConfigError(f"{key}.labels={self.labels}: two or more classes, or none for a number, are needed")
-        for name, value in {"max_length": self.max_length, "max_development_rows": self.max_development_rows}.items():
-            if value < 1:
-                raise ConfigError(f"{key}.{name}={value}: a positive number is needed")
-        if self.max_train_rows is not None and self.max_train_rows < 1:
-            raise ConfigError(f"{key}.max_train_rows={self.max_train_rows}: a positive number, or null, is needed")
-        if not 0 < self.development_share < 1:
-            raise ConfigError(f"{key}.development_share={self.development_share}: a share between 0 and 1 is needed")
-        if not (self.hub or self.generator or self.data_dir):
-            raise ConfigError(f"{key}.data_dir=null: name a folder, a data set of the Hub, or a generator")
 
     @property
     def kind(self) -> Kind:
@@ -94,61 +67,23 @@ class Classification:
     def regression(self) -> bool:
         return not self.labels
 
-    def revision(self) -> str:
-        if self.data_dir is not None:
-            return sources.files_revision(sources.local_files(self.data_dir, self.splits))
-        if self.generator is not None:
-            return _generator_revision()
-        assert self.hub is not None
-        return sources.read_hub(self.hub, self.splits["train"])[1]
+    def columns(self) -> list[str]:
+        return [*self.text, self.label]
 
-    def load(self) -> TaskData:
-        raw = self._read()
-        for split, rows in raw.items():
-            self._check_rows(rows, split)
-        train = raw["train"]
-        if "development" not in raw:
-            train, raw["development"] = sources.carve(
-                train, self._strata(train), self.development_share, self.max_development_rows, self.split_seed
-            )
-        raw["train"] = sources.subsample(train, self.max_train_rows, self.split_seed)
-        notes = {
-            "rows": {split: len(rows) for split, rows in raw.items()},
-            "overlap": {
-                split: overlap(map(self._text, raw["train"]), [self._text(row) for row in rows])
-                for split, rows in raw.items()
-                if split != "train"
-            },
-        }
-        return TaskData(raw, self.revision(), notes)
+    def shown(self, row: Row) -> str:
+        return " ".join(row[column] for column in self.text)
 
-    def _read(self) -> dict[str, list[Row]]:
-        if self.data_dir is not None:
-            files = sources.local_files(self.data_dir, self.splits)
-            return {split: sources.read_file(path) for split, path in files.items()}
-        if self.generator is not None:
-            from harness.tasks.micro import generate
+    def generate(self, split: str, rows: int) -> list[Row]:
+        from harness.tasks.micro import generate
 
-            counts = self.generator_rows or {}
-            return {split: generate(self.generator, split, rows) for split, rows in counts.items()}
-        assert self.hub is not None
-        return {split: sources.read_hub(self.hub, name)[0] for split, name in self.splits.items()}
+        return generate(str(self.generator), split, rows)
 
-    def _where(self, split: str) -> str:
-        if self.data_dir is not None:
-            return f"task.data_dir: {sources.local_files(self.data_dir, self.splits)[split]}"
-        return f"task={self.name}, {split} split"
+    def generator_revision(self) -> str:
+        return _generator_revision()
 
-    def _check_rows(self, rows: list[Row], split: str) -> None:
-        where = self._where(split)
-        sources.check_columns(rows, [*self.text, self.label], where)
-        for number, row in enumerate(rows, start=1):
-            for column in self.text:
-                if not isinstance(row[column], str):
-                    raise ConfigError(f"{where}, row {number}: {column}={row[column]!r} is not text")
-            self._check_label(row[self.label], f"{where}, row {number}")
-
-    def _check_label(self, label: Any, where: str) -> None:
+    def check_row(self, row: Row, where: str) -> None:
+        check_text(row, self.text, where)
+        label = row[self.label]
         is_number = isinstance(label, int | float) and not isinstance(label, bool) and math.isfinite(label)
         if self.regression and not is_number:
             raise ConfigError(f"{where}: {self.label}={label!r}; a number is needed")
@@ -158,7 +93,7 @@ class Classification:
                 f"{where}: {self.label}={label!r}; a whole number from 0 to {len(self.labels) - 1} is allowed{hidden}"
             )
 
-    def _strata(self, rows: list[Row]) -> list[Any]:
+    def strata(self, rows: list[Row]) -> list[Any]:
         """Classes; for numbers, the fifth of the range they lie in."""
         if self.labels:
             return [int(row[self.label]) for row in rows]
@@ -167,8 +102,8 @@ class Classification:
         step = (high - low) / REGRESSION_STRATA or 1.0
         return [min(int((value - low) / step), REGRESSION_STRATA - 1) for value in values]
 
-    def _text(self, row: Row) -> str:
-        return " ".join(row[column] for column in self.text)
+    def longest(self) -> int:
+        return self.max_length
 
     def encode(self, rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Features]:
         columns = [[row[column] for row in rows] for column in self.text]
@@ -178,23 +113,44 @@ class Classification:
         for index, row in enumerate(rows):
             one = {name: values[index] for name, values in encoded.items()}
             if not one["input_ids"]:
-                raise ConfigError(f"task={self.name}: {self._text(row)!r} gives no tokens; remove the empty row")
-            features.append({**one, "label": kind(row[self.label])})
+                raise ConfigError(f"task={self.name}: {self.shown(row)!r} gives no tokens; remove the empty row")
+            features.append({**one, "length": len(one["input_ids"]), "weight": 1, "label": kind(row[self.label])})
         return features
 
-    def predict(self, logits: "Tensor") -> list[Any]:
-        return (logits.squeeze(-1) if self.regression else logits.argmax(-1)).tolist()
+    def collator(self, backbone: "Backbone", tokenizer: "PreTrainedTokenizerBase", device: "Device") -> Collate:
+        from harness.batches import collator_for
 
-    def score(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:
+        return collator_for(backbone, tokenizer, device)
+
+    def loss(self, adapter: "Adapter", batch: "Batch") -> "Tensor":
+        return adapter.model(**batch.inputs).loss
+
+    def evaluate(
+        self, subject: "Subject", features: list[Features], rows: list[Row], meter: "ForwardMeter | None" = None
+    ) -> "Evaluation":
+        from harness.evaluate import Evaluation, logits_of_rows
+
+        logits, loss = logits_of_rows(subject, features, meter)
+        predictions = (logits.squeeze(-1) if self.regression else logits.argmax(-1)).tolist()
+        scores = self._score(predictions, [row["label"] for row in features])
+        columns = {
+            "label": [row[self.label] for row in rows],
+            "prediction": predictions,
+            "scores": logits.tolist(),
+        }
+        return Evaluation({**scores, "loss": loss}, columns)
+
+    def _score(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:
         from harness.metrics import compute
 
         return compute(self.metrics, predictions, references)
 
     def majority(self, data: TaskData, split: str) -> dict[str, float]:
+        """The training rows' commonest class, or their mean for a number."""
         answers = [row[self.label] for row in data.splits["train"]]
         if self.regression:
             answer: Any = fmean(answers)
         else:
             answer = Counter(answers).most_common(1)[0][0]
         references = [row[self.label] for row in data.splits[split]]
-        return self.score([answer] * len(references), references)
+        return self._score([answer] * len(references), references)

@@ -49,7 +49,7 @@ class Setting:
 
     @property
     def lengths(self) -> list[int]:
-        return [len(row["input_ids"]) for row in self.features]
+        return [row["length"] for row in self.features]
 
     def shuffled(self) -> list[list[int]]:
         rows = list(range(len(self.features)))

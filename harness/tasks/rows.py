@@ -1,0 +1,163 @@
+"""Tasks whose data are rows with columns: from the Hub, from local files, or from a generator."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from harness.config import ConfigError, near_misses
+from harness.tasks import Features, Row, TaskData, sources
+from harness.tasks.leakage import overlap
+
+
+@dataclass(frozen=True)
+class RowTask:
+    """What tasks with rows share: where the rows come from, and which of them are set aside.
+
+    Attributes:
+        hub: The Hub's copy; null for a task that is generated or only local.
+        generator: A task of the micro world, with the rows of each split; null elsewhere.
+        splits: Our split -> the name it has in the Hub's copy. Further evaluation splits may follow validation.
+        metrics: Names of harness/metrics.py.
+        data_dir: A folder with train.*, validation.* (JSONL, CSV, Parquet) in the column names of the Hub's copy.
+        development_share: Share of train that is set aside, at most `max_development_rows`, stratified.
+        max_validation_rows: Score at most so many rows of every evaluation split beside development; null: all.
+        split_seed: Decides which rows are set aside, and which `max_train_rows` are kept: the same for every method.
+    """
+
+    name: str
+    version: int
+    hub: sources.Hub | None
+    generator: str | None
+    generator_rows: dict[str, int] | None
+    splits: dict[str, str]
+    metrics: list[str]
+    primary_metric: str
+    data_dir: str | None
+    max_length: int
+    max_train_rows: int | None
+    max_development_rows: int
+    max_validation_rows: int | None
+    development_share: float
+    split_seed: int
+
+    def check(self, key: str) -> None:
+        from harness.metrics import METRICS
+
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise ConfigError(f"{key}.metrics={metric}: no such metric; {near_misses(metric, METRICS)}")
+        scores = [*self.metrics, *self.further_scores()]
+        if self.primary_metric not in scores:
+            raise ConfigError(f"{key}.primary_metric={self.primary_metric}: not among {', '.join(scores)}")
+        for name, value in {"max_length": self.max_length, "max_development_rows": self.max_development_rows}.items():
+            if value < 1:
+                raise ConfigError(f"{key}.{name}={value}: a positive number is needed")
+        for name, most in {
+            "max_train_rows": self.max_train_rows,
+            "max_validation_rows": self.max_validation_rows,
+        }.items():
+            if most is not None and most < 1:
+                raise ConfigError(f"{key}.{name}={most}: a positive number, or null, is needed")
+        if not 0 < self.development_share < 1:
+            raise ConfigError(f"{key}.development_share={self.development_share}: a share between 0 and 1 is needed")
+        if not (self.hub or self.generator or self.data_dir):
+            raise ConfigError(f"{key}.data_dir=null: name a folder, a data set of the Hub, or a generator")
+
+    def further_scores(self) -> tuple[str, ...]:
+        """Scores beside `metrics` that may be primary."""
+        return ()
+
+    def columns(self) -> list[str]:
+        """The columns that every row must have."""
+        raise NotImplementedError
+
+    def check_row(self, row: Row, where: str) -> None:
+        """Refuse a row that can't be used; `where` names its place."""
+
+    def strata(self, rows: list[Row]) -> list[Any]:
+        """What the development split keeps the shares of, a value a row."""
+        return [None] * len(rows)
+
+    def shown(self, row: Row) -> str:
+        """What a model is shown of a row; compared between splits to find rows that were seen in training."""
+        raise NotImplementedError
+
+    def generate(self, split: str, rows: int) -> list[Row]:
+        """Rows of the generator."""
+        raise NotImplementedError
+
+    def generator_revision(self) -> str:
+        """Hash of what the generator writes."""
+        raise NotImplementedError
+
+    def revision(self) -> str:
+        if self.data_dir is not None:
+            return sources.files_revision(sources.local_files(self.data_dir, self.splits))
+        if self.generator is not None:
+            return self.generator_revision()
+        assert self.hub is not None
+        return sources.read_hub(self.hub, self.splits["train"])[1]
+
+    def load(self) -> TaskData:
+        raw = self._read()
+        for split, rows in raw.items():
+            self._check_rows(rows, split)
+        train = raw["train"]
+        if "development" not in raw:
+            train, raw["development"] = self.carve(train)
+        raw["train"] = self.subsample(train, self.max_train_rows)
+        for split in set(raw) - {"train", "development"}:
+            raw[split] = self.subsample(raw[split], self.max_validation_rows)
+        notes = {
+            "rows": {split: len(rows) for split, rows in raw.items()},
+            "overlap": {
+                split: overlap(map(self.shown, raw["train"]), [self.shown(row) for row in rows])
+                for split, rows in raw.items()
+                if split != "train"
+            },
+        }
+        return TaskData(raw, self.revision(), notes)
+
+    def carve(self, train: list[Row]) -> tuple[list[Row], list[Row]]:
+        """Set the development rows aside."""
+        share, most = self.development_share, self.max_development_rows
+        return sources.carve(train, self.strata(train), share, most, self.split_seed)
+
+    def subsample(self, rows: list[Row], most: int | None) -> list[Row]:
+        """The rows of a split that are used."""
+        return sources.subsample(rows, most, self.split_seed)
+
+    def train_on(self, features: list[Features]) -> list[Features]:
+        """What training sees of the encoded training rows: those that something can be learnt from."""
+        return [row for row in features if row["weight"]]
+
+    def _read(self) -> dict[str, list[Row]]:
+        if self.data_dir is not None:
+            files = sources.local_files(self.data_dir, self.splits)
+            return {split: sources.read_file(path) for split, path in files.items()}
+        if self.generator is not None:
+            counts = self.generator_rows or {}
+            return {split: self.generate(split, rows) for split, rows in counts.items()}
+        assert self.hub is not None
+        return {split: sources.read_hub(self.hub, name)[0] for split, name in self.splits.items()}
+
+    def _where(self, split: str) -> str:
+        if self.data_dir is not None:
+            return f"task.data_dir: {sources.local_files(self.data_dir, self.splits)[split]}"
+        return f"task={self.name}, {split} split"
+
+    def _check_rows(self, rows: list[Row], split: str) -> None:
+        where = self._where(split)
+        sources.check_columns(rows, self.columns(), where)
+        for number, row in enumerate(rows, start=1):
+            self.check_row(row, f"{where}, row {number}")
+
+
+def check_text(row: Row, columns: list[str], where: str) -> None:
+    """Refuse what is not text.
+
+    Raises:
+        ConfigError: A column holds something else.
+    """
+    for column in columns:
+        if not isinstance(row[column], str):
+            raise ConfigError(f"{where}: {column}={row[column]!r} is not text")

@@ -1,0 +1,106 @@
+"""How a row becomes a prompt: a template with column names in braces, or a chat template."""
+
+from string import Formatter
+from typing import TYPE_CHECKING, Any
+
+from harness.config import ConfigError
+from harness.tasks import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# The value of a chat template's key that takes the one that comes with the tokenizer.
+OF_TOKENIZER = "tokenizer"
+
+
+def columns_of(template: str, key: str) -> list[str]:
+    """The columns that a template names: `{instruction}`; a brace itself is written twice.
+
+    Raises:
+        ConfigError: A brace is left open, or something other than a plain name stands between braces.
+    """
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}; write {{column}}, and a brace itself twice") from error
+    columns = []
+    for _, name, spec, conversion in parts:
+        if name is None:
+            continue
+        if not name.isidentifier() or spec or conversion:
+            raise ConfigError(f"{key}: {{{name}}} is not the name of a column alone; write {{column}}")
+        columns.append(name)
+    return columns
+
+
+def fill(template: str, row: Row) -> str:
+    """The template with a row's values in the place of its columns."""
+    return template.format_map(row)
+
+
+def beginning(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The beginning-of-sequence token, where the tokenizer puts it in front or the model has one for that alone.
+
+    Some tokenizers leave it to whoever trains; GPT-2 and its like know only of a token that ends a sequence.
+    """
+    begin = tokenizer.bos_token_id
+    if begin is None or (begin == tokenizer.eos_token_id and tokenizer("")["input_ids"][:1] != [begin]):
+        return []
+    return [begin]
+
+
+def token_ids(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Token ids of text alone, whatever the tokenizer would put around it."""
+    # Cut by who asks, so the tokenizer's warning that a model could not read it whole does not apply.
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def end_of_sequence(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The token that ends an answer.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"model.path={tokenizer.name_or_path}: the tokenizer has no end-of-sequence token, so no answer could end"
+        )
+    return tokenizer.eos_token_id
+
+
+def chat_ids(
+    prompt: str, answer: str | None, system: str | None, template: str, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[list[int], list[int]]:
+    """Token ids of a conversation's prompt and of its answer, ended as the chat template ends it.
+
+    Args:
+        answer: null for a prompt alone; the second list is then empty.
+        template: Jinja, which transformers runs in a sandbox; or `tokenizer` for the tokenizer's own.
+
+    Raises:
+        ConfigError: The tokenizer has no template, or it can't be used.
+    """
+    from jinja2 import TemplateError
+
+    chosen = None if template == OF_TOKENIZER else template
+    if chosen is None and not tokenizer.chat_template:
+        raise ConfigError(
+            f"task.chat_template=tokenizer: the tokenizer of {tokenizer.name_or_path} has no chat template; give one, "
+            "or task.chat_template=null for plain prompts"
+        )
+    asked = [{"role": "system", "content": system}] if system else []
+    asked.append({"role": "user", "content": prompt})
+    options: dict[str, Any] = {"chat_template": chosen, "tokenize": True, "return_dict": False}
+    try:
+        before = list(tokenizer.apply_chat_template(asked, add_generation_prompt=True, **options))
+        if answer is None:
+            return before, []
+        whole = list(tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": answer}], **options))
+    except TemplateError as error:
+        raise ConfigError(f"task.chat_template: it can't be used: {error}") from error
+    if whole[: len(before)] != before:
+        raise ConfigError(
+            "task.chat_template: with an answer it does not begin as it does without, so the answer can't be told from "
+            "the prompt"
+        )
+    return before, whole[len(before) :]

@@ -1,0 +1,159 @@
+"""What is measured of a model once it is trained and scored: none of it changes a score."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness import record
+from harness.config import Experiment
+from harness.record import RunRecord
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from harness.architectures import Backbone
+    from harness.evaluate import Subject
+    from harness.measure import ForwardMeter
+    from harness.run import Inputs
+    from harness.tasks import Features
+    from harness.train import Trainer
+
+UNTOUCHED = "evaluate.validation=false: this trial only chooses hyper-parameters"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run whose model is trained, scored and saved.
+
+    Attributes:
+        text: What forgetting is measured on; null: not measured.
+        result: Takes the figures, or the reason why there is none.
+    """
+
+    inputs: "Inputs"
+    run_dir: Path
+    configuration: "PretrainedConfig"
+    backbone: "Backbone"
+    subject: "Subject"
+    features: "dict[str, list[Features]]"
+    trainer: "Trainer"
+    text: list[str] | None
+    result: RunRecord
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.inputs.experiment
+
+    def measure(self, meter: "ForwardMeter | None") -> None:
+        """Take all figures; the adapter is used up afterwards.
+
+        Args:
+            meter: What counted the evaluation; null where costs are not wanted.
+        """
+        self._predict()
+        self._forgetting()
+        self._name_what_has_no_value()
+        if meter is not None:
+            self.result.cost |= {
+                "evaluation_peak_bytes": meter.peak_bytes,
+                "forward_flops_per_token": meter.flops_per_token,
+            }
+            # Last, because merging uses the adapter up.
+            self._speed()
+            self._swap()
+
+    def _predict(self) -> None:
+        """Predict the step that was counted from the architecture alone: reports hold one against the other."""
+        from harness import predict
+
+        counted = self.trainer.progress.step_costs
+        if not self.experiment.measure.predict or not counted:
+            self.result.unmeasured["cost.predicted"] = "measure.predict=false" if counted else "no step was counted"
+            return
+        step = predict.Step(counted["rows"], counted["length"], self.trainer.collate.device.type)
+        try:
+            self.result.cost["predicted"] = predict.predict(self.experiment, self.configuration, step)
+        except predict.Unpredictable as reason:
+            self.result.unmeasured["cost.predicted"] = str(reason)
+
+    def _forgetting(self) -> None:
+        """Ask for general text before, adapter off, and after."""
+        from dataclasses import asdict
+
+        from harness import forgetting
+
+        scores, subject, unmeasured = self.result.scores, self.subject, self.result.unmeasured
+        scores["forgetting"] = None
+        if self.text is None or not self.experiment.evaluate.validation:
+            unmeasured["scores.forgetting"] = UNTOUCHED if self.text else "forgetting.text=null"
+            return
+        try:
+            scores["forgetting"] = asdict(
+                forgetting.measure(
+                    subject.adapter,
+                    self.backbone,
+                    self.inputs.folder,
+                    subject.tokenizer,
+                    self.text,
+                    self.experiment.method.virtual_tokens(),
+                    subject.batch_size,
+                    subject.collate.device,
+                    subject.autocast,
+                )
+            )
+        except forgetting.CannotMeasure as reason:
+            unmeasured["scores.forgetting"] = str(reason)
+
+    def _name_what_has_no_value(self) -> None:
+        settings, cost, unmeasured = self.experiment.measure, self.result.cost, self.result.unmeasured
+        cost["seconds_to_target"] = self.trainer.seconds_to(settings.target_score)
+        if settings.target_score is None:
+            unmeasured["cost.seconds_to_target"] = "measure.target_score=null: no score to reach was given"
+        elif cost["seconds_to_target"] is None:
+            unmeasured["cost.seconds_to_target"] = f"the development split never had {settings.target_score}"
+        if self.trainer.collate.device.type != "cuda":
+            unmeasured |= {f"cost.cuda_{name}_bytes": "no GPU was used" for name in ("allocated", "reserved")}
+        absent = {"generated_tokens_per_second": "the task's answers are not generated"}
+        absent |= {"reference_bytes": "the task needs no reference"}
+        unmeasured |= {f"cost.{name}": reason for name, reason in absent.items() if cost[name] is None}
+        if not self.experiment.evaluate.validation:
+            names = ("evaluation_peak_bytes", "forward_flops_per_token", "latency_ms", "generated_tokens_per_second")
+            unmeasured |= {f"cost.{name}": UNTOUCHED for name in names}
+
+    def _speed(self) -> None:
+        """Latency, and the share of the device's ceiling that training reached."""
+        import torch
+
+        from harness import speed
+
+        if not self.experiment.evaluate.validation:
+            return
+        cost, device = self.result.cost, self.trainer.collate.device
+        if cost["flops_per_second"]:
+            precision = self.trainer.autocast or torch.float32
+            cost["flops_ceiling_share"] = cost["flops_per_second"] / speed.flops_ceiling(device, precision)
+        rows = self.features["validation"]
+        by_length = sorted(range(len(rows)), key=lambda index: rows[index]["length"])
+        median = by_length[len(by_length) // 2]
+        sizes = {1, self.experiment.measure.latency_batch_size}
+        batches = [self.trainer.collate(rows, [median] * size) for size in sizes]
+        timed = speed.latency(self.subject.adapter, batches, speed.LATENCY_SHARE * cost["train_seconds"], device)
+        cost["latency_ms"] = timed.milliseconds
+        self.result.unmeasured |= {f"cost.latency_ms.{name}": reason for name, reason in timed.missing.items()}
+        self.result.provenance["latency"] = {"tokens": batches[0].tokens, "repeats": timed.repeats}
+
+    def _swap(self) -> None:
+        """Take the adapter off and put the saved one on: what switching between two of them takes."""
+        folder = self.run_dir / record.ADAPTER_FOLDER
+        if not folder.is_dir():
+            self.result.unmeasured["cost.swap_ms"] = "train.keep_adapter=false: there is no saved adapter to put on"
+            return
+        start = time.perf_counter()
+        try:
+            self.subject.adapter.detach()
+            self.experiment.method.restore(self.backbone, folder)
+        except ValueError as error:
+            self.result.unmeasured["cost.swap_ms"] = str(error)
+        else:
+            self.result.cost["swap_ms"] = 1000 * (time.perf_counter() - start)
