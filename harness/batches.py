@@ -117,3 +117,11 @@ def collator_for(backbone: "Backbone", tokenizer: "PreTrainedTokenizerBase", dev
         # Positions come with packed rows only, whose attention they part.
         padded |= {"labels": IGNORED, "position_ids": 0}
     return Collator(padded, left=left, positions=left and "position_ids" in accepted, device=device)
+
+
+def plain_inputs(tokens: "Tensor", kind: Kind) -> "dict[str, Tensor]":
+    """A model's arguments for token ids of batch x sequence without padding; the labels of a classifier alternate."""
+    import torch
+
+    labels = torch.arange(len(tokens)) % 2 if kind is Kind.classification else tokens.clone()
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness.architectures import ARCHITECTURES, Backbone, Kind
+from harness.batches import plain_inputs
 from harness.config import ConfigError, Experiment, Quantization, build, near_misses
 from harness.mistakes import choices
 
@@ -113,6 +114,13 @@ def configuration(architecture: str, kind: Kind) -> "PretrainedConfig":
     return AutoConfig.for_model(architecture, **labels, **TINY[architecture])
 
 
+def words(rows: int, length: int) -> "Tensor":
+    """Token ids of words of the tiny vocabulary, rows x length, the same every time."""
+    import torch
+
+    return torch.randint(4, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
 def ask(tasks: dict[str, Experiment]) -> list[Finding]:
     """Ask the rules of every method for every backbone and way to store it: what a run would be told."""
     from harness.models import empty_model
@@ -216,7 +224,7 @@ def _train_a_step(experiment: Experiment, folder: Path) -> None:
     optimizer = adapter.optimizer(trained, experiment.train) or torch.optim.AdamW(trained.values(), lr=1e-3)
     adapter.start(total_steps=100)
     adapter.model.train()
-    loss = adapter.model(**_batch(kind)).loss
+    loss = adapter.model(**plain_inputs(words(4, 8), kind)).loss
     penalty = adapter.penalty()
     loss = loss if penalty is None else loss + penalty
     assert torch.isfinite(loss), f"the loss is {loss.item()}"
@@ -226,11 +234,3 @@ def _train_a_step(experiment: Experiment, folder: Path) -> None:
     moved = {name for name, p in adapter.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved, "no weight moved"
     assert moved <= set(trained), f"{min(moved - set(trained))} is frozen and moved"
-
-
-def _batch(kind: Kind) -> "dict[str, Tensor]":
-    import torch
-
-    tokens = torch.randint(4, VOCABULARY, (4, 8), generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(4) % LABELS if kind is Kind.classification else tokens
-    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}

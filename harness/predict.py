@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness import measure
-from harness.architectures import Backbone, Kind, architecture
+from harness.architectures import Backbone
+from harness.batches import plain_inputs
 from harness.config import ConfigError, Experiment, Quantization
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
         optimizer = adapter.optimizer(trained, experiment.train) or make_optimizer(trained, experiment.train)
         adapter.start(total_steps=100)
         adapter.model.train()
-        inputs = _inputs(model, kind, step)
+        inputs = _inputs(backbone, step)
         tokens = step.rows * step.length
         costs = measure.StepCosts(step.rows, tokens, step.length, tokens)
         kept = _keep_inputs(model, packed) if quantization is Quantization.int8 else []
@@ -264,19 +265,17 @@ def _keep_inputs(model: Any, packed: dict[str, tuple[int, int]]) -> "list[Tensor
     return kept
 
 
-def _inputs(model: Any, kind: Kind, step: Step) -> "dict[str, Tensor]":
+def _inputs(backbone: Backbone, step: Step) -> "dict[str, Tensor]":
     import inspect
 
     import torch
 
-    accepted = inspect.signature(model.forward).parameters
-    tokens = torch.zeros(step.rows, step.length, dtype=torch.long)
-    mask = torch.ones_like(tokens)
+    inputs = plain_inputs(torch.zeros(step.rows, step.length, dtype=torch.long), backbone.kind)
     # Without any padding transformers would leave the mask away; batches rarely are.
-    mask[:, 0 if architecture(model.config).decoder else -1] = 0
-    inputs = {"input_ids": tokens, "attention_mask": mask, "token_type_ids": tokens.clone()}
-    labels = torch.zeros(step.rows, dtype=torch.long) if kind is Kind.classification else tokens.clone()
-    return {**{n: v for n, v in inputs.items() if n in accepted}, "labels": labels}
+    inputs["attention_mask"][:, 0 if backbone.architecture.decoder else -1] = 0
+    if "token_type_ids" in inspect.signature(backbone.model.forward).parameters:
+        inputs["token_type_ids"] = inputs["input_ids"].clone()
+    return inputs
 
 
 def _attend_as_on_a_gpu(model: Any) -> None:

@@ -14,7 +14,8 @@ from transformers import AutoConfig
 
 from harness import measure, models
 from harness.architectures import Backbone, Kind
-from harness.compatibility import TINY, backbones
+from harness.batches import plain_inputs
+from harness.compatibility import TINY, backbones, words
 from harness.config import ConfigError, Quantization, component, conf_root
 from harness.methods.layers import Bottleneck, linear_bottleneck
 
@@ -42,9 +43,7 @@ def backbone_of(architecture: str, kind: Kind = Kind.classification) -> Backbone
 
 
 def inputs(kind: Kind) -> dict[str, torch.Tensor]:
-    tokens = torch.randint(4, 64, (8, 12), generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(8) % 2 if kind is Kind.classification else tokens
-    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+    return plain_inputs(words(8, 12), kind)
 
 
 def logits(backbone: Backbone) -> torch.Tensor:

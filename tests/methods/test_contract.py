@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from harness import measure, models
 from harness.architectures import ARCHITECTURES, Backbone, Kind
-from harness.batches import collator_for
-from harness.compatibility import backbones
+from harness.batches import collator_for, plain_inputs
+from harness.compatibility import backbones, words
 from harness.composition import compose
 from harness.config import ConfigError, Experiment, Quantization, build, conf_root
 
@@ -84,10 +84,10 @@ def inputs(kind: Kind = Kind.classification) -> dict[str, torch.Tensor]:
 
     Random features hardly differ among rows: what three steps can learn is that one class is the more frequent.
     """
-    tokens = torch.randint(4, 64, (8, 12), generator=torch.Generator().manual_seed(0))
+    tokens = words(8, 12)
     tokens[:, 0] = 2
-    labels = (torch.arange(8) > 1).long() if kind is Kind.classification else tokens
-    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+    labels = {"labels": (torch.arange(8) > 1).long()} if kind is Kind.classification else {}
+    return {**plain_inputs(tokens, kind), **labels}
 
 
 def logits(model: torch.nn.Module, kind: Kind = Kind.classification) -> torch.Tensor:

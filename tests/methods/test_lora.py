@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from harness import models
-from harness.architectures import ARCHITECTURES, Backbone
-from harness.compatibility import TINY
+from harness.architectures import ARCHITECTURES, Backbone, Kind
+from harness.batches import plain_inputs
+from harness.compatibility import TINY, words
 from harness.composition import compose
 from harness.config import ConfigError, build
 
 TinyModel = Callable[[str], Path]
+INPUTS = plain_inputs(words(8, 12), Kind.classification)
 SETTINGS: Any = SimpleNamespace(learning_rate=1e-3, weight_decay=0.0)
 
 
@@ -29,11 +31,6 @@ def backbone(model_type: str = "bert") -> Backbone:
     configuration = AutoConfig.for_model(model_type, num_labels=2, **TINY[model_type])
     model = models.model_class(models.Kind.classification).from_config(configuration).eval()
     return Backbone(model, ARCHITECTURES[model_type], models.empty_model(configuration).head)
-
-
-def inputs() -> dict[str, torch.Tensor]:
-    ids = torch.randint(4, 64, (8, 12), generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids, "labels": torch.arange(8) % 2}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +97,7 @@ def test_lora_fa_trains_b_alone() -> None:
     optimizer = adapter.optimizer({**adapter.adapter_parameters(), **adapter.head_parameters()}, SETTINGS)
     losses = []
     for _ in range(4):
-        loss = adapter.model(**inputs()).loss
+        loss = adapter.model(**INPUTS).loss
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -128,7 +125,7 @@ def steps(adapter: Any, optimizer: Any, first: int, last: int) -> list[float]:
     losses = []
     for step in range(first, last + 1):
         optimizer.zero_grad()
-        loss = adapter.model(**inputs()).loss
+        loss = adapter.model(**INPUTS).loss
         losses.append(loss.item())
         loss.backward()
         optimizer.step()

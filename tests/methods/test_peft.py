@@ -13,7 +13,7 @@ from torch import nn
 
 from harness import models
 from harness.architectures import ARCHITECTURES, Backbone, Kind
-from harness.compatibility import TINY
+from harness.compatibility import TINY, words
 from harness.composition import compose
 from harness.config import ConfigError, Quantization, build, conf_root
 from harness.methods.peft import PeftMethod, fits
@@ -56,13 +56,9 @@ def backbone(folder: Path, model_type: str, kind: Kind = Kind.classification) ->
     return Backbone(model, ARCHITECTURES[model_type], head, kind)
 
 
-def tokens(rows: int = 4, length: int = 9) -> torch.Tensor:
-    return torch.randint(4, 64, (rows, length), generator=torch.Generator().manual_seed(0))
-
-
 def logits(model: nn.Module, padding: int = 0) -> torch.Tensor:
     """Logits of rows that are padded on the left, as decoders are, with the positions that come with them."""
-    ids = tokens()
+    ids = words(4, 9)
     blank = torch.zeros(len(ids), padding, dtype=torch.long)
     mask = torch.cat([blank, torch.ones_like(ids)], 1)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -266,7 +262,7 @@ def test_what_is_saved_loads_with_peft_alone(name: str, tiny_model: TinyModel, t
         backbone(tiny_model(model_type), model_type, kind).model, str(tmp_path / "adapter")
     )
     with torch.no_grad():
-        ours, theirs = (model.eval()(input_ids=tokens()).logits for model in (adapter.model, alone))
+        ours, theirs = (model.eval()(input_ids=words(4, 9)).logits for model in (adapter.model, alone))
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 
@@ -299,14 +295,14 @@ def test_a_damaged_or_foreign_adapter_is_refused(name: str, damage: str, tiny_mo
 def test_a_merge_leaves_the_adapter_alone(name: str, tiny_model: TinyModel) -> None:
     adapter = method_of(name).attach(backbone(tiny_model("bert"), "bert"))
     shake(adapter)
-    before = adapter.model(input_ids=tokens()).logits
+    before = adapter.model(input_ids=words(4, 9)).logits
     if name == "prompt_tuning":
         with pytest.raises(ValueError, match="virtual tokens are part of the input"):
             adapter.merge()
     else:
-        merged = adapter.merge()(input_ids=tokens()).logits
+        merged = adapter.merge()(input_ids=words(4, 9)).logits
         assert torch.allclose(merged, before, atol=1e-5)
-    assert torch.equal(adapter.model(input_ids=tokens()).logits, before)
+    assert torch.equal(adapter.model(input_ids=words(4, 9)).logits, before)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "gpt2"])
