@@ -237,6 +237,18 @@ LLAMA_3B = [
 ]
 
 HEAD_TWICE = "peft's total counts the head twice, once as the frozen copy that it keeps"
+
+
+def roberta(size: str, width: int, part: Part, trained: int, total: int) -> Row:
+    """An example of peft's for RoBERTa, whose head is a dense layer and two classes."""
+    example = part[1]["config"]["_target_"].removeprefix("peft.").removesuffix("Config")
+    source = f"{PEFT}examples/sequence_classification/{example}.ipynb"
+    head = width * width + width + 2 * width + 2
+    return Row(
+        f"roberta_{size}", Kind.classification, [part], trained, total, [source], total_beyond=head, why=HEAD_TWICE
+    )
+
+
 DOCUMENTED = [
     Row(
         "bloomz_560m",
@@ -317,32 +329,18 @@ DOCUMENTED = [
         total_beyond=250112 * 1024,
         why="the published model has an output layer of its own; transformers 5 ties it to the embeddings",
     ),
-    Row(
-        "roberta_base",
-        Kind.classification,
-        [peft("C3AConfig", target_modules=["query", "value"], block_size=768)],
-        610562,
-        125257732,
-        [f"{PEFT}examples/sequence_classification/C3A.ipynb"],
-        total_beyond=768 * 768 + 768 + 2 * 768 + 2,
-        why=HEAD_TWICE,
-    ),
-    Row(
-        "roberta_large",
-        Kind.classification,
-        [
-            peft(
-                "VBLoRAConfig",
-                r=4,
-                num_vectors=90,
-                target_modules=["key", "value", "query", "output.dense", "intermediate.dense"],
-            )
-        ],
+    roberta("base", 768, peft("C3AConfig", target_modules=["query", "value"], block_size=768), 610562, 125257732),
+    roberta(
+        "large",
+        1024,
+        peft(
+            "VBLoRAConfig",
+            r=4,
+            num_vectors=90,
+            target_modules=["key", "value", "query", "output.dense", "intermediate.dense"],
+        ),
         1696770,
         357058564,
-        [f"{PEFT}examples/sequence_classification/VBLoRA.ipynb"],
-        total_beyond=1024 * 1024 + 1024 + 2 * 1024 + 2,
-        why=HEAD_TWICE,
     ),
     Row(
         "opt_6_7b",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from tiny import random_backbone
 from torch.nn import functional
 from transformers import AutoConfig
 
@@ -28,12 +29,7 @@ def method_of(name: str, **changes: Any) -> Any:
     return component({**values, **changes}, "method")
 
 
-@cache
-def _original(architecture: str, kind: Kind) -> Backbone:
-    configuration = AutoConfig.for_model(architecture, **TINY[architecture], num_labels=2)
-    torch.manual_seed(7)
-    model = models.model_class(kind).from_config(configuration, dtype=torch.float32).eval()
-    return replace(models.empty_model(configuration, kind), model=model)
+_original = cache(random_backbone)
 
 
 def backbone_of(architecture: str, kind: Kind = Kind.classification) -> Backbone:
@@ -198,8 +194,7 @@ def test_an_encoder_with_a_decoder_is_adapted_in_both(name: str, gated: bool, tm
         feed_forward_proj="gated-gelu" if gated else "relu",
     )  # fmt: skip
     torch.manual_seed(0)
-    model = models.model_class(Kind.seq2seq_lm).from_config(configuration, dtype=torch.float32)
-    backbone = replace(models.empty_model(configuration, Kind.seq2seq_lm), model=model)
+    backbone = models.empty_model(configuration, Kind.seq2seq_lm, device="cpu")
     base, method = logits(backbone), method_of(name)
     expected = method.expected_parameters(backbone)
     adapter = method.attach(backbone)
@@ -220,8 +215,7 @@ def test_an_encoder_with_a_decoder_is_adapted_in_both(name: str, gated: bool, tm
 def test_layers_that_return_more_than_hidden_states_are_adapted() -> None:
     configuration = AutoConfig.for_model("bloom", vocab_size=64, hidden_size=64, n_layer=2, n_head=2)
     torch.manual_seed(0)
-    model = models.model_class(Kind.causal_lm).from_config(configuration, dtype=torch.float32)
-    backbone = replace(models.empty_model(configuration, Kind.causal_lm), model=model)
+    backbone = models.empty_model(configuration, Kind.causal_lm, device="cpu")
     for name in METHODS[:4]:
         base = logits(backbone)
         adapter = method_of(name).attach(backbone)

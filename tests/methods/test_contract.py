@@ -56,6 +56,16 @@ def experiment_of(folder: Path, name: str, kind: Kind, *overrides: str) -> Exper
     return replace(experiment, model=replace(experiment.model, path=str(folder)), task=task)
 
 
+def told_beforehand(folder: Path, experiment: Experiment) -> int | str:
+    """What the method will train beside the head, or why it can't go with the backbone; nothing is loaded for it."""
+    configuration = models.load_config(folder, labels=2, regression=False)
+    try:
+        skeleton = models.empty_model(configuration, experiment.task.kind, models.choose_quantization(experiment))
+        return experiment.method.expected_parameters(skeleton)
+    except ConfigError as refusal:
+        return str(refusal)
+
+
 def make_backbone(folder: Path, name: str, *overrides: str, kind: Kind = Kind.classification) -> tuple[Backbone, Any]:
     """A fresh backbone with the same head every time, and the method's object."""
     experiment = experiment_of(folder, name, kind, *overrides)
@@ -141,18 +151,10 @@ def test_there_are_methods_to_test() -> None:
 def test_the_contract(name: str, model_type: str, kind: Kind, tiny_model: TinyModel, tmp_path: Path) -> None:
     folder = tiny_model(model_type)
     experiment = experiment_of(folder, name, kind)
-    method = experiment.method
-    configuration = models.load_config(folder, labels=2, regression=False)
-    skeleton = models.empty_model(configuration, kind, models.choose_quantization(experiment))
-    try:
-        expected = method.expected_parameters(skeleton)
-    except ConfigError as refusal:
-        refused = str(refusal)
-    else:
-        refused = ""
-    if refused:
+    method, expected = experiment.method, told_beforehand(folder, experiment)
+    if isinstance(expected, str):
         assert name not in UNIVERSAL
-        assert refused.startswith("method"), "a refusal names the key"
+        assert expected.startswith("method"), "a refusal names the key"
         return
 
     backbone, _ = make_backbone(folder, name, kind=kind)
@@ -258,17 +260,10 @@ def test_a_quantized_backbone_trains_or_is_refused(
     """The contract's parts that stored weights could break; merging is not among them, since it rounds again."""
     folder, override = tiny_model(model_type), f"model.quantization={quantization}"
     experiment = experiment_of(folder, name, kind, override)
-    method, configuration = experiment.method, models.load_config(folder, labels=2, regression=False)
-    try:
-        skeleton = models.empty_model(configuration, kind, models.choose_quantization(experiment))
-        expected = method.expected_parameters(skeleton)
-    except ConfigError as refusal:
-        refused = str(refusal)
-    else:
-        refused = ""
-    if refused:
+    method, expected = experiment.method, told_beforehand(folder, experiment)
+    if isinstance(expected, str):
         assert name not in {"lora", "ia3", "houlsby"}
-        assert refused.startswith(("method", override)), "a refusal names the key"
+        assert expected.startswith(("method", override)), "a refusal names the key"
         return
     backbone, _ = make_backbone(folder, name, override, kind=kind)
     plain, _ = make_backbone(folder, "lora", kind=kind)

@@ -7,30 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import method_of, random_backbone
 
-from harness import models
-from harness.architectures import ARCHITECTURES, Backbone, Kind
+from harness.architectures import Kind
 from harness.batches import plain_inputs
-from harness.compatibility import TINY, words
-from harness.composition import compose
-from harness.config import ConfigError, build
+from harness.compatibility import words
+from harness.config import ConfigError
 
 TinyModel = Callable[[str], Path]
 INPUTS = plain_inputs(words(8, 12), Kind.classification)
 SETTINGS: Any = SimpleNamespace(learning_rate=1e-3, weight_decay=0.0)
-
-
-def method_of(name: str, *overrides: str) -> Any:
-    return build(compose("config", [f"method={name}", *overrides])).method
-
-
-def backbone(model_type: str = "bert") -> Backbone:
-    from transformers import AutoConfig
-
-    torch.manual_seed(7)
-    configuration = AutoConfig.for_model(model_type, num_labels=2, **TINY[model_type])
-    model = models.model_class(models.Kind.classification).from_config(configuration).eval()
-    return Backbone(model, ARCHITECTURES[model_type], models.empty_model(configuration).head)
 
 
 @pytest.mark.parametrize(
@@ -58,14 +44,14 @@ def test_impossible_values_are_refused(name: str, override: str, sentence: str) 
 def test_rank_stabilised_lora_divides_by_the_root_of_the_rank() -> None:
     layer = (
         method_of("rslora")
-        .attach(backbone())
+        .attach(random_backbone("bert"))
         .model.get_submodule("base_model.model.bert.encoder.layer.0.attention.self.query")
     )
     assert layer.scaling["default"] == pytest.approx(16 / 8**0.5)
 
 
 def test_pissa_starts_from_the_main_singular_directions_and_gives_the_weights_back() -> None:
-    plain = backbone()
+    plain = random_backbone("bert")
     weight = plain.model.get_submodule("bert.encoder.layer.0.attention.self.query").weight
     original = weight.detach().clone()
     adapter = method_of("pissa").attach(plain)
@@ -79,7 +65,7 @@ def test_pissa_starts_from_the_main_singular_directions_and_gives_the_weights_ba
 
 
 def test_in_lora_plus_b_learns_faster_than_a() -> None:
-    adapter = method_of("lora_plus").attach(backbone())
+    adapter = method_of("lora_plus").attach(random_backbone("bert"))
     trained = {**adapter.adapter_parameters(), **adapter.head_parameters()}
     optimizer = adapter.optimizer(trained, SETTINGS)
     rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
@@ -90,7 +76,7 @@ def test_in_lora_plus_b_learns_faster_than_a() -> None:
 
 def test_lora_fa_trains_b_alone() -> None:
     method = method_of("lora_fa")
-    adapter = method.attach(backbone())
+    adapter = method.attach(random_backbone("bert"))
     assert all(".lora_B." in name for name in adapter.adapter_parameters())
     assert sum(p.numel() for p in adapter.adapter_parameters().values()) == 4 * 8 * 64
     frozen = {name: p.detach().clone() for name, p in adapter.model.named_parameters() if ".lora_A." in name}
@@ -110,7 +96,7 @@ def test_lora_fa_trains_b_alone() -> None:
 def test_qlora_has_the_optimizer_of_bitsandbytes_with_the_same_groups() -> None:
     from bitsandbytes import optim
 
-    adapter = method_of("lora", "method.optimizer=paged_adamw").attach(backbone())
+    adapter = method_of("lora", "method.optimizer=paged_adamw").attach(random_backbone("bert"))
     trained = {**adapter.adapter_parameters(), **adapter.head_parameters()}
     optimizer = adapter.optimizer(trained, SETTINGS)
     assert isinstance(optimizer, optim.AdamW)
@@ -138,7 +124,7 @@ def ranks(adapter: Any) -> int:
 
 
 def adalora(total_steps: int = 20) -> tuple[Any, Any]:
-    plain = backbone()
+    plain = random_backbone("bert")
     for module in plain.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

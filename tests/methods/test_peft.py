@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import method_of, random_backbone
 from torch import nn
 
 from harness import models
@@ -29,10 +30,6 @@ DECODERS = [name for name in TINY if ARCHITECTURES[name].decoder]
 PROMPTS = ["prompt_tuning", "p_tuning", "prefix_tuning"]
 
 
-def method_of(name: str, *overrides: str) -> Any:
-    return build(compose("config", [f"method={name}", *overrides])).method
-
-
 def by_hand(text: str) -> Any:
     return method_of("peft", f"method.config={{{text}}}")
 
@@ -42,18 +39,6 @@ def skeleton(model_type: str, kind: Kind = Kind.classification, stored: Quantiza
 
     configuration = AutoConfig.for_model(model_type, num_labels=2, **TINY[model_type])
     return models.empty_model(configuration, kind, stored)
-
-
-def backbone(folder: Path, model_type: str, kind: Kind = Kind.classification) -> Backbone:
-    """A tiny random backbone, the same one every time; its folder has a tokenizer."""
-    from transformers import AutoConfig
-
-    torch.manual_seed(7)
-    configuration = AutoConfig.for_model(model_type, num_labels=2, **TINY[model_type])
-    model = models.model_class(kind).from_config(configuration).eval()
-    model.config.name_or_path = str(folder)
-    head = models.empty_model(configuration, kind).head
-    return Backbone(model, ARCHITECTURES[model_type], head, kind)
 
 
 def logits(model: nn.Module, padding: int = 0) -> torch.Tensor:
@@ -197,7 +182,7 @@ def test_a_method_that_computes_with_the_weights_refuses_quantized_ones(name: st
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers renames what switches it on
 def test_prefixes_refuse_gradient_checkpointing(tiny_model: TinyModel) -> None:
-    plain = backbone(tiny_model("bert"), "bert")
+    plain = random_backbone("bert", folder=tiny_model("bert"))
     plain.model.gradient_checkpointing_enable({"use_reentrant": False})
     with pytest.raises(ConfigError, match=r"method=prefix_tuning: .* gradient checkpointing switches off"):
         method_of("prefix_tuning").expected_parameters(plain)
@@ -218,7 +203,7 @@ def test_virtual_tokens_are_told() -> None:
 def test_a_prompt_leaves_logits_as_they_are_whatever_the_padding(
     name: str, model_type: str, kind: Kind, tiny_model: TinyModel
 ) -> None:
-    plain = backbone(tiny_model(model_type), model_type, kind)
+    plain = random_backbone(model_type, kind, tiny_model(model_type))
     plain.model.config.pad_token_id = 0
     base = logits(plain.model)
     adapter = method_of(name).attach(plain)
@@ -228,7 +213,7 @@ def test_a_prompt_leaves_logits_as_they_are_whatever_the_padding(
 
 
 def test_a_prompt_may_start_as_a_text(tiny_model: TinyModel) -> None:
-    plain = backbone(tiny_model("bert"), "bert")
+    plain = random_backbone("bert", folder=tiny_model("bert"))
     start = ["method.config.prompt_tuning_init=TEXT", "+method.config.prompt_tuning_init_text=word3 word5"]
     adapter = method_of("prompt_tuning", "method.config.num_virtual_tokens=2", *start).attach(plain)
     (prompt,) = adapter.adapter_parameters().values()
@@ -238,12 +223,12 @@ def test_a_prompt_may_start_as_a_text(tiny_model: TinyModel) -> None:
 
 def test_modernberts_head_is_not_sought_in_a_prompt_encoder(tiny_model: TinyModel) -> None:
     """Peft goes by the ends of names, and the network that makes a prompt has an `mlp_head`."""
-    plain = backbone(tiny_model("modernbert"), "modernbert")
+    plain = random_backbone("modernbert", folder=tiny_model("modernbert"))
     adapter = method_of("p_tuning").attach(plain)
     heads = {name.partition(".modules_to_save.")[0].rpartition(".")[2] for name in adapter.head_parameters()}
     assert heads == {"head", "classifier"}
     assert sum(p.numel() for p in adapter.adapter_parameters().values()) == method_of("p_tuning").expected_parameters(
-        backbone(tiny_model("modernbert"), "modernbert")
+        random_backbone("modernbert", folder=tiny_model("modernbert"))
     )
 
 
@@ -255,11 +240,11 @@ def test_what_is_saved_loads_with_peft_alone(name: str, tiny_model: TinyModel, t
     kind = Kind.causal_lm if name in LANGUAGE_MODELS_ONLY else Kind.classification
     model_type = "llama" if name in LANGUAGE_MODELS_ONLY else "bert"
     torch.manual_seed(3)
-    adapter = method_of(name).attach(backbone(tiny_model(model_type), model_type, kind))
+    adapter = method_of(name).attach(random_backbone(model_type, kind, tiny_model(model_type)))
     shake(adapter)
     adapter.save(tmp_path / "adapter")
     alone = PeftModel.from_pretrained(
-        backbone(tiny_model(model_type), model_type, kind).model, str(tmp_path / "adapter")
+        random_backbone(model_type, kind, tiny_model(model_type)).model, str(tmp_path / "adapter")
     )
     with torch.no_grad():
         ours, theirs = (model.eval()(input_ids=words(4, 9)).logits for model in (adapter.model, alone))
@@ -270,7 +255,7 @@ def test_what_is_saved_loads_with_peft_alone(name: str, tiny_model: TinyModel, t
 @pytest.mark.parametrize("name", ["lora", "vera", "prompt_tuning", "prefix_tuning_projected"])
 @pytest.mark.parametrize("damage", ["missing tensor", "truncated", "pickled", "other method", "other backbone"])
 def test_a_damaged_or_foreign_adapter_is_refused(name: str, damage: str, tiny_model: TinyModel, tmp_path: Path) -> None:
-    plain, folder = backbone(tiny_model("bert"), "bert"), tmp_path / "adapter"
+    plain, folder = random_backbone("bert", folder=tiny_model("bert")), tmp_path / "adapter"
     method = method_of(name)
     method.attach(plain).save(folder)
     weights, configuration = folder / "adapter_model.safetensors", folder / "adapter_config.json"
@@ -288,12 +273,12 @@ def test_a_damaged_or_foreign_adapter_is_refused(name: str, damage: str, tiny_mo
     else:
         save_file({key: torch.zeros(*(size + 1 for size in value.shape)) for key, value in tensors.items()}, weights)
     with pytest.raises(ValueError, match="adapter"):
-        method.restore(backbone(tiny_model("bert"), "bert"), folder)
+        method.restore(random_backbone("bert", folder=tiny_model("bert")), folder)
 
 
 @pytest.mark.parametrize("name", ["prompt_tuning", "fourierft", "pissa"])
 def test_a_merge_leaves_the_adapter_alone(name: str, tiny_model: TinyModel) -> None:
-    adapter = method_of(name).attach(backbone(tiny_model("bert"), "bert"))
+    adapter = method_of(name).attach(random_backbone("bert", folder=tiny_model("bert")))
     shake(adapter)
     before = adapter.model(input_ids=words(4, 9)).logits
     if name == "prompt_tuning":
@@ -308,7 +293,7 @@ def test_a_merge_leaves_the_adapter_alone(name: str, tiny_model: TinyModel) -> N
 @pytest.mark.parametrize("model_type", ["bert", "gpt2"])
 def test_ia3_is_the_formula_of_its_paper(model_type: str, tiny_model: TinyModel) -> None:
     """Keys, values and inner feed-forward values are multiplied by vectors that start at one, in float64."""
-    plain = backbone(tiny_model(model_type), model_type)
+    plain = random_backbone(model_type, folder=tiny_model(model_type))
     names = {"bert": ("attention.self.key", "output.dense"), "gpt2": ("attn.c_attn", "mlp.c_proj")}[model_type]
     modules = dict(plain.model.named_modules())
     before = {
