@@ -20,6 +20,11 @@ log = logging.getLogger(__name__)
 WEIGHTS = "*.safetensors"
 PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 NEEDED_FILES = ["*.json", "*.txt", "*.model", "*.jinja", WEIGHTS]
+MODEL_CLASSES = {
+    Kind.classification: "AutoModelForSequenceClassification",
+    Kind.causal_lm: "AutoModelForCausalLM",
+    Kind.seq2seq_lm: "AutoModelForSeq2SeqLM",
+}
 
 
 def resolve(model: ModelConfig) -> Path:
@@ -233,12 +238,7 @@ def model_class(kind: Kind) -> Any:
     """The class of transformers that puts the right head on a backbone."""
     import transformers
 
-    name = {
-        Kind.classification: "AutoModelForSequenceClassification",
-        Kind.causal_lm: "AutoModelForCausalLM",
-        Kind.seq2seq_lm: "AutoModelForSeq2SeqLM",
-    }[kind]
-    return getattr(transformers, name)
+    return getattr(transformers, MODEL_CLASSES[kind])
 
 
 def _head_of(model: "PreTrainedModel", arch: Architecture, kind: Kind) -> tuple[str, ...]:

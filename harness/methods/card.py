@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.architectures import Kind
 from harness.config import ConfigError
 from harness.methods import CONFIG_FILE
+from harness.models import MODEL_CLASSES
 from harness.record import RunRecord, write_atomically
 
 if TYPE_CHECKING:
@@ -20,11 +21,6 @@ PIPELINES = {
     Kind.classification: "text-classification",
     Kind.causal_lm: "text-generation",
     Kind.seq2seq_lm: "text-generation",
-}
-CLASSES = {
-    Kind.classification: "AutoModelForSequenceClassification",
-    Kind.causal_lm: "AutoModelForCausalLM",
-    Kind.seq2seq_lm: "AutoModelForSeq2SeqLM",
 }
 # Sections and keys that say where things go and not what is computed; a store's address may hold a password.
 NOT_REPRODUCED = ("tracking", "sweep", "train.resume", "train.checkpoint_dir", "train.checkpoint_minutes")
@@ -179,7 +175,7 @@ def _loading(manifest: "Manifest", peft_type: str | None) -> str:
     if peft_type is None or not manifest.model.pretrained:
         return text
     width = "" if task.labels_count is None else f", num_labels={task.labels_count}"
-    cls, where = CLASSES[task.kind], repr(_line(path))
+    cls, where = MODEL_CLASSES[task.kind], repr(_line(path))
     theirs = [
         "from peft import PeftModel",
         f"from transformers import {cls}, AutoTokenizer",
