@@ -158,7 +158,8 @@ class BorrowedHead:
         self.inner: nn.Module = backbone.model.base_model
         language_model = load_language_model(folder, backbone.architecture.decoder)
         self.caught = caught_states(language_model)
-        self.language_model = language_model.to(device)
+        self.language_model: nn.Module = language_model
+        self.language_model.to(device)
 
     def eval(self) -> None:
         self.adapter.model.eval()
@@ -218,6 +219,7 @@ def caught_states(language_model: "PreTrainedModel") -> Any:
 
     class CaughtStates(nn.Module):
         hidden: Tensor | None = None
+        embeddings: Any
 
         @property
         def decoder(self) -> "CaughtStates":
