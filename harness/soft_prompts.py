@@ -3,7 +3,8 @@
 Lester et al. 2021 (arXiv 2104.08691, section 7) look up the tokens with the largest cosine to each vector of a learned
 prompt and find them to be close in meaning to each other, which those of random vectors are not. That is measured here:
 the mean cosine between the embeddings of the nearest tokens, for learned vectors, for random directions and for the
-embeddings of tokens drawn at random. Cosines do not see lengths, so a random vector's length does not matter.
+embeddings of tokens drawn at random. Cosines do not see lengths, so a random vector's length does not matter. A prompt
+that starts as words is as tight as words are before it has learned anything: what training did shows against them.
 
 The vectors of prompt tuning and P-tuning stand where embeddings of tokens would. Prefix tuning learns keys and values
 of every layer; its keys in the first layer are compared with the keys that the vocabulary's tokens have there, standing
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 NEAREST = 5
 DRAWS = 200
-# Tokens that are looked at together: 128 MiB of embeddings that are 4,096 wide.
-CHUNK = 8192
+# Tokens that are looked at together: 64 MiB of embeddings that are 4,096 wide.
+CHUNK = 4096
 PERMUTATIONS = 10_000
 
 
