@@ -156,9 +156,8 @@ class BorrowedHead:
         """
         self.adapter = adapter
         self.inner: nn.Module = backbone.model.base_model
-        language_model = load_language_model(folder, backbone.architecture.decoder)
-        self.caught = caught_states(language_model)
-        self.language_model: nn.Module = language_model
+        self.language_model = load_language_model(folder, backbone.architecture.decoder)
+        self.caught = caught_states(self.language_model)
         self.language_model.to(device)
 
     def eval(self) -> None:
@@ -180,7 +179,7 @@ class BorrowedHead:
             self.caught.hidden = None
 
 
-def load_language_model(folder: Path, decoder: bool) -> "PreTrainedModel":
+def load_language_model(folder: Path, decoder: bool) -> Any:
     """The checkpoint with its language-model head, in float32.
 
     Raises:
