@@ -177,5 +177,5 @@ def count(values: dict[str, Any], backbone: "Backbone", max_length: int) -> int:
 
     method = component(values, "method")
     parameters: int = method.expected_parameters(backbone)
-    check_positions("task.max_length", max_length, backbone.model.config, method.virtual_tokens())
+    check_positions({"task.max_length": max_length}, backbone.model.config, method.virtual_tokens())
     return parameters

@@ -409,14 +409,15 @@ NOT_IDENTITY = {
     "task": ("data_dir",),
     "train": ("resume", "checkpoint_dir", "checkpoint_minutes", "keep_adapter", "device"),
     "method": ("learning_rate", "learning_rates"),
+    "forgetting": ("text",),
 }
 
 
-def identity(experiment: Experiment, model_revision: str, data_revision: str, version: str) -> str:
+def identity(experiment: Experiment, revisions: dict[str, str], version: str) -> str:
     """SHA-256 (hexadecimal) over everything that decides the result.
 
     The learning rate counts once, as `train.learning_rate`: the method's own is only where its default comes from.
-    Paths do not count, the content behind them does, through the two revisions.
+    Paths do not count, the content behind them does, through the revisions.
     """
     decisive = {
         section: {key: value for key, value in values.items() if key not in NOT_IDENTITY.get(section, ())}
@@ -425,5 +426,5 @@ def identity(experiment: Experiment, model_revision: str, data_revision: str, ve
         for section, values in experiment.resolved.items()
         if section not in ("measure", "tracking", "sweep")
     }
-    content = {"config": decisive, "model": model_revision, "data": data_revision, "version": version}
+    content = {"config": decisive, **revisions, "version": version}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -37,6 +37,7 @@ def run_tags(record: RunRecord) -> dict[str, str]:
         "sweep": record.sweep.get("name"),
         "stage": record.sweep.get("stage") or "run",
         "primary_metric": record.scores.get("primary_metric"),
+        "forgetting_metric": (record.scores.get("forgetting") or {}).get("metric"),
         "git_commit": git.get("commit"),
         "git_dirty": git.get("dirty"),
         "harness.version": record.provenance.get("harness"),

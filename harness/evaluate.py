@@ -145,14 +145,10 @@ def write_predictions(path: Path, evaluations: dict[str, Evaluation], rows: dict
     """Write a Parquet file: split, idx, and the columns of the evaluation (label, prediction, ...), a line a row."""
     import pandas as pd
 
-    frames = [
-        pd.DataFrame(
-            {
-                "split": split,
-                "idx": [row.get("idx", number) for number, row in enumerate(rows[split])],
-                **evaluation.columns,
-            }
-        )
-        for split, evaluation in evaluations.items()
-    ]
+    frames = []
+    for split, evaluation in evaluations.items():
+        columns = dict(evaluation.columns)
+        # What is scored in other pieces than rows numbers them itself.
+        idx = columns.pop("idx", None) or [row.get("idx", number) for number, row in enumerate(rows[split])]
+        frames.append(pd.DataFrame({"split": split, "idx": idx, **columns}))
     pd.concat(frames, ignore_index=True).to_parquet(path, index=False)

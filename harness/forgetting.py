@@ -11,6 +11,7 @@ from harness.architectures import Backbone, Kind
 from harness.batches import by_length
 from harness.config import ConfigError
 from harness.language_modelling import IGNORED, pad
+from harness.models import digest
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -95,12 +96,27 @@ def read_text(source: str, tokenizer: "PreTrainedTokenizerBase", tokens: int) ->
     )
 
 
-def _read_passages(source: str) -> list[str]:
+def revision(source: str | None) -> str:
+    """What stands for the text in a run's identity: the hash of a file, whatever its place; `micro` or `none`.
+
+    Raises:
+        ConfigError: There is no such file.
+    """
+    if source is None or source == MICRO:
+        return source or "none"
+    return digest([_file(source)])
+
+
+def _file(source: str) -> Path:
     path = Path(source).expanduser()
     if not path.is_file():
         raise ConfigError(f"forgetting.text={source}: there is no such file; {MICRO} or a text file is allowed")
+    return path
+
+
+def _read_passages(source: str) -> list[str]:
     try:
-        content = path.read_text(encoding="utf-8")
+        content = _file(source).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"forgetting.text={source}: the file is not UTF-8") from error
     except OSError as error:

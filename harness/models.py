@@ -157,9 +157,12 @@ def load_tokenizer(folder: Path, arch: Architecture) -> "PreTrainedTokenizerBase
 
 
 def check_fit(
-    folder: Path, tokenizer: "PreTrainedTokenizerBase", config: "PretrainedConfig", max_length: int, virtual_tokens: int
+    folder: Path, tokenizer: "PreTrainedTokenizerBase", config: "PretrainedConfig", lengths: dict[str, int], virtual: int
 ) -> None:
-    """A tokenizer and a text length, virtual tokens of the method included, that the model has embeddings for.
+    """A tokenizer, and lengths of text that together with the method's virtual tokens the model has embeddings for.
+
+    Args:
+        lengths: Configuration keys -> tokens, which add up.
 
     Raises:
         ConfigError: Token ids or positions would fall outside the model's tables.
@@ -169,19 +172,20 @@ def check_fit(
             f"model.path={folder}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}; "
             "they are not of one model"
         )
-    check_positions("task.max_length", max_length, config, virtual_tokens)
+    check_positions(lengths, config, virtual)
 
 
-def check_positions(key: str, length: int, config: "PretrainedConfig", virtual_tokens: int) -> None:
-    """A text length that leaves the method's own positions room; `key` is the configuration key to name.
+def check_positions(lengths: dict[str, int], config: "PretrainedConfig", virtual_tokens: int) -> None:
+    """Lengths of text that leave the method's own positions room; the keys are those of the configuration to name.
 
     Raises:
         ConfigError: The two together are longer than the model reads.
     """
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and length + virtual_tokens > positions:
+    if positions is not None and sum(lengths.values()) + virtual_tokens > positions:
         method = f", of which the method takes {virtual_tokens}" if virtual_tokens else ""
-        raise ConfigError(f"{key}={length}: the model has {positions} positions{method}")
+        told = " and ".join(f"{key}={length}" for key, length in lengths.items())
+        raise ConfigError(f"{told}: the model has {positions} positions{method}")
 
 
 def load_model(folder: Path, config: "PretrainedConfig", experiment: Experiment, dtype: "Dtype") -> Backbone:

@@ -1,6 +1,7 @@
 """Perplexity of a causal language model on running text, by strided windows."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from torch import device as Device
     from torch import dtype as Dtype
     from transformers import PreTrainedTokenizerBase
+
+    from harness.measure import ForwardMeter
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,7 @@ def score(
     batch_size: int,
     device: "Device",
     autocast: "Dtype | None" = None,
+    meter: "ForwardMeter | None" = None,
 ) -> TextScore:
     """Score texts with a causal language model; leaves it in evaluation mode.
 
@@ -163,6 +167,7 @@ def score(
         batch_size: Windows that are computed side by side.
         device: Where the model is.
         autocast: What to compute in where that is less than float32; the likelihoods are computed in float32.
+        meter: Counts the first batch, which has the longest windows.
 
     Raises:
         ValueError: The stride does not fit the window.
@@ -174,9 +179,11 @@ def score(
     nll = [0.0] * len(flat)
     model.eval()
     with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
-        for indices in by_length([len(one.ids) for _, one in flat], batch_size):
+        for number, indices in enumerate(by_length([len(one.ids) for _, one in flat], batch_size)):
             batch = [flat[index][1] for index in indices]
-            for index, value in zip(indices, _score_batch(model, batch, device), strict=True):
+            with meter.counting(sum(len(one.ids) for one in batch)) if meter and number == 0 else nullcontext():
+                found = _score_batch(model, batch, device)
+            for index, value in zip(indices, found, strict=True):
                 nll[index] = value
     read = [text for text, ones in zip(texts, cut, strict=True) if ones]
     return TextScore(

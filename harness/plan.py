@@ -170,7 +170,7 @@ def step_of(experiment: Experiment, settings: Settings) -> "Step":
         settings.batch_size or experiment.train.batch_size, settings.length or experiment.task.max_length, device
     )
     key = "plan.length" if settings.length else "task.max_length"
-    check_positions(key, step.length, architecture_of(experiment), experiment.method.virtual_tokens())
+    check_positions({key: step.length}, architecture_of(experiment), experiment.method.virtual_tokens())
     return step
 
 

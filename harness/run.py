@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from harness import __version__, config, models, record, tracking
+from harness import __version__, config, forgetting, models, record, tracking
 from harness.config import ConfigError, Experiment, TrackingKind
 from harness.interrupts import kill_as_interrupt
 from harness.record import RunRecord, Status
@@ -47,8 +47,12 @@ def prepare(cfg: DictConfig) -> Inputs:
     """
     experiment = config.build(cfg)
     folder = models.resolve(experiment.model)
-    revisions = {"model": models.revision(experiment.model, folder), "data": experiment.task.revision()}
-    identity = config.identity(experiment, revisions["model"], revisions["data"], __version__)
+    revisions = {
+        "model": models.revision(experiment.model, folder),
+        "data": experiment.task.revision(),
+        "forgetting": forgetting.revision(experiment.forgetting.text),
+    }
+    identity = config.identity(experiment, revisions, __version__)
     return Inputs(experiment, folder, revisions, identity)
 
 
@@ -161,7 +165,6 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
 
     from harness import architectures, measure, speed
     from harness.evaluate import Subject, evaluate, write_predictions
-    from harness.forgetting import read_text
     from harness.methods import saved
     from harness.provenance import provenance
     from harness.train import Trainer
@@ -185,11 +188,11 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
     result.provenance["data"] = data.notes
     configuration = models.load_config(inputs.folder, task.labels_count, task.regression)
     tokenizer = models.load_tokenizer(inputs.folder, architectures.architecture(configuration))
-    models.check_fit(inputs.folder, tokenizer, configuration, task.longest(), method.virtual_tokens())
+    models.check_fit(inputs.folder, tokenizer, configuration, task.lengths(), method.virtual_tokens())
     with speed.timed(cost, "tokenize_seconds"):
         features = {split: task.encode(rows, tokenizer) for split, rows in data.splits.items()}
     wanted = experiment.forgetting
-    text = read_text(wanted.text, tokenizer, wanted.tokens) if wanted.text else None
+    text = forgetting.read_text(wanted.text, tokenizer, wanted.tokens) if wanted.text else None
     trained_on = _with_something_to_learn(features, experiment, result)
 
     # -> model

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness import launcher, points
 from harness.config import ConfigError
+from harness.metrics import higher_is_better
 from harness.mistakes import MISTAKES, explain, key_of
 from harness.progress import SCORE_DIGITS, primary_score, table
 from harness.store import redact
@@ -75,6 +76,7 @@ class Candidate:
     error: str | None = None
     scores: dict[float, float | None] | None = None
     chosen: float | None = None
+    higher_is_better: bool = True
 
     @property
     def name(self) -> str:
@@ -156,6 +158,7 @@ class EqualBudgetSweeper(Sweeper):
             config = loader.load_sweep_config(self.configuration, overrides)
             rates = OmegaConf.select(config, "method.learning_rates")
             name = str(OmegaConf.select(config, "method.name"))
+            higher = higher_is_better(str(OmegaConf.select(config, "task.primary_metric")))
         except MISTAKES as error:
             return Candidate(overrides, [], explain(error, overrides))
         if rates is None or len(set(rates)) < self.trials:
@@ -163,7 +166,9 @@ class EqualBudgetSweeper(Sweeper):
                 f"hydra.sweeper.trials={self.trials}: method {name} has {len(set(rates or ()))} learning rates in"
                 " method.learning_rates, and every method gets the same number of trials"
             )
-        return Candidate(overrides, spread(sorted({float(rate) for rate in rates}), self.trials))
+        return Candidate(
+            overrides, spread(sorted({float(rate) for rate in rates}), self.trials), higher_is_better=higher
+        )
 
     def _trial(self, rate: float) -> list[str]:
         fixed = ["evaluate.validation=false", "sweep.stage=tune"]
@@ -207,12 +212,13 @@ def trial_score(outcome: dict[str, Any]) -> float | None:
 
 
 def choose(candidate: Candidate) -> None:
-    """Choose the rate with the highest development score; of equals the smaller."""
+    """Choose the rate with the best development score; of equals the smaller."""
     if candidate.error:
         return
     scored = {rate: score for rate, score in (candidate.scores or {}).items() if score is not None}
     if scored:
-        candidate.chosen = max(sorted(scored), key=lambda rate: scored[rate])
+        best = max if candidate.higher_is_better else min
+        candidate.chosen = best(sorted(scored), key=lambda rate: scored[rate])
     else:
         candidate.error = f"{candidate.name}: none of its {len(candidate.rates)} trials has a development score"
 

@@ -8,11 +8,12 @@ sending leaves a run without the tag `harness.run_id`; readers skip it and the n
 Names in the store:
 
     params     the resolved configuration, dotted (`method.rank`, `train.learning_rate`, `seed`); nulls are left out
-    metrics    `validation.*`, `development.*`, `majority.*`, `forgetting.*` (final scores), `cost.*` (the names of
-               `harness.record.COST_FIELDS`, nested ones dotted), `train.*` (by step: loss, learning_rate, ...)
+    metrics    `validation.*`, `development.*`, `majority.*`, `base.*`, `forgetting.*` (final scores), `cost.*` (the
+               names of `harness.record.COST_FIELDS`, nested ones dotted), `train.*` (by step: loss, learning_rate, ...)
     tags       `method`, `task`, `model`, `status`, `error`, `identity`, `sweep`, `stage`, `primary_metric`,
                `git_commit`, `git_dirty`, `harness.version`, `harness.run_id`; on the parent of a sweep `harness.sweep`
-    artifacts  `result.json`, `config.yaml`, `run.log`, `steps.jsonl`, `predictions.parquet`, `adapter/`
+    artifacts  `result.json`, `config.yaml`, `run.log`, `steps.jsonl`, `predictions.parquet`, `soft_prompt.csv`,
+               `adapter/`, and `answers.json`, a table of the first answers where text was generated or chosen
 """
 
 import hashlib
@@ -37,6 +38,7 @@ from harness.record import (
     LOG_FILE,
     PREDICTIONS_FILE,
     RESULT_FILE,
+    SOFT_PROMPT_FILE,
     STEPS_FILE,
     TRACKED_FILE,
     RunRecord,
@@ -52,6 +54,7 @@ ARTIFACT_FOLDER = "mlartifacts"
 MLFLOW_STATUS = {"finished": "FINISHED", "interrupted": "KILLED"}  # every other status is FAILED
 
 LOCK_SECONDS = 600
+ANSWERS, ANSWERS_SHOWN = "answers.json", 50
 # MLflow's own limits (mlflow.utils.validation): longer values and larger batches are refused.
 VALUE_LENGTH, TAG_LENGTH, PARAMS_A_BATCH, METRICS_A_BATCH = 6000, 8000, 100, 1000
 
@@ -273,7 +276,7 @@ def _log(client: Any, store: Store, run_id: str, run_dir: Path, record: RunRecor
 
 
 def _log_artifacts(client: Any, store: Store, run_id: str, run_dir: Path) -> None:
-    for name in (RESULT_FILE, CONFIG_FILE, LOG_FILE, STEPS_FILE, PREDICTIONS_FILE):
+    for name in (RESULT_FILE, CONFIG_FILE, LOG_FILE, STEPS_FILE, PREDICTIONS_FILE, SOFT_PROMPT_FILE):
         path = run_dir / name
         if not path.is_file():
             continue
@@ -285,6 +288,20 @@ def _log_artifacts(client: Any, store: Store, run_id: str, run_dir: Path) -> Non
         client.log_artifact(run_id, str(path))
     if (run_dir / ADAPTER_FOLDER).is_dir():
         client.log_artifacts(run_id, str(run_dir / ADAPTER_FOLDER), ADAPTER_FOLDER)
+    if (run_dir / PREDICTIONS_FILE).is_file():
+        _log_answers(client, store, run_id, run_dir / PREDICTIONS_FILE)
+
+
+def _log_answers(client: Any, store: Store, run_id: str, path: Path) -> None:
+    """Show the first answers that were generated or chosen as a table."""
+    import pandas as pd
+
+    frame = pd.read_parquet(path)
+    if not {"prompt", "prediction"} <= set(frame):
+        return
+    shown = frame[frame["split"] != "development"] if set(frame["split"]) - {"development"} else frame
+    shown = shown.head(ANSWERS_SHOWN).dropna(axis="columns", how="all")
+    client.log_table(run_id, shown.map(lambda value: store.scrub(value) if isinstance(value, str) else value), ANSWERS)
 
 
 def sync(folder: Path, uri: str, experiment: str) -> SyncOutcome:

@@ -1,11 +1,13 @@
 """What is measured of a model once it is trained and scored: none of it changes a score."""
 
+import logging
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import record
+from harness.architectures import Kind
 from harness.config import Experiment
 from harness.record import RunRecord
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from harness.run import Inputs
     from harness.tasks import Features
     from harness.train import Trainer
+
+log = logging.getLogger(__name__)
 
 UNTOUCHED = "evaluate.validation=false: this trial only chooses hyper-parameters"
 
@@ -53,6 +57,7 @@ class Trained:
         """
         self._predict()
         self._forgetting()
+        self._soft_prompt()
         self._name_what_has_no_value()
         if meter is not None:
             self.result.cost |= {
@@ -79,14 +84,16 @@ class Trained:
 
     def _forgetting(self) -> None:
         """Ask for general text before, adapter off, and after."""
-        from dataclasses import asdict
-
         from harness import forgetting
 
         scores, subject, unmeasured = self.result.scores, self.subject, self.result.unmeasured
         scores["forgetting"] = None
         if self.text is None or not self.experiment.evaluate.validation:
             unmeasured["scores.forgetting"] = UNTOUCHED if self.text else "forgetting.text=null"
+            return
+        model = self.experiment.model
+        if not model.pretrained and self.backbone.kind is Kind.classification:
+            unmeasured["scores.forgetting"] = "model.pretrained=false: random weights know nothing to forget"
             return
         try:
             scores["forgetting"] = asdict(
@@ -104,6 +111,22 @@ class Trained:
             )
         except forgetting.CannotMeasure as reason:
             unmeasured["scores.forgetting"] = str(reason)
+
+    def _soft_prompt(self) -> None:
+        """Write which words of the vocabulary a learned prompt stands near to, where the method has one."""
+        import pandas as pd
+
+        from harness import soft_prompts
+
+        if not self.experiment.evaluate.validation:
+            return
+        try:
+            rows = soft_prompts.table(self.subject.adapter, self.subject.tokenizer)
+        except soft_prompts.NoNeighbours as reason:
+            log.info("%s is not written: %s", record.SOFT_PROMPT_FILE, reason)
+        else:
+            if rows is not None:
+                pd.DataFrame(rows).to_csv(self.run_dir / record.SOFT_PROMPT_FILE, index=False)
 
     def _name_what_has_no_value(self) -> None:
         settings, cost, unmeasured = self.experiment.measure, self.result.cost, self.result.unmeasured

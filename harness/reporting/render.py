@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from harness.record import MEMORY
-from harness.reporting.scores import MAJORITY, MEASURED
+from harness.reporting.scores import MEASURED, REFERENCES
 
 TITLE = "Fine-tuning methods compared"
 NONE = "–"
@@ -59,7 +59,7 @@ def size(value: float) -> str:
 def remarks(row: Any) -> str:
     """Tell what a reader must know about a row before believing its mean."""
     kinds = (("collapsed", "no better than majority"), ("diverged", "diverged"), ("failed", "did not finish"))
-    total = row.n + row.diverged + row.failed if row.configuration != MAJORITY else 0
+    total = row.n + row.diverged + row.failed if row.configuration not in REFERENCES.values() else 0
     return ", ".join(f"{int(row[kind])} of {int(total)} {text}" for kind, text in kinds if row[kind] and total)
 
 
@@ -87,11 +87,11 @@ def score_tables(summary: pd.DataFrame) -> list[Table]:
             (
                 str(row["configuration"]),
                 number(row["mean"]),
-                "" if row["configuration"] == MAJORITY else deviation(row["std"], row["n"]),
-                "" if row["configuration"] == MAJORITY else str(row["n"]),
+                "" if row["configuration"] in REFERENCES.values() else deviation(row["std"], row["n"]),
+                "" if row["configuration"] in REFERENCES.values() else str(row["n"]),
                 *(
                     [""] * 5
-                    if row["configuration"] == MAJORITY
+                    if row["configuration"] in REFERENCES.values()
                     else (
                         number(row["trainable_parameters"], 0),
                         share(row["share"]),

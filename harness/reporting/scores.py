@@ -9,11 +9,13 @@ import pandas as pd
 
 from harness import tracking
 from harness.config import NOT_IDENTITY
+from harness.metrics import higher_is_better
 from harness.record import MEMORY
 from harness.reporting.stats import summarise
 
 FINISHED, DIVERGED = "finished", "diverged"
-MAJORITY = "majority class"
+# What runs are held against, as rows of the main table.
+REFERENCES = {"majority": "majority class", "base": "backbone alone"}
 LEARNING_RATE = "param.train.learning_rate"
 COSTS = (
     "trainable_parameters",
@@ -33,7 +35,19 @@ MEASURED = (
     "energy_joules",
 )
 LATENCY = "cost.latency_ms."
-TAGS = ("sweep", "stage", "status", "error", "identity", "task", "model", "method", "primary_metric", "harness.version")
+TAGS = (
+    "sweep",
+    "stage",
+    "status",
+    "error",
+    "identity",
+    "task",
+    "model",
+    "method",
+    "primary_metric",
+    "forgetting_metric",
+    "harness.version",
+)
 # Parameters that tell configurations apart, most telling first; the others follow in alphabetical order.
 TELLING = ("model.name", "model.pretrained", "model.quantization", "method.rank", "method.alpha", "train.learning_rate")
 # Repetitions of a point differ in these, and a place is no property of a result.
@@ -48,16 +62,16 @@ def load(uri: str, sweep: str | None = None) -> pd.DataFrame:
 
     Columns:
         run_id, mlflow_run_id, name, artifact_uri: Which run it is.
-        sweep, stage, status, error, identity, task, model, method, primary_metric, harness.version: Its tags; empty
-            text where a run has none.
+        sweep, stage, status, error, identity, task, model, method, primary_metric, forgetting_metric, harness.version:
+            Its tags; empty text where a run has none.
         seed, data_seed: Whole numbers, missing where a run has none.
         started_at, ended_at: UTC.
-        validation, development, majority: The primary metric on each split, and the majority class's; NaN where it
-            was not measured.
+        validation, development, majority, base: The primary metric on each split, that of the commonest answer, and
+            that of the backbone alone; NaN where it was not measured.
         newest: False where the same point (`identity`) was run again later; tables leave such runs out.
         param.*: The configuration, as text, under its dotted keys.
-        validation.*, development.*, majority.*, forgetting.*, cost.*, train.*: Every metric, under its name in the
-            store.
+        validation.*, development.*, majority.*, base.*, forgetting.*, cost.*, train.*: Every metric, under its name in
+            the store.
 
     Args:
         uri: `sqlite:///mlflow.db`, `http://host:port`, ...
@@ -88,7 +102,7 @@ def _row(run: dict[str, Any]) -> dict[str, Any]:
     row = {key: run[key] for key in ("run_id", "mlflow_run_id", "artifact_uri", "started_at", "ended_at")}
     row |= {"name": plain(run["name"])} | {key: plain(tags.get(key, "")) for key in TAGS}
     row["stage"] = row["stage"] or "run"
-    for split in ("validation", "development", "majority"):
+    for split in ("validation", "development", *REFERENCES):
         row[split] = metrics.get(f"{split}.{row['primary_metric']}", math.nan)
     return row | {f"param.{key}": plain(value) for key, value in run["params"].items()} | metrics
 
@@ -143,11 +157,11 @@ def split_of(runs: pd.DataFrame) -> str:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Make the main table: for each task the majority class, then a row a configuration, best mean first.
+    """Make the main table: for each task a row a configuration, best mean first, then `REFERENCES`.
 
     Columns: task, configuration, method, metric, split, n, mean, std, low, high, collapsed, diverged, failed (runs that
     ended in any other way), share (trainable of total parameters), and the means of `COSTS`. A diverged or failed
-    run has no score and counts in its own column; a collapsed one (no better than the majority class) does both.
+    run has no score and counts in its own column; a collapsed one (no better than the commonest answer) does both.
     """
     runs = compared(frame)
     runs = runs.assign(configuration=label(runs))
@@ -157,22 +171,26 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         metrics = of_task["primary_metric"]
         common = {"task": task, "metric": next(iter(metrics[metrics != ""]), ""), "split": split}
         found = [
-            common | {"configuration": name, "method": group["method"].iloc[0]} | _configuration(group, split)
+            common
+            | {"configuration": name, "method": group["method"].iloc[0]}
+            | _configuration(group, split, higher_is_better(common["metric"]))
             for name, group in of_task.groupby("configuration", sort=True)
         ]
-        rows += sorted(found, key=lambda row: (-row["mean"] if row["n"] else math.inf, row["configuration"]))
-        majority = of_task["majority"].dropna()
-        if len(majority) and split == "validation":
-            counts = dict.fromkeys(("n", "collapsed", "diverged", "failed"), 0)
-            score = float(majority.iloc[-1])
-            rows.append(common | counts | {"configuration": MAJORITY, "method": "", "mean": score})
+        sign = -1 if higher_is_better(common["metric"]) else 1
+        rows += sorted(found, key=lambda row: (sign * row["mean"] if row["n"] else math.inf, row["configuration"]))
+        for reference, name in REFERENCES.items():
+            scores = of_task[reference].dropna()
+            if len(scores) and split == "validation":
+                counts = dict.fromkeys(("n", "collapsed", "diverged", "failed"), 0)
+                rows.append(common | counts | {"configuration": name, "method": "", "mean": float(scores.iloc[-1])})
     columns = ["task", "configuration", "method", "metric", "split", "n", "mean", "std", "low", "high"]
     columns += ["collapsed", "diverged", "failed", "share", *COSTS]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _configuration(group: pd.DataFrame, split: str) -> dict[str, Any]:
+def _configuration(group: pd.DataFrame, split: str, higher: bool) -> dict[str, Any]:
     done = group[group["status"] == FINISHED]
+    collapsed = done[split] <= done["majority"] if higher else done[split] >= done["majority"]
     found = summarise(done[split])
     costs = {name: float(done[f"cost.{name}"].mean()) if len(done) else math.nan for name in COSTS}
     return {
@@ -181,7 +199,7 @@ def _configuration(group: pd.DataFrame, split: str) -> dict[str, Any]:
         "std": found.std,
         "low": found.low,
         "high": found.high,
-        "collapsed": int((done[split] <= done["majority"]).sum()),
+        "collapsed": int(collapsed.sum()),
         "diverged": int((group["status"] == DIVERGED).sum()),
         "failed": int((~group["status"].isin([FINISHED, DIVERGED])).sum()),
         "share": costs["trainable_parameters"] / costs["total_parameters"] if costs["total_parameters"] else math.nan,
@@ -220,8 +238,10 @@ def tuning(frame: pd.DataFrame) -> pd.DataFrame:
     for (task, name), group in runs[runs["stage"] == "tune"].groupby(["task", "configuration"], sort=True):
         scores = group["development"].where(group["status"] == FINISHED).groupby(group["rate"]).mean()
         grid, scored = sorted(scores.index), scores.dropna()
+        higher = higher_is_better(group["primary_metric"].iloc[0])
         final = runs[(runs["stage"] == "final") & (runs["task"] == task) & (runs["configuration"] == name)]
-        chosen = float(scored.idxmax()) if len(scored) else math.nan
+        best, worst = (scored.max(), scored.min()) if higher else (scored.min(), scored.max())
+        chosen = float(scored.idxmax() if higher else scored.idxmin()) if len(scored) else math.nan
         edge = "" if len(grid) < 2 else {grid[0]: "lowest", grid[-1]: "highest"}.get(chosen, "")
         rows.append(
             {
@@ -229,9 +249,9 @@ def tuning(frame: pd.DataFrame) -> pd.DataFrame:
                 "configuration": name,
                 "trials": len(grid),
                 "without_score": len(grid) - len(scored),
-                "best": scored.max(),
+                "best": best,
                 "median": scored.median(),
-                "worst": scored.min(),
+                "worst": worst,
                 "chosen": chosen,
                 "edge": edge,
                 "grid": " ".join(f"{rate:g}" for rate in grid),

@@ -77,8 +77,8 @@ class Task(Protocol):
     def regression(self) -> bool:
         """Whether the output is a number and not a class."""
 
-    def longest(self) -> int:
-        """Positions that the longest text takes of the model's context, what is generated included."""
+    def lengths(self) -> dict[str, int]:
+        """Positions that the longest text takes of the model's context: configuration keys -> tokens, which add up."""
 
     def encode(self, rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Features]:
         """Token ids of each row, cut to `max_length`, not padded."""

@@ -27,7 +27,7 @@ REGRESSION_STRATA = 5
 
 
 @cache
-def _generator_revision() -> str:
+def generator_revision() -> str:
     """Once a process: a sweep asks for every point."""
     from harness.tasks.micro import fingerprint
 
@@ -79,7 +79,7 @@ class Classification(RowTask):
         return generate(str(self.generator), split, rows)
 
     def generator_revision(self) -> str:
-        return _generator_revision()
+        return generator_revision()
 
     def check_row(self, row: Row, where: str) -> None:
         check_text(row, self.text, where)
@@ -102,8 +102,8 @@ class Classification(RowTask):
         step = (high - low) / REGRESSION_STRATA or 1.0
         return [min(int((value - low) / step), REGRESSION_STRATA - 1) for value in values]
 
-    def longest(self) -> int:
-        return self.max_length
+    def lengths(self) -> dict[str, int]:
+        return {"task.max_length": self.max_length}
 
     def encode(self, rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Features]:
         columns = [[row[column] for row in rows] for column in self.text]

@@ -89,8 +89,9 @@ class Instruction(RowTask):
     def regression(self) -> bool:
         return False
 
-    def longest(self) -> int:
-        return self.max_length + (self.max_new_tokens or 0)
+    def lengths(self) -> dict[str, int]:
+        generated = {} if self.max_new_tokens is None else {"task.max_new_tokens": self.max_new_tokens}
+        return {"task.max_length": self.max_length, **generated}
 
     def columns(self) -> list[str]:
         named = [

@@ -19,7 +19,7 @@ from harness.models import digest
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 3
-FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
 @dataclass  # OmegaConf can't fill a frozen dataclass inside another
@@ -62,7 +62,7 @@ def files_revision(files: dict[str, Path]) -> str:
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:
-    """All rows of a JSONL, JSON, CSV or Parquet file.
+    """All rows of a JSONL, JSON, CSV or Parquet file; the lines of a text file, ends of lines kept, as column `text`.
 
     Raises:
         ConfigError: The file is empty, not UTF-8, or not what its name says.
@@ -73,6 +73,8 @@ def read_file(path: Path) -> list[dict[str, Any]]:
     if path.stat().st_size == 0:
         raise ConfigError(f"task.data_dir: {path} is empty")
     _check_text(path)
+    if path.suffix == ".txt":
+        return [{"text": line} for line in path.read_text(encoding="utf-8").splitlines(keepends=True)]
     try:
         rows = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
     except (DatasetGenerationError, ValueError, OSError) as error:

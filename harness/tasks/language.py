@@ -1,0 +1,190 @@
+"""Language modelling: the next token of running text, scored as perplexity by strided windows."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from harness.architectures import Kind
+from harness.batches import IGNORED
+from harness.config import ConfigError
+from harness.tasks import Collate, Features, Row, TaskData, templates
+from harness.tasks.rows import RowTask, check_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch import device as Device
+    from transformers import PreTrainedTokenizerBase
+
+    from harness.architectures import Backbone
+    from harness.batches import Batch
+    from harness.evaluate import Evaluation, Subject
+    from harness.measure import ForwardMeter
+    from harness.methods import Adapter
+
+
+class Documents(Enum):
+    """What is read as one text, with nothing before it: all rows one after the other, a paragraph of that, or a row."""
+
+    whole = "whole"
+    paragraph = "paragraph"
+    row = "row"
+
+
+@dataclass(frozen=True)
+class LanguageModelling(RowTask):
+    """Running text; the rows of a text file are its lines, in the column `text`.
+
+    Attributes:
+        text: The column of the text.
+        documents: What is one text; windows never reach over its end.
+        stride: Tokens from one window of the evaluation to the next; every token is scored once, with at least
+            `max_length - stride` tokens of context where there are so many.
+    """
+
+    text: str
+    documents: Documents
+    stride: int
+
+    def check(self, key: str) -> None:
+        super().check(key)
+        if self.metrics:
+            raise ConfigError(f"{key}.metrics={self.metrics}: running text is scored by {', '.join(SCORES)} alone")
+        if not 0 < self.stride < self.max_length:
+            raise ConfigError(
+                f"{key}.stride={self.stride}: from 1 to {key}.max_length - 1 = {self.max_length - 1} is allowed"
+            )
+
+    def further_scores(self) -> tuple[str, ...]:
+        return SCORES
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.causal_lm
+
+    @property
+    def labels_count(self) -> None:
+        """The backbone's own output layer answers."""
+        return None
+
+    @property
+    def regression(self) -> bool:
+        return False
+
+    def lengths(self) -> dict[str, int]:
+        return {"task.max_length": self.max_length}
+
+    def columns(self) -> list[str]:
+        return [self.text]
+
+    def check_row(self, row: Row, where: str) -> None:
+        check_text(row, self.columns(), where)
+
+    def shown(self, row: Row) -> str:
+        return row[self.text]
+
+    def generate(self, split: str, rows: int) -> list[Row]:
+        from harness.tasks.micro import corpus
+
+        # Train, development and validation are other passages: those held out are told apart by their seed.
+        splits = list(self.generator_rows or {})
+        source, seed = ("train", 0) if split == "train" else ("heldout", splits.index(split))
+        return [{self.text: passage} for passage in corpus(source, rows, seed)]
+
+    def generator_revision(self) -> str:
+        from harness.tasks.classification import generator_revision
+
+        return generator_revision()
+
+    def carve(self, train: list[Row]) -> tuple[list[Row], list[Row]]:
+        """The end of a running text is set aside; of rows that are texts, some of all."""
+        if self.documents is Documents.row:
+            return super().carve(train)
+        aside = min(self.max_development_rows, round(self.development_share * len(train)))
+        if not 0 < aside < len(train):
+            raise ConfigError(
+                f"task.development_share={self.development_share}: {len(train)} lines of training text can't be split "
+                "into train and development"
+            )
+        return train[:-aside], train[-aside:]
+
+    def subsample(self, rows: list[Row], most: int | None) -> list[Row]:
+        """The beginning of a running text; of rows that are texts, some of all."""
+        return super().subsample(rows, most) if self.documents is Documents.row else rows[:most]
+
+    def texts(self, rows: list[Row]) -> list[str]:
+        """The documents of a split."""
+        parts = [row[self.text] for row in rows]
+        if self.documents is Documents.row:
+            return [part for part in parts if part.strip()]
+        whole = "".join(parts)
+        pieces = [whole] if self.documents is Documents.whole else whole.split("\n\n")
+        return [piece.strip("\n") for piece in pieces if piece.strip()]
+
+    def encode(self, rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Features]:
+        """Documents cut into pieces of `max_length` tokens, an end of sequence after each document."""
+        begin, end = templates.beginning(tokenizer), tokenizer.eos_token_id
+        features = []
+        for text in self.texts(rows):
+            ids = begin + templates.token_ids(text, tokenizer) + ([] if end is None else [end])
+            if self.documents is Documents.whole and len(ids) < self.max_length:
+                raise ConfigError(
+                    f"task.max_length={self.max_length}: a split of task={self.name} has {len(ids)} tokens, less "
+                    "than one window; a smaller number is needed"
+                )
+            features += [_piece(ids[start : start + self.max_length]) for start in range(0, len(ids), self.max_length)]
+        if not features:
+            raise ConfigError(f"task={self.name}: a split has no text")
+        return features
+
+    def collator(self, backbone: "Backbone", tokenizer: "PreTrainedTokenizerBase", device: "Device") -> Collate:
+        from harness.batches import collator_for
+
+        return collator_for(backbone, tokenizer, device)
+
+    def loss(self, adapter: "Adapter", batch: "Batch") -> "Tensor":
+        return adapter.model(**batch.inputs).loss
+
+    def evaluate(
+        self, subject: "Subject", features: list[Features], rows: list[Row], meter: "ForwardMeter | None" = None
+    ) -> "Evaluation":
+        from harness import perplexity
+        from harness.evaluate import Evaluation
+
+        found = perplexity.score(
+            subject.model,
+            subject.tokenizer,
+            self.texts(rows),
+            self.max_length,
+            self.stride,
+            subject.batch_size,
+            subject.collate.device,
+            subject.autocast,
+            meter,
+        )
+        if not found.tokens:
+            raise ConfigError(f"task={self.name}: the text has no token to score; two are needed")
+        columns: dict[str, list[Any]] = {
+            "idx": list(range(len(found.window_nll))),
+            "document": found.window_document,
+            "loss": [nll / tokens for nll, tokens in zip(found.window_nll, found.window_tokens, strict=True)],
+            "tokens": found.window_tokens,
+        }
+        return Evaluation(found.scores(), columns)
+
+    def majority(self, data: TaskData, split: str) -> None:
+        """No token is an answer to running text; the backbone's own score is what training is held against."""
+        return None
+
+
+SCORES = ("loss", "perplexity", "word_perplexity", "bits_per_byte")
+
+
+def _piece(ids: list[int]) -> Features:
+    return {
+        "input_ids": ids,
+        "attention_mask": [1] * len(ids),
+        # The first token is foretold by nothing, or by virtual tokens, which do not count.
+        "labels": [IGNORED, *ids[1:]],
+        "length": len(ids),
+        "weight": len(ids) - 1,
+    }
