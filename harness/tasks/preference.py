@@ -96,8 +96,8 @@ class Preference(RowTask):
     def regression(self) -> bool:
         return False
 
-    def longest(self) -> int:
-        return self.max_length
+    def lengths(self) -> dict[str, int]:
+        return {"task.max_length": self.max_length}
 
     def columns(self) -> list[str]:
         named = [templates.columns_of(text, "task") for text in (self.prompt, self.prompt_without_input) if text]
