@@ -211,9 +211,9 @@ def _figures(methods: Mapping[str, Resampled], pairs: Sequence[tuple[str, str]])
 
     scores = {name: summarise(method.scores) for name, method in methods.items()}
     means = {name: method.replicates.mean(axis=1) for name, method in methods.items() if len(method.scores)}
-    # Rounded, so that three equal runs and two such runs have the same mean.
+    # Rounded, because three equal runs and two such runs may differ in the last bit of their mean.
     difference = np.round([scores[a].mean - scores[b].mean for a, b in pairs], PLACES)
-    rows = [float(np.round(means[a] - means[b], PLACES).var(ddof=1)) for a, b in pairs]
+    rows = [float((means[a] - means[b]).var(ddof=1)) for a, b in pairs]
     over_seeds = np.array([min(scores[a].n, scores[b].n) > 1 for a, b in pairs])
     seeds = np.array([[scores[name].std ** 2 / scores[name].n for name in pair] for pair in pairs]).T
     freedom = np.array([[max(scores[name].n - 1, 1) for name in pair] for pair in pairs]).T

@@ -248,6 +248,9 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_order() -> None:
             same = found[pair.b, pair.a]
             assert (pair.difference, pair.low, pair.high) == (-same.difference, -same.high, -same.low)
             assert (pair.p, pair.corrected_p, pair.verdict) == (same.p, same.corrected_p, same.verdict)
+        for name, runs in resample_methods(mixed, metric, resamples=50).items():
+            again = resample_methods({name: methods[name]}, metric, resamples=50)[name]
+            assert summarise_over_examples(runs) == summarise_over_examples(again)
         other = compare(resample_methods(methods, metric, seed=1, resamples=50))
         assert [pair.p for pair in other] != [pair.p for pair in found.values()]
 

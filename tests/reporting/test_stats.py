@@ -199,6 +199,12 @@ def test_an_impossible_data_set_is_refused() -> None:
         minimum_detectable_difference(0, 0.8)
 
 
+def test_a_letter_that_tells_nothing_is_dropped() -> None:
+    """The pairs of the group q, s, t all share another letter: five of the six largest groups are enough."""
+    found = letters("pqrstu", [("p", "t"), ("q", "r"), ("r", "u"), ("s", "u")])
+    assert found == {"p": "abc", "q": "ace", "r": "bd", "s": "abd", "t": "de", "u": "ce"}
+
+
 @pytest.mark.parametrize(
     ("told_apart", "expected"),
     [
