@@ -2,18 +2,21 @@
 
 import hashlib
 import logging
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.architectures import Architecture, Backbone, Kind, architecture
-from harness.config import ConfigError, Experiment, ModelConfig, Precision, Quantization
+from harness.config import ConfigError, EarlierAdapter, Experiment, ModelConfig, Precision, Quantization
 
 if TYPE_CHECKING:
     from torch import device as Device
     from torch import dtype as Dtype
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from harness.methods.saved import SavedAdapter
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +31,13 @@ MODEL_CLASSES = {
 
 
 def resolve(model: ModelConfig) -> Path:
-    """The local folder of a backbone, downloaded from the Hub when it is a Hub name.
+    """The local folder of a backbone, downloaded from the Hub when it is a Hub name; of an adapter its backbone's.
 
     Raises:
         ConfigError: There is no such folder or Hub name, no network, no weights, or only pickled ones.
     """
+    if (earlier := earlier_adapter(model)) is not None:
+        return resolve(earlier.model)
     if model.path is None:
         raise ConfigError(
             f"model={model.name}: this architecture has no weights here; set model.path to a folder or Hub name"
@@ -57,6 +62,22 @@ def resolve(model: ModelConfig) -> Path:
             "model.pretrained=false starts from random ones"
         )
     return folder
+
+
+def earlier_adapter(model: ModelConfig) -> "SavedAdapter | None":
+    """The adapter of an earlier run that `model.path` names; null where it names a backbone.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
+    from harness.methods import saved
+
+    if model.path is None or not (Path(model.path).expanduser() / saved.MANIFEST_FILE).is_file():
+        return None
+    try:
+        return saved.read(model.path)
+    except ValueError as error:
+        raise ConfigError(f"model.path={model.path}: {error}") from error
 
 
 def _download(model: ModelConfig) -> Path:
@@ -90,7 +111,10 @@ def _download(model: ModelConfig) -> Path:
 
 
 def revision(model: ModelConfig, folder: Path) -> str:
-    """SHA-256 over the files that decide what the backbone computes; the same for a copy in another place."""
+    """SHA-256 over the files that decide what the backbone computes, an earlier adapter's too; not over their place."""
+    if (earlier := earlier_adapter(model)) is not None:
+        own = " ".join([revision(earlier.model, folder), *map(str, sorted(earlier.manifest.files.items()))])
+        return hashlib.sha256(own.encode()).hexdigest()
     patterns = ["config.json", "tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "spiece.model"]
     if model.pretrained:
         patterns.append(WEIGHTS)
@@ -157,7 +181,11 @@ def load_tokenizer(folder: Path, arch: Architecture) -> "PreTrainedTokenizerBase
 
 
 def check_fit(
-    folder: Path, tokenizer: "PreTrainedTokenizerBase", config: "PretrainedConfig", lengths: dict[str, int], virtual: int
+    folder: Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: "PretrainedConfig",
+    lengths: dict[str, int],
+    virtual_tokens: int,
 ) -> None:
     """A tokenizer, and lengths of text that together with the method's virtual tokens the model has embeddings for.
 
@@ -172,7 +200,7 @@ def check_fit(
             f"model.path={folder}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}; "
             "they are not of one model"
         )
-    check_positions(lengths, config, virtual)
+    check_positions(lengths, config, virtual_tokens)
 
 
 def check_positions(lengths: dict[str, int], config: "PretrainedConfig", virtual_tokens: int) -> None:
@@ -194,6 +222,8 @@ def load_model(folder: Path, config: "PretrainedConfig", experiment: Experiment,
     Raises:
         ConfigError: The weights are damaged, or are not this architecture's.
     """
+    if (earlier := earlier_adapter(experiment.model)) is not None:
+        return _on_top_of(earlier, folder, config, experiment, dtype)
     arch, quantization, kind = architecture(config), choose_quantization(experiment), experiment.task.kind
     factory = model_class(kind)
     if not experiment.model.pretrained:
@@ -215,6 +245,33 @@ def load_model(folder: Path, config: "PretrainedConfig", experiment: Experiment,
     keep_trainable(model)
     head = _head_of(model, arch, kind)
     return Backbone(model, arch, _new_modules(folder, model, head, set(report["missing_keys"])), kind, quantization)
+
+
+def _on_top_of(
+    earlier: "SavedAdapter", folder: Path, config: "PretrainedConfig", experiment: Experiment, dtype: "Dtype"
+) -> Backbone:
+    """Load the backbone of an earlier run's adapter, and put that on."""
+    path, kind, how = experiment.model.path, experiment.task.kind, experiment.model.earlier_adapter
+    if earlier.task.kind is not kind or kind is Kind.classification:
+        raise ConfigError(
+            f"model.path={path}: the adapter answers {earlier.task.name}, and only language models are trained on from "
+            f"an earlier adapter; {experiment.task.name} is no such task, or that one is not"
+        )
+    below = replace(
+        earlier.model,
+        quantization=experiment.model.quantization,
+        double_quantization=experiment.model.double_quantization,
+    )
+    backbone = load_model(folder, config, replace(experiment, model=below), dtype)
+    try:
+        adapter = earlier.restore(backbone)
+        model = adapter.merge() if how is EarlierAdapter.merged else adapter.stay()
+    except ValueError as error:
+        other = next(one.value for one in EarlierAdapter if one is not how)
+        raise ConfigError(
+            f"model.earlier_adapter={how.value}: {error}; model.earlier_adapter={other} may do"
+        ) from error
+    return replace(backbone, model=model)  # type: ignore[arg-type]
 
 
 def empty_model(

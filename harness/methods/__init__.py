@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # What peft names the files of an adapter, and so every method here.
 WEIGHTS_FILE = "adapter_model.safetensors"
+# Modules of earlier runs that stay beside the backbone, frozen, are called so, and a number.
+EARLIER = "earlier_adapters_"
 CONFIG_FILE = "adapter_config.json"
 
 
@@ -144,6 +146,13 @@ class Adapter(Protocol):
 
         Raises:
             ValueError: The mathematics does not allow it; the message says why.
+        """
+
+    def stay(self) -> "nn.Module":
+        """The model with the adapter left where it is, frozen, so that another method can come on top.
+
+        Raises:
+            ValueError: The two would get into each other's way; the message says why.
         """
 
     def detach(self) -> None:

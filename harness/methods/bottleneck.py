@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import ConfigError
-from harness.methods import MethodDefaults
+from harness.methods import EARLIER, MethodDefaults
 from harness.methods.selective import SelectedWeights
 
 if TYPE_CHECKING:
@@ -248,6 +248,14 @@ class AddedModules(SelectedWeights):
             f"{self.method.name} can't be merged: its adapters are not linear, so no weights of the backbone's "
             "compute the same"
         )
+
+    def stay(self) -> "nn.Module":
+        # Under a name of its own, as the next method may add modules too.
+        earlier = sum(name.startswith(EARLIER) for name, _ in self.model.named_children())
+        added = self.model.get_submodule(MODULE)
+        delattr(self.model, MODULE)
+        self.model.add_module(f"{EARLIER}{earlier + 1}", added)
+        return self.model.requires_grad_(False)
 
     def detach(self) -> None:
         super().detach()

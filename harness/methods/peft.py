@@ -552,6 +552,9 @@ class PeftAdapter(TrainingHooks):
             del base.peft_config
         _set(self.changed)
 
+    def stay(self) -> "nn.Module":
+        raise ValueError(f"{self.method.name} is woven into the model, where another method of peft can't come on top")
+
     def merge(self) -> "nn.Module":
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils.other import AuxiliaryTrainingWrapper

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from harness.config import ConfigError, Quantization
 from harness.measure import logical_size
-from harness.methods import CONFIG_FILE, WEIGHTS_FILE, MethodDefaults, TrainingHooks
+from harness.methods import CONFIG_FILE, EARLIER, WEIGHTS_FILE, MethodDefaults, TrainingHooks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -166,7 +166,8 @@ class SelectedWeights(TrainingHooks):
         self.method = method
         self._is_head = backbone.is_head
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad = backbone.is_head(name) or selects(name)
+            earlier = name.startswith(EARLIER)
+            parameter.requires_grad = backbone.is_head(name) or (selects(name) and not earlier)
         self.original: dict[str, Tensor] = {
             name: p.detach().to("meta" if p.is_meta else "cpu", copy=True)
             for name, p in self.model.named_parameters()
@@ -243,3 +244,6 @@ class SelectedWeights(TrainingHooks):
     def merge(self) -> "nn.Module":
         # The trained weights already are the backbone's.
         return self.model
+
+    def stay(self) -> "nn.Module":
+        raise ValueError(f"{self.method.name} changes the backbone's own weights, so nothing stands beside them")
