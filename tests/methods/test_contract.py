@@ -133,7 +133,10 @@ def train(adapter: Any, kind: Kind = Kind.classification, rate: float = 1e-3, st
 def alone_and_padded(backbone: Backbone, model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """The logits of a short row by itself, and beside a longer one that makes it padded."""
     collate = collator_for(backbone, SimpleNamespace(pad_token_id=0), torch.device("cpu"))  # type: ignore[arg-type]
-    rows = [{"input_ids": list(range(10, 10 + n)), "attention_mask": [1] * n, "label": 0} for n in (5, 11)]
+    rows = [
+        {"input_ids": list(range(10, 10 + n)), "attention_mask": [1] * n, "label": 0, "length": n, "weight": 1}
+        for n in (5, 11)
+    ]
     model.eval()
     with torch.no_grad():
         alone = model(**collate(rows, [0]).inputs).logits[0]
