@@ -303,6 +303,8 @@ def _score_base(
     """The validation scores of the backbone alone, where it can answer without a new head."""
     if experiment.task.labels_count is not None:
         result.unmeasured["scores.base"] = "the task needs a new head, which the backbone alone has not"
+    elif experiment.task.against_backbone():
+        result.unmeasured["scores.base"] = "the scores are held against the backbone alone already"
     elif not (experiment.evaluate.validation and experiment.evaluate.base):
         which = "base" if experiment.evaluate.validation else "validation"
         result.unmeasured["scores.base"] = f"evaluate.{which}=false"

@@ -15,6 +15,7 @@ from harness.architectures import Backbone, Kind, architecture
 from harness.config import PACKAGE, Quantization
 from harness.generation import generate, option_log_likelihoods
 from harness.methods.bottleneck import Activation, Houlsby
+from harness.methods.peft import PeftMethod
 from harness.models import quantization_config
 from harness.tasks.micro import corpus
 
@@ -193,14 +194,22 @@ def test_a_checkpoints_own_generation_settings_are_set_aside_and_stay(tokenizer,
 
 @pytest.mark.parametrize("method", VIRTUAL)
 def test_a_model_answers_with_what_is_switched_off(method, tokenizer, prompts):
-    """The backbone's own answers while the virtual tokens are off, theirs again afterwards."""
+    """The backbone's own answers while the virtual tokens are off, by peft or by us, and theirs again afterwards."""
     backbone = generate(micro_decoder(), tokenizer, prompts, NEW, 4).tokens
-    model = MAKE[method]()
-    adapted = generate(model, tokenizer, prompts, NEW, 4).tokens
+    config = {"_target_": f"peft.{type(PEFT[method]()).__name__}", "num_virtual_tokens": 5}
+    model = micro_decoder()
+    adapter = PeftMethod(method, 1e-3, [1e-3], config).attach(
+        Backbone(model, architecture(model.config), (), Kind.causal_lm)
+    )
+    with torch.no_grad():
+        for parameter in adapter.adapter_parameters().values():
+            parameter.copy_(torch.randn_like(parameter) * 0.5)
+    adapted = generate(adapter.model, tokenizer, prompts, NEW, 4).tokens
     assert adapted != backbone
-    with model.disable_adapter():
-        assert generate(model, tokenizer, prompts, NEW, 4).tokens == backbone
-    assert generate(model, tokenizer, prompts, NEW, 4).tokens == adapted
+    for off in (adapter.disabled, adapter.model.disable_adapter):
+        with off():
+            assert generate(adapter.model, tokenizer, prompts, NEW, 4).tokens == backbone
+        assert generate(adapter.model, tokenizer, prompts, NEW, 4).tokens == adapted
 
 
 def test_dropout_is_off(tokenizer, prompts):

@@ -455,12 +455,13 @@ class PeftAdapter(TrainingHooks):
 
         def count(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             mask = kwargs.get("attention_mask")
-            if not self._off and mask is not None:
+            # Generation gives positions itself: of the prompt, and then of one new token at a time.
+            if not self._off and mask is not None and kwargs.get("position_ids") is None:
                 kwargs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0).long()
             return args, kwargs
 
         def cut(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-            if not self._off:
+            if not self._off and "logits" in output:
                 output.logits = output.logits[:, tokens:]
             return output
 

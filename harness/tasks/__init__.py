@@ -77,6 +77,9 @@ class Task(Protocol):
     def regression(self) -> bool:
         """Whether the output is a number and not a class."""
 
+    def against_backbone(self) -> bool:
+        """Whether the scores are held against the backbone alone already."""
+
     def lengths(self) -> dict[str, int]:
         """Positions that the longest text takes of the model's context: configuration keys -> tokens, which add up."""
 

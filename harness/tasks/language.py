@@ -4,22 +4,16 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from harness.architectures import Kind
 from harness.batches import IGNORED
 from harness.config import ConfigError
-from harness.tasks import Collate, Features, Row, TaskData, templates
-from harness.tasks.rows import RowTask, check_text
+from harness.tasks import Features, Row, TaskData, templates
+from harness.tasks.rows import LanguageTask, check_text
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from torch import device as Device
     from transformers import PreTrainedTokenizerBase
 
-    from harness.architectures import Backbone
-    from harness.batches import Batch
     from harness.evaluate import Evaluation, Subject
     from harness.measure import ForwardMeter
-    from harness.methods import Adapter
 
 
 class Documents(Enum):
@@ -31,7 +25,7 @@ class Documents(Enum):
 
 
 @dataclass(frozen=True)
-class LanguageModelling(RowTask):
+class LanguageModelling(LanguageTask):
     """Running text; the rows of a text file are its lines, in the column `text`.
 
     Attributes:
@@ -56,22 +50,6 @@ class LanguageModelling(RowTask):
 
     def further_scores(self) -> tuple[str, ...]:
         return SCORES
-
-    @property
-    def kind(self) -> Kind:
-        return Kind.causal_lm
-
-    @property
-    def labels_count(self) -> None:
-        """The backbone's own output layer answers."""
-        return None
-
-    @property
-    def regression(self) -> bool:
-        return False
-
-    def lengths(self) -> dict[str, int]:
-        return {"task.max_length": self.max_length}
 
     def columns(self) -> list[str]:
         return [self.text]
@@ -135,14 +113,6 @@ class LanguageModelling(RowTask):
         if not features:
             raise ConfigError(f"task={self.name}: a split has no text")
         return features
-
-    def collator(self, backbone: "Backbone", tokenizer: "PreTrainedTokenizerBase", device: "Device") -> Collate:
-        from harness.batches import collator_for
-
-        return collator_for(backbone, tokenizer, device)
-
-    def loss(self, adapter: "Adapter", batch: "Batch") -> "Tensor":
-        return adapter.model(**batch.inputs).loss
 
     def evaluate(
         self, subject: "Subject", features: list[Features], rows: list[Row], meter: "ForwardMeter | None" = None

@@ -5,12 +5,10 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.architectures import Kind
 from harness.batches import IGNORED, Batch, Collator
 from harness.config import ConfigError
-from harness.tasks import Features, Row, TaskData, templates
-from harness.tasks.instruction import encoded
-from harness.tasks.rows import RowTask, check_text
+from harness.tasks import Features, Row, TaskData
+from harness.tasks.prompts import PromptTask
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +25,7 @@ SCORES = ("reward_accuracy", "reward_margin", "loss", "chosen_loss", "reference_
 
 
 @dataclass(frozen=True)
-class Preference(RowTask):
+class Preference(PromptTask):
     """A set of prompts with a preferred and another answer, by the names of its columns.
 
     An answer's implicit reward is beta * log(pi(answer) / pi_reference(answer)), the reference being the backbone
@@ -40,39 +38,21 @@ class Preference(RowTask):
         reference_chosen_loss  the same of the backbone alone
 
     Attributes:
-        prompt: Template of the prompt.
-        prompt_without_input: Template for rows whose `input` column is empty; null: `prompt` serves for all.
-        input: The column that may be empty; null where there is none.
         chosen: The column of the preferred answer.
         rejected: The column of the other.
-        chat_template: null for the prompt as it is; `tokenizer`, or Jinja, for a conversation.
-        system: What a conversation begins with.
         beta: How dear it is to leave the reference.
         dropout: Whether training computes with the dropout of backbone and method.
         drop_equal_pairs: Leave pairs with two equal answers out, and count them; false: they are refused.
     """
 
-    prompt: str
-    prompt_without_input: str | None
-    input: str | None
     chosen: str
     rejected: str
-    chat_template: str | None
-    system: str | None
     beta: float
     dropout: bool
     drop_equal_pairs: bool
 
     def check(self, key: str) -> None:
         super().check(key)
-        for name in ("prompt", "prompt_without_input"):
-            template = getattr(self, name)
-            if template is not None and not templates.columns_of(template, f"{key}.{name}"):
-                raise ConfigError(f"{key}.{name}={template!r}: no column in braces, so all rows would be alike")
-        if self.prompt_without_input is not None and self.input is None:
-            raise ConfigError(f"{key}.input=null: prompt_without_input needs to know which column may be empty")
-        if self.system is not None and self.chat_template is None:
-            raise ConfigError(f"{key}.system: only a conversation has one; set {key}.chat_template")
         if self.metrics:
             raise ConfigError(f"{key}.metrics={self.metrics}: an empty list is allowed; pairs have scores of their own")
         if self.chosen == self.rejected:
@@ -83,36 +63,14 @@ class Preference(RowTask):
     def further_scores(self) -> tuple[str, ...]:
         return SCORES
 
-    @property
-    def kind(self) -> Kind:
-        return Kind.causal_lm
+    def against_backbone(self) -> bool:
+        return True
 
-    @property
-    def labels_count(self) -> None:
-        """The backbone's own output layer answers."""
-        return None
-
-    @property
-    def regression(self) -> bool:
-        return False
-
-    def lengths(self) -> dict[str, int]:
-        return {"task.max_length": self.max_length}
-
-    def columns(self) -> list[str]:
-        named = [templates.columns_of(text, "task") for text in (self.prompt, self.prompt_without_input) if text]
-        return list(dict.fromkeys([*(column for columns in named for column in columns), self.chosen, self.rejected]))
+    def answers(self) -> dict[str, list[str]]:
+        return {"chosen answer": [self.chosen], "rejected answer": [self.rejected]}
 
     def check_row(self, row: Row, where: str) -> None:
-        check_text(row, self.columns(), where)
-        named = {
-            "prompt": templates.columns_of(self._template(row), "task"),
-            "chosen answer": [self.chosen],
-            "rejected answer": [self.rejected],
-        }
-        for what, columns in named.items():
-            if not any(row[column].strip() for column in columns):
-                raise ConfigError(f"{where}: the {what} is empty ({', '.join(columns)}); remove the row")
+        super().check_row(row, where)
         if self._is_equal(row) and not self.drop_equal_pairs:
             raise ConfigError(
                 f"{where}: {self.chosen} and {self.rejected} are equal, so neither is preferred; remove the row, or "
@@ -129,18 +87,10 @@ class Preference(RowTask):
         equal = {split: len(rows) - left[split] for split, rows in data.splits.items()}
         return TaskData(splits, data.revision, {**data.notes, "rows": left, "equal_pairs_left_out": equal})
 
-    def shown(self, row: Row) -> str:
-        return templates.fill(self._template(row), row)
-
     def generate(self, split: str, rows: int) -> list[Row]:
         from harness.tasks.micro_instruct import preferences
 
         return preferences(split, rows)
-
-    def generator_revision(self) -> str:
-        from harness.tasks.micro_instruct import fingerprint
-
-        return fingerprint()
 
     def encode(self, rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Features]:
         return [self._encode(row, tokenizer) for row in rows]
@@ -201,14 +151,9 @@ class Preference(RowTask):
     def _is_equal(self, row: Row) -> bool:
         return row[self.chosen].strip() == row[self.rejected].strip()
 
-    def _template(self, row: Row) -> str:
-        if self.prompt_without_input is not None and not str(row[str(self.input)]).strip():
-            return self.prompt_without_input
-        return self.prompt
-
     def _encode(self, row: Row, tokenizer: "PreTrainedTokenizerBase") -> Features:
         """Both answers behind the prompt, each ended; the weight is 0 where nothing is left that tells them apart."""
-        sides = {side: self._side(row, getattr(self, side), tokenizer) for side in SIDES}
+        sides = {side: self.encode_answer(row, row[getattr(self, side)].strip(), tokenizer) for side in SIDES}
         chosen, rejected = sides.values()
         longer = max(chosen, rejected, key=lambda side: side["length"])
         apart = chosen["weight"] and rejected["weight"] and chosen["input_ids"] != rejected["input_ids"]
@@ -219,17 +164,6 @@ class Preference(RowTask):
             "weight": int(bool(apart)),
             "cut": bool(apart) and (chosen["cut"] or rejected["cut"]),
         }
-
-    def _side(self, row: Row, column: str, tokenizer: "PreTrainedTokenizerBase") -> Features:
-        prompt, answer = self.shown(row), row[column].strip()
-        if self.chat_template is not None:
-            ids = templates.chat_ids(prompt, answer, self.system, self.chat_template, tokenizer)
-        else:
-            ids = (
-                templates.beginning(tokenizer) + templates.token_ids(prompt, tokenizer),
-                [*templates.token_ids(answer, tokenizer), templates.end_of_sequence(tokenizer)],
-            )
-        return encoded(*ids, self.max_length)
 
 
 @dataclass(frozen=True)

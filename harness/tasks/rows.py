@@ -1,11 +1,21 @@
 """Tasks whose data are rows with columns: from the Hub, from local files, or from a generator."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from harness.architectures import Kind
 from harness.config import ConfigError, near_misses
-from harness.tasks import Features, Row, TaskData, sources
+from harness.tasks import Collate, Features, Row, TaskData, sources
 from harness.tasks.leakage import overlap
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch import device as Device
+    from transformers import PreTrainedTokenizerBase
+
+    from harness.architectures import Backbone
+    from harness.batches import Batch
+    from harness.methods import Adapter
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,10 @@ class RowTask:
     def further_scores(self) -> tuple[str, ...]:
         """Scores beside `metrics` that may be primary."""
         return ()
+
+    def against_backbone(self) -> bool:
+        """Whether the scores are held against the backbone alone already."""
+        return False
 
     def columns(self) -> list[str]:
         """The columns that every row must have."""
@@ -150,6 +164,34 @@ class RowTask:
         sources.check_columns(rows, self.columns(), where)
         for number, row in enumerate(rows, start=1):
             self.check_row(row, f"{where}, row {number}")
+
+
+@dataclass(frozen=True)
+class LanguageTask(RowTask):
+    """What tasks share that the backbone's own output layer answers."""
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.causal_lm
+
+    @property
+    def labels_count(self) -> None:
+        return None
+
+    @property
+    def regression(self) -> bool:
+        return False
+
+    def lengths(self) -> dict[str, int]:
+        return {"task.max_length": self.max_length}
+
+    def collator(self, backbone: "Backbone", tokenizer: "PreTrainedTokenizerBase", device: "Device") -> Collate:
+        from harness.batches import collator_for
+
+        return collator_for(backbone, tokenizer, device)
+
+    def loss(self, adapter: "Adapter", batch: "Batch") -> "Tensor":
+        return adapter.model(**batch.inputs).loss
 
 
 def check_text(row: Row, columns: list[str], where: str) -> None:

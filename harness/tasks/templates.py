@@ -33,6 +33,16 @@ def columns_of(template: str, key: str) -> list[str]:
     return columns
 
 
+def check(template: str, key: str) -> None:
+    """Refuse a template that would make all rows alike.
+
+    Raises:
+        ConfigError: It names no column, or is no template.
+    """
+    if not columns_of(template, key):
+        raise ConfigError(f"{key}={template!r}: no column in braces, so all rows would be alike")
+
+
 def fill(template: str, row: Row) -> str:
     """The template with a row's values in the place of its columns."""
     return template.format_map(row)
