@@ -11,6 +11,7 @@ from harness.architectures import Kind
 from harness.config import ConfigError
 from harness.tasks import Collate, Features, Row, TaskData
 from harness.tasks.rows import RowTask, check_text
+from harness.text_metrics import PER_ROW
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +51,9 @@ class Classification(RowTask):
 
     def check(self, key: str) -> None:
         super().check(key)
+        for metric in self.metrics:
+            if metric in PER_ROW:
+                raise ConfigError(f"{key}.metrics={metric}: it compares texts, and a class or a number is predicted")
         if len(self.text) not in (1, 2):
             raise ConfigError(f"{key}.text={self.text}: one or two columns are allowed")
         if len(self.labels) == 1:
