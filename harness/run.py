@@ -188,6 +188,7 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
     result.provenance["data"] = data.notes
     configuration = models.load_config(inputs.folder, task.labels_count, task.regression)
     tokenizer = models.load_tokenizer(inputs.folder, architectures.architecture(configuration))
+    task.check_method(method)
     models.check_fit(inputs.folder, tokenizer, configuration, task.lengths(), method.virtual_tokens())
     with speed.timed(cost, "tokenize_seconds"):
         features = {split: task.encode(rows, tokenizer) for split, rows in data.splits.items()}

@@ -22,7 +22,7 @@ MISTAKES = {
     "method.dropout=1": r"method\.dropout=1\.0: a share from 0 to below 1",
     "method.target_modules=[]": r"method\.target_modules=\[\]: name a role or modules",
     "+method.rnak=4": r"method\.rnak: no such key; did you mean rank\?",
-    "task.primary_metric=f1": r"task\.primary_metric=f1: not in metrics",
+    "task.primary_metric=f1": r"task\.primary_metric=f1: not among accuracy",
     "task.metrics=[acuracy]": r"task\.metrics=acuracy: no such metric; did you mean accuracy\?",
     "task.max_train_rows=0": r"task\.max_train_rows=0: a positive number",
     "task.development_share=1": r"task\.development_share=1\.0: a share between 0 and 1",

@@ -14,13 +14,14 @@ from harness import models
 from harness.architectures import architecture
 from harness.batches import collator_for
 from harness.composition import compose
-from harness.config import ConfigError, ModelConfig, Quantization, build
+from harness.config import ConfigError, EarlierAdapter, ModelConfig, Quantization, build
 
 TinyModel = Callable[[str], Path]
 
 
 def backbone_of(path: str | Path | None, pretrained: bool = True) -> ModelConfig:
-    return ModelConfig("test", None if path is None else str(path), None, pretrained, Quantization.none, True, None)
+    path = None if path is None else str(path)
+    return ModelConfig("test", path, None, pretrained, Quantization.none, True, EarlierAdapter.merged, None)
 
 
 def load(folder: Path, *overrides: str):
@@ -105,7 +106,7 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_model: TinyModel) -> None:
     tokenizer = models.load_tokenizer(folder, architecture(configuration))
     tokenizer.add_tokens(["more"])
     with pytest.raises(ConfigError, match="the tokenizer has 65 tokens, the model 64"):
-        models.check_fit(folder, tokenizer, configuration, 16, 0)
+        models.check_fit(folder, tokenizer, configuration, {"task.max_length": 16}, 0)
 
 
 def test_text_longer_than_the_model_is_refused(tiny_model: TinyModel) -> None:
@@ -113,7 +114,7 @@ def test_text_longer_than_the_model_is_refused(tiny_model: TinyModel) -> None:
     configuration = models.load_config(folder, 2, False)
     tokenizer = models.load_tokenizer(folder, architecture(configuration))
     with pytest.raises(ConfigError, match=r"task\.max_length=513: the model has 512 positions"):
-        models.check_fit(folder, tokenizer, configuration, 513, 0)
+        models.check_fit(folder, tokenizer, configuration, {"task.max_length": 513}, 0)
 
 
 def test_a_revision_is_of_content_and_not_of_place(copy_of_bert: Path, tiny_model: TinyModel) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from harness.reporting.scores import REFERENCES
+from harness.reporting.scores import MAJORITY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,14 +65,14 @@ def score_against_parameters(summary: pd.DataFrame, points: pd.DataFrame) -> dic
             panel.set_title(task, loc="left")
         for panel in panels[len(tasks) :]:
             panel.set_axis_off()
-        order = sorted(handles, key=lambda name: (name in REFERENCES.values(), _place(name), name))
+        order = sorted(handles, key=lambda name: (name == MAJORITY, _place(name), name))
         figure.legend([handles[name] for name in order], order, loc="outside right upper", frameon=False)
         return {kind: encoded(figure, kind) for kind in ("svg", "png")}
 
 
 def _panel(axes: "Axes", summary: pd.DataFrame, points: pd.DataFrame, handles: dict[str, Any]) -> None:
     """Draw each run as a faint point, each configuration as its mean with the sample standard deviation."""
-    scored = summary[~summary["configuration"].isin(REFERENCES.values()) & summary["mean"].notna()]
+    scored = summary[(summary["configuration"] != MAJORITY) & summary["mean"].notna()]
     scored = scored[scored["trainable_parameters"].notna()]
     _parameter_axis(axes, scored["trainable_parameters"])
     for _, run in points.iterrows():
@@ -85,10 +85,9 @@ def _panel(axes: "Axes", summary: pd.DataFrame, points: pd.DataFrame, handles: d
             row["trainable_parameters"], row["mean"], spread, fmt=marker, color=colour, markersize=8, capsize=3
         )
         handles.setdefault(row["method"], handle)
-    for reference, style in zip(REFERENCES.values(), ("--", ":"), strict=True):
-        for _, row in summary[summary["configuration"] == reference].iterrows():
-            line = axes.axhline(row["mean"], linestyle=style, linewidth=1, color="#777777")
-            handles.setdefault(reference, line)
+    for _, row in summary[summary["configuration"] == MAJORITY].iterrows():
+        line = axes.axhline(row["mean"], linestyle="--", linewidth=1, color="#777777")
+        handles.setdefault(MAJORITY, line)
     axes.set_ylabel(f"{summary['metric'].iloc[0] or 'score'} ({summary['split'].iloc[0]})")
     axes.margins(y=0.12)
     axes.grid(True, linewidth=0.4, alpha=0.5)

@@ -3,14 +3,14 @@
 import html
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from harness.record import MEMORY
-from harness.reporting.scores import MEASURED, REFERENCES
+from harness.reporting.scores import MAJORITY, MEASURED
 
 TITLE = "Fine-tuning methods compared"
 NONE = "–"
@@ -59,7 +59,7 @@ def size(value: float) -> str:
 def remarks(row: Any) -> str:
     """Tell what a reader must know about a row before believing its mean."""
     kinds = (("collapsed", "no better than majority"), ("diverged", "diverged"), ("failed", "did not finish"))
-    total = row.n + row.diverged + row.failed if row.configuration not in REFERENCES.values() else 0
+    total = row.n + row.diverged + row.failed if row.configuration != MAJORITY else 0
     return ", ".join(f"{int(row[kind])} of {int(total)} {text}" for kind, text in kinds if row[kind] and total)
 
 
@@ -67,48 +67,44 @@ def remarks(row: Any) -> str:
 
 
 def score_tables(summary: pd.DataFrame) -> list[Table]:
-    """Make a table a task."""
-    tables = []
-    for task, rows in summary.groupby("task", sort=True):
-        metric, split = rows["metric"].iloc[0], rows["split"].iloc[0]
-        columns = (
-            "method",
-            metric or "score",
-            "± sd",
-            "n",
-            "trainable",
-            "share",
-            "seconds",
-            "tokens/s",
-            "adapter",
-            "remarks",
+    """Make a table a task; columns that no run of it has a figure for are left out."""
+    return [_score_table(str(task), rows) for task, rows in summary.groupby("task", sort=True)]
+
+
+def _score_table(task: str, rows: pd.DataFrame) -> Table:
+    metric, split = rows["metric"].iloc[0] or "score", rows["split"].iloc[0]
+    known = next(iter(rows["forgetting_metric"][rows["forgetting_metric"].fillna("") != ""]), "").replace("_", " ")
+    written: dict[str, Callable[[Any], str]] = {
+        "method": lambda row: str(row["configuration"]),
+        metric: lambda row: number(row["mean"]),
+        "± sd": lambda row: deviation(row["std"], row["n"]),
+        "n": lambda row: str(row["n"]),
+    }
+    if rows["base"].notna().any():
+        written["backbone alone"] = lambda row: number(row["base"])
+    if rows["forgetting.after"].notna().any():
+        written[f"{known} before"] = lambda row: number(row["forgetting.before"], 3)
+        written["after"] = lambda row: number(row["forgetting.after"], 3)
+    written |= {
+        "trainable": lambda row: number(row["trainable_parameters"], 0),
+        "share": lambda row: share(row["share"]),
+        "seconds": lambda row: number(row["train_seconds"], 1),
+        "tokens/s": lambda row: number(row["tokens_per_second"], 0),
+        "adapter": lambda row: size(row["adapter_file_bytes"]),
+        "remarks": remarks,
+    }
+    # Of the majority class nothing was trained or measured.
+    cells = [
+        tuple(
+            write(row) if row["configuration"] != MAJORITY or name in ("method", metric) else ""
+            for name, write in written.items()
         )
-        cells = [
-            (
-                str(row["configuration"]),
-                number(row["mean"]),
-                "" if row["configuration"] in REFERENCES.values() else deviation(row["std"], row["n"]),
-                "" if row["configuration"] in REFERENCES.values() else str(row["n"]),
-                *(
-                    [""] * 5
-                    if row["configuration"] in REFERENCES.values()
-                    else (
-                        number(row["trainable_parameters"], 0),
-                        share(row["share"]),
-                        number(row["train_seconds"], 1),
-                        number(row["tokens_per_second"], 0),
-                        size(row["adapter_file_bytes"]),
-                    )
-                ),
-                remarks(row),
-            )
-            for _, row in rows.iterrows()
-        ]
-        caption = (
-            f"Mean {metric} on the {split} split over n runs, ± sample standard deviation (ddof=1); costs are means."
-        )
-        tables.append(Table(str(task), columns, cells, caption))
-    return tables
+        for _, row in rows.iterrows()
+    ]
+    caption = f"Mean {metric} on the {split} split over n runs, ± sample standard deviation (ddof=1); costs are means."
+    if known:
+        caption += f" Before and after: {known} on general text, adapter off and on."
+    return Table(task, tuple(written), cells, caption)
 
 
 def tuning_table(tuning: pd.DataFrame) -> Table | None:

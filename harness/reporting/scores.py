@@ -14,8 +14,9 @@ from harness.record import MEMORY
 from harness.reporting.stats import summarise
 
 FINISHED, DIVERGED = "finished", "diverged"
-# What runs are held against, as rows of the main table.
-REFERENCES = {"majority": "majority class", "base": "backbone alone"}
+MAJORITY = "majority class"
+# Beside a run's own score: that of its backbone alone, and its loss on general text before and after.
+BEFORE_AND_AFTER = ("base", "forgetting.before", "forgetting.after")
 LEARNING_RATE = "param.train.learning_rate"
 COSTS = (
     "trainable_parameters",
@@ -102,7 +103,7 @@ def _row(run: dict[str, Any]) -> dict[str, Any]:
     row = {key: run[key] for key in ("run_id", "mlflow_run_id", "artifact_uri", "started_at", "ended_at")}
     row |= {"name": plain(run["name"])} | {key: plain(tags.get(key, "")) for key in TAGS}
     row["stage"] = row["stage"] or "run"
-    for split in ("validation", "development", *REFERENCES):
+    for split in ("validation", "development", "majority", "base"):
         row[split] = metrics.get(f"{split}.{row['primary_metric']}", math.nan)
     return row | {f"param.{key}": plain(value) for key, value in run["params"].items()} | metrics
 
@@ -157,11 +158,12 @@ def split_of(runs: pd.DataFrame) -> str:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Make the main table: for each task a row a configuration, best mean first, then `REFERENCES`.
+    """Make the main table: for each task a row a configuration, best mean first, then the majority class.
 
     Columns: task, configuration, method, metric, split, n, mean, std, low, high, collapsed, diverged, failed (runs that
-    ended in any other way), share (trainable of total parameters), and the means of `COSTS`. A diverged or failed
-    run has no score and counts in its own column; a collapsed one (no better than the commonest answer) does both.
+    ended in any other way), share (trainable of total parameters), forgetting_metric, and the means of
+    `BEFORE_AND_AFTER` and of `COSTS`. A diverged or failed run has no score and counts in its own column; a collapsed
+    one (no better than the commonest answer) does both.
     """
     runs = compared(frame)
     runs = runs.assign(configuration=label(runs))
@@ -178,13 +180,13 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         ]
         sign = -1 if higher_is_better(common["metric"]) else 1
         rows += sorted(found, key=lambda row: (sign * row["mean"] if row["n"] else math.inf, row["configuration"]))
-        for reference, name in REFERENCES.items():
-            scores = of_task[reference].dropna()
-            if len(scores) and split == "validation":
-                counts = dict.fromkeys(("n", "collapsed", "diverged", "failed"), 0)
-                rows.append(common | counts | {"configuration": name, "method": "", "mean": float(scores.iloc[-1])})
+        majority = of_task["majority"].dropna()
+        if len(majority) and split == "validation":
+            counts = dict.fromkeys(("n", "collapsed", "diverged", "failed"), 0)
+            score = float(majority.iloc[-1])
+            rows.append(common | counts | {"configuration": MAJORITY, "method": "", "mean": score})
     columns = ["task", "configuration", "method", "metric", "split", "n", "mean", "std", "low", "high"]
-    columns += ["collapsed", "diverged", "failed", "share", *COSTS]
+    columns += ["collapsed", "diverged", "failed", "share", "forgetting_metric", *BEFORE_AND_AFTER, *COSTS]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -202,6 +204,8 @@ def _configuration(group: pd.DataFrame, split: str, higher: bool) -> dict[str, A
         "collapsed": int(collapsed.sum()),
         "diverged": int((group["status"] == DIVERGED).sum()),
         "failed": int((~group["status"].isin([FINISHED, DIVERGED])).sum()),
+        "forgetting_metric": next(iter(done["forgetting_metric"][done["forgetting_metric"] != ""]), ""),
+        **{name: float(done[name].mean()) if name in done and len(done) else math.nan for name in BEFORE_AND_AFTER},
         "share": costs["trainable_parameters"] / costs["total_parameters"] if costs["total_parameters"] else math.nan,
         **costs,
     }

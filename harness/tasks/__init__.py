@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from harness.batches import Batch
     from harness.evaluate import Evaluation, Subject
     from harness.measure import ForwardMeter
-    from harness.methods import Adapter
+    from harness.methods import Adapter, Method
 
 Row = dict[str, Any]
 # An encoded row: `input_ids`; `length`, its tokens; `weight`, how much of what the loss is a mean over it brings (a
@@ -76,6 +76,13 @@ class Task(Protocol):
     @property
     def regression(self) -> bool:
         """Whether the output is a number and not a class."""
+
+    def check_method(self, method: "Method") -> None:
+        """Refuse a method that the task can't be learnt with.
+
+        Raises:
+            ConfigError: It can't.
+        """
 
     def against_backbone(self) -> bool:
         """Whether the scores are held against the backbone alone already."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from harness.evaluate import Evaluation, Subject
     from harness.measure import ForwardMeter
+    from harness.methods import Method
 
 LANGUAGE_SCORES = ("loss", "perplexity")
 # Of the options: by the likelihood of the whole, and by its mean a token, which does not favour short ones.
@@ -52,6 +53,13 @@ class Instruction(PromptTask):
 
     def further_scores(self) -> tuple[str, ...]:
         return (*LANGUAGE_SCORES, *(CHOICE_SCORES if self.options else ()))
+
+    def check_method(self, method: "Method") -> None:
+        if self.packing and method.virtual_tokens():
+            raise ConfigError(
+                f"task.packing=true: method={method.name} puts virtual tokens in front of each row, and packed "
+                "instructions would all see them at other places"
+            )
 
     def lengths(self) -> dict[str, int]:
         generated = {} if self.max_new_tokens is None else {"task.max_new_tokens": self.max_new_tokens}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from harness.architectures import Backbone
     from harness.batches import Batch
-    from harness.methods import Adapter
+    from harness.methods import Adapter, Method
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,9 @@ class RowTask:
     def further_scores(self) -> tuple[str, ...]:
         """Scores beside `metrics` that may be primary."""
         return ()
+
+    def check_method(self, method: "Method") -> None:
+        """Refuse a method that the task can't be learnt with; there is none."""
 
     def against_backbone(self) -> bool:
         """Whether the scores are held against the backbone alone already."""
@@ -191,7 +194,8 @@ class LanguageTask(RowTask):
         return collator_for(backbone, tokenizer, device)
 
     def loss(self, adapter: "Adapter", batch: "Batch") -> "Tensor":
-        return adapter.model(**batch.inputs).loss
+        # A cache is of no use in training, and with one transformers would not look where packed rows begin.
+        return adapter.model(**batch.inputs, use_cache=False).loss
 
 
 def check_text(row: Row, columns: list[str], where: str) -> None:

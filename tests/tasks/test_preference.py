@@ -262,12 +262,12 @@ def test_dropout_is_off_unless_asked_for(tiny_model: Callable[[str], Path]) -> N
 
 
 def test_a_small_vocabulary_takes_a_small_buffer() -> None:
-    """TRL's, of 32,768 logits a token, would alone be 70 MB here."""
+    """TRL's, of 32,768 logits a token, would alone be more than 60 MB here."""
     adapter, backbone = attached("lora")
     batch = batch_of(backbone)
     with measure.live_bytes([]) as live:
         dpo.loss(adapter, batch, BETA, dropout=False).backward()
-    assert batch.padded_tokens * 32768 * 4 > 70e6
+    assert batch.padded_tokens * 32768 * 4 > 60e6
     assert live.peak < 40e6
 
 
