@@ -297,6 +297,11 @@ class AdapterSet:
         return self._loaded().model if self._active is None else self._active.model
 
     @property
+    def backbone(self) -> Backbone:
+        """What the adapters share."""
+        return self._loaded()
+
+    @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         self._loaded()
         assert self._tokenizer is not None

@@ -164,9 +164,9 @@ def test_what_cannot_be_a_conversation_is_told(tokenizer: Any) -> None:
         task_of("task.chat_template=tokenizer").encode(ROWS, tokenizer)
     with pytest.raises(ConfigError, match="can't be used"):
         task_of("task.chat_template='{% for %}'").encode(ROWS, tokenizer)
+    other_words = '{{ "bird" if messages | length == 1 else "baker" }}'
     with pytest.raises(ConfigError, match="does not begin as it does without"):
-        words = '{{ "bird" if messages | length == 1 else "baker" }}'
-        task_of(f"task.chat_template='{words}'").encode(ROWS, tokenizer)
+        task_of(f"task.chat_template='{other_words}'").encode(ROWS, tokenizer)
 
 
 SMALL = [
