@@ -44,13 +44,14 @@ from harness.record import (
     RunRecord,
     write_atomically,
 )
-from harness.store import RUN_ID_TAG, Store, check, parse, read_sqlite, redact
+from harness.store import RUN_ID_TAG, Store, check, parse, read_history, read_sqlite, redact
 
-__all__ = ["SyncOutcome", "check", "create", "finished", "read_runs", "redact", "send", "sweeps", "sync"]
+__all__ = ["SyncOutcome", "check", "create", "finished", "read_curves", "read_runs", "redact", "send", "sweeps", "sync"]
 
 PENDING_TAG = "harness.pending"
 SWEEP_PARENT_TAG = "harness.sweep"
 ARTIFACT_FOLDER = "mlartifacts"
+CURVES = "development."
 MLFLOW_STATUS = {"finished": "FINISHED", "interrupted": "KILLED"}  # every other status is FAILED
 
 LOCK_SECONDS = 600
@@ -373,6 +374,41 @@ def read_runs(uri: str, sweep: str | None = None) -> list[dict[str, Any]]:
         ConnectionError: The store cannot be read.
     """
     return _fetch(parse(uri), sweep=sweep, tables=("tags", "params", "latest_metrics"))
+
+
+def read_curves(uri: str, sweep: str | None = None) -> list[tuple[str, str, int, float]]:
+    """Return each evaluation on the development split while training: run id, metric, step, value.
+
+    A server is asked once a run and metric.
+
+    Raises:
+        ConfigError: The URI names no store.
+        ConnectionError: The store cannot be read.
+    """
+    store = parse(uri)
+    if store.path is not None:
+        rows = read_history(store, CURVES, sweep)
+    else:
+        rows = _server_history(store, sweep)
+    first: dict[tuple[str, str, int], float] = {}
+    for run_id, key, step, value in rows:
+        # The final score stands at the last step too, logged later: it is that of the checkpoint that was kept.
+        first.setdefault((run_id, key.removeprefix(CURVES), step), value)
+    return [(*place, value) for place, value in first.items()]
+
+
+def _server_history(store: Store, sweep: str | None) -> list[tuple[str, str, int, float]]:
+    runs = _fetch(store, sweep=sweep)
+    with _client(store) as client:
+        return [
+            (run["run_id"], key, item.step, item.value)
+            for run in runs
+            for key in sorted(run["metrics"])
+            if key.startswith(CURVES)
+            for item in sorted(
+                client.get_metric_history(run["mlflow_run_id"], key), key=lambda item: (item.step, item.timestamp)
+            )
+        ]
 
 
 def sweeps(uri: str) -> dict[str, int]:

@@ -1,8 +1,9 @@
-"""Pictures of the main table, the same bytes for the same numbers."""
+"""How every picture looks: a method's colour and marker, axes, labels, and the same bytes for the same numbers."""
 
 import io
 import math
 import zlib
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -11,6 +12,7 @@ from harness.reporting.scores import MAJORITY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, told apart by people who see two primary colours and, through the markers, in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -18,11 +20,20 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p")
 # Fixed places, so that a method looks the same in every report; one that is not listed gets its place by its name.
 METHODS = (
     "full head bitfit lora houlsby pfeiffer parallel_adapter prompt_tuning p_tuning prefix_tuning rslora dora adalora "
-    "lora_int8 qlora ia3 diff_pruning"
+    "lora_int8 qlora ia3 diff_pruning compacter last_layers ln_tuning prefix_tuning_projected adaption_prompt lora_plus "
+    "lora_fa pissa vera pvera loha lokr oft boft fourierft waveft hra miss randlora vblora c3a road shira delora gralora "
+    "glora hira peanut psoft osf deft beft adamss frod supertuning tinylora unilora trainable_tokens"
 ).split()
-COLUMNS = 3
+# More methods than this get no legend; the telling points have their names beside them.
+LEGEND_LIMIT = 14
+# Offsets from a point in points of the page, the nearest first; the far ones get a line.
+LABEL_PLACES = (
+    *((7, 0), (-7, 0), (0, 7), (0, -7), (6, 6), (-6, 6), (6, -6), (-6, -6)),
+    *((14, 14), (-14, 14), (14, -14), (-14, -14), (0, 20), (0, -20), (28, 20), (-28, 20), (28, -20), (-28, -20)),
+)
 SETTINGS: Any = {
     "svg.hashsalt": "peft-harness",  # else the ids within an SVG are random
+    "svg.fonttype": "none",  # text stays text: it can be searched and takes a tenth of the bytes
     "text.parse_math": False,  # a name with $ in it is a name
     "font.size": 10,
     "axes.spines.top": False,
@@ -41,75 +52,106 @@ def _place(method: str) -> int:
     return METHODS.index(method) if method in METHODS else len(METHODS) + zlib.crc32(method.encode()) % kinds
 
 
-def score_against_parameters(summary: pd.DataFrame, points: pd.DataFrame) -> dict[str, bytes]:
-    """Draw a panel a task, score over trainable parameters; return the picture as `svg` and as `png`.
+def places(methods: Iterable[str]) -> list[str]:
+    """Sort methods as legends list them: the fixed ones in their order, then the others by name."""
+    return sorted(set(methods), key=lambda name: (_place(name), name))
 
-    Args:
-        summary: The main table (`scores.summary`).
-        points: Each run behind it: task, method, score, trainable_parameters.
+
+def figure_of(count: int, columns: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
+    """Make a figure of `count` panels, each `width` x `height` inches, at most `columns` a row.
+
+    Create and save it within `matplotlib.rc_context(SETTINGS)`.
     """
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    tasks = sorted(summary["task"].unique())
-    columns = min(COLUMNS, len(tasks))
-    rows = math.ceil(len(tasks) / columns)
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(max(6.5, 4.2 * columns), 3.6 * rows + 0.6), layout="constrained")
-        FigureCanvasAgg(figure)
-        panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        handles: dict[str, Any] = {}
-        for panel, task in zip(panels, tasks, strict=False):
-            _panel(panel, summary[summary["task"] == task], points[points["task"] == task], handles)
-            panel.set_title(task, loc="left")
-        for panel in panels[len(tasks) :]:
-            panel.set_axis_off()
-        order = sorted(handles, key=lambda name: (name == MAJORITY, _place(name), name))
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(max(6.5, width * columns), height * rows + 0.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for unused in axes[count:]:
+        unused.remove()
+    for panel in axes[:count]:
+        panel.grid(True, linewidth=0.4, alpha=0.5)
+        panel.set_axisbelow(True)
+    return figure, axes[:count]
+
+
+def short(value: float, unit: str = "") -> str:
+    """Write a number with three digits at most and a factor of a thousand; a thousand million parameters are 1B."""
+    factors = (("T", 1e12), ("G" if unit else "B", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
+    factor, size = next((pair for pair in factors if abs(value) >= pair[1]), ("", 1.0))
+    return f"{value / size:.3g}{' ' if unit else ''}{factor}{unit}"
+
+
+def cost_axis(axes: "Axes", values: "pd.Series[float]", label: str, unit: str = "") -> None:
+    """Make a horizontal axis of costs: logarithmic where they span a factor of four or more; zero fits on both."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    low, high = float(values.min()), float(values.max())
+    if low <= 0 or high < 4 * low:
+        axes.set_xscale("symlog" if low <= 0 < high else "linear")
+        if low > 0:
+            margin = 0.08 * (high - low) or 0.2 * high
+            axes.set_xlim(low - margin, high + margin)
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+    else:
+        axes.set_xscale("log")
+        axes.set_xlim(low / (high / low) ** 0.08, high * (high / low) ** 0.08)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(lambda value, _: short(value, unit))
+    axes.set_xlabel(label)
+
+
+def place_labels(
+    axes: "Axes", points: Sequence[tuple[float, float]], labels: Sequence[tuple[float, float, str]]
+) -> None:
+    """Write texts beside their points, most important first, leaving out those that find no free place.
+
+    Args:
+        axes: Complete but for the texts: their places depend on its limits.
+        points: What no text may cover, in the units of the data.
+        labels: x, y and text.
+    """
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()
+    renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    inside = axes.get_window_extent(renderer)
+    if not labels:
+        return
+    taken = [Bbox([[x - 5, y - 5], [x + 5, y + 5]]) for x, y in axes.transData.transform(list(points))]
+    for x, y, text in labels:
+        for dx, dy in LABEL_PLACES:
+            arrow = {"arrowstyle": "-", "linewidth": 0.5, "color": "#777777"} if max(abs(dx), abs(dy)) > 8 else None
+            note = axes.annotate(
+                text,
+                (x, y),
+                (dx, dy),
+                textcoords="offset points",
+                horizontalalignment="left" if dx > 0 else "right" if dx < 0 else "center",
+                verticalalignment="bottom" if dy > 0 else "top" if dy < 0 else "center",
+                fontsize=8,
+                arrowprops=arrow,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+            )
+            note.set_in_layout(False)
+            box = Bbox.from_extents(*note.get_window_extent(renderer).extents)
+            within = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
+            if within and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            note.remove()
+
+
+def legend(figure: "Figure", handles: dict[str, Any]) -> None:
+    """List methods beside the panels, unless there are so many that nobody could tell them apart."""
+    methods = [name for name in places(handles) if name != MAJORITY]
+    if len(methods) <= LEGEND_LIMIT:
+        order = methods + [MAJORITY] * (MAJORITY in handles)
         figure.legend([handles[name] for name in order], order, loc="outside right upper", frameon=False)
-        return {kind: encoded(figure, kind) for kind in ("svg", "png")}
-
-
-def _panel(axes: "Axes", summary: pd.DataFrame, points: pd.DataFrame, handles: dict[str, Any]) -> None:
-    """Draw each run as a faint point, each configuration as its mean with the sample standard deviation."""
-    scored = summary[(summary["configuration"] != MAJORITY) & summary["mean"].notna()]
-    scored = scored[scored["trainable_parameters"].notna()]
-    _parameter_axis(axes, scored["trainable_parameters"])
-    for _, run in points.iterrows():
-        colour, marker = appearance(run["method"])
-        axes.plot(run["trainable_parameters"], run["score"], marker, color=colour, alpha=0.45, markersize=4, mew=0)
-    for _, row in scored.iterrows():
-        colour, marker = appearance(row["method"])
-        spread = None if math.isnan(row["std"]) else row["std"]
-        handle = axes.errorbar(
-            row["trainable_parameters"], row["mean"], spread, fmt=marker, color=colour, markersize=8, capsize=3
-        )
-        handles.setdefault(row["method"], handle)
-    for _, row in summary[summary["configuration"] == MAJORITY].iterrows():
-        line = axes.axhline(row["mean"], linestyle="--", linewidth=1, color="#777777")
-        handles.setdefault(MAJORITY, line)
-    axes.set_ylabel(f"{summary['metric'].iloc[0] or 'score'} ({summary['split'].iloc[0]})")
-    axes.margins(y=0.12)
-    axes.grid(True, linewidth=0.4, alpha=0.5)
-
-
-def _parameter_axis(axes: "Axes", counts: "pd.Series[float]") -> None:
-    """Make a logarithmic axis of at least a decade, so that it has labels; zero, of no training at all, fits too."""
-    low, high = (counts.min(), counts.max()) if len(counts) else (1.0, 10.0)
-    axes.set_xscale("symlog" if low <= 0 else "log")
-    if low > 0:
-        margin = 1.6 if high > 10 * low else 10**0.5
-        axes.set_xlim(low / margin, high * margin)
-    axes.xaxis.set_major_formatter(lambda value, _: _count(value))
-    axes.xaxis.set_minor_formatter(lambda value, _: "")
-    axes.set_xlabel("trainable parameters")
-
-
-def _count(value: float) -> str:
-    for unit, factor in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= factor:
-            return f"{value / factor:g}{unit}"
-    return f"{value:g}"
 
 
 def encoded(figure: Any, kind: str) -> bytes:
