@@ -26,10 +26,9 @@ if TYPE_CHECKING:
 
     from harness.reporting.render import Table
 
-FILES = (
-    "report.md report.html scores.csv costs.csv runs.csv tuning.csv predictions.csv failures.csv "
-    "score_vs_parameters.svg score_vs_parameters.png"
-).split()
+FILES = "report.md report.html scores.csv costs.csv runs.csv tuning.csv predictions.csv failures.csv".split()
+# Pictures that a report may have; those over a size of a method are named after it, as in score_vs_rank.
+PICTURES = "score_vs_* seeds learning_rates learning_curves memory predicted_vs_measured forgetting".split()
 MISTAKEN = 2
 
 
@@ -60,7 +59,9 @@ class Report:
     tables: "list[Table]"
     notes: list[str]
     frames: "dict[str, pd.DataFrame]"
-    pictures: dict[str, bytes] = field(default_factory=dict)
+    pictures: "dict[str, dict[str, bytes]]" = field(default_factory=dict)
+    curves: "pd.DataFrame | None" = None
+    server: str | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -136,11 +137,15 @@ def _sync(options: Options) -> None:
 
 
 def _report(options: Options) -> None:
-    from harness.reporting import render
+    from harness.reporting import curves, render
+    from harness.store import parse as parse_uri
+    from harness.store import redact
 
     out = Path(options.out)
     frame = _load(options)
-    report = build(frame, options.sweep)
+    report = build(frame, options.sweep, curves.load(options.tracking.uri, options.sweep))
+    if parse_uri(options.tracking.uri).path is None:
+        report.server = redact(options.tracking.uri)
     write(report, out)
     print(report.title)
     print(report.lead)
@@ -148,7 +153,7 @@ def _report(options: Options) -> None:
     render.terminal(report.tables)
     for note in report.notes:
         print(note)
-    print(f"\nWritten to {out}: {', '.join(sorted(path.name for path in out.iterdir() if path.name in FILES))}")
+    print(f"\nWritten to {out}: {', '.join(sorted(path.name for path in _ours(out)))}")
     print(f"Every run: {_browse(options.tracking.uri)}")
 
 
@@ -178,27 +183,20 @@ def _load(options: Options) -> "pd.DataFrame":
     return frame
 
 
-def build(frame: "pd.DataFrame", sweep: str | None) -> Report:
+def build(frame: "pd.DataFrame", sweep: str | None, curves: "pd.DataFrame | None" = None) -> Report:
     """Make a report from the frame of `scores.load`, which must not be empty; the same frame gives the same report."""
-    from harness.reporting import plots, render, scores
+    from harness.reporting import pictures, render, scores
 
     summary, tuning, failures = scores.summary(frame), scores.tuning(frame), scores.failures(frame)
     costs, predictions = scores.costs(frame), scores.predictions(frame)
     extra = [render.prediction_table(predictions), render.tuning_table(tuning), render.failure_table(failures)]
     tables = render.score_tables(summary) + render.cost_tables(costs)
     tables += [table for table in extra if table is not None]
-    pictures = {}
-    if summary["trainable_parameters"].notna().any():
-        runs = scores.compared(frame)
-        runs = runs.assign(trainable_parameters=runs["cost.trainable_parameters"], score=runs["validation"])
-        for _, group in runs.groupby("task"):
-            runs.loc[group.index, "score"] = group[scores.split_of(group)]
-        runs = runs[(runs["status"] == scores.FINISHED) & runs["score"].notna() & runs["trainable_parameters"].notna()]
-        pictures = plots.score_against_parameters(summary, runs)
     title = render.TITLE + (f": {scores.plain(sweep)}" if sweep else "")
     frames = {"scores": summary, "costs": costs, "runs": frame.drop(columns=["artifact_uri"]), "tuning": tuning}
     frames |= {"predictions": predictions, "failures": failures}
-    return Report(title, render.opening(frame), tables, render.protocol(summary, not tuning.empty), frames, pictures)
+    notes = render.protocol(summary, not tuning.empty)
+    return Report(title, render.opening(frame), tables, notes, frames, pictures.draw(frame, curves), curves)
 
 
 def write(report: Report, out: Path) -> None:
@@ -209,26 +207,34 @@ def write(report: Report, out: Path) -> None:
     """
     from harness.config import ConfigError
     from harness.reporting import render
+    from harness.reporting.page import page
 
-    pictures = {f"score_vs_parameters.{kind}": content for kind, content in report.pictures.items()}
-    svg = [content.decode() for name, content in pictures.items() if name.endswith(".svg")]
+    contents = {f"{name}.{kind}": drawn for name, kinds in report.pictures.items() for kind, drawn in kinds.items()}
+    svg = {name: kinds["svg"].decode() for name, kinds in report.pictures.items()}
     text = (report.title, report.lead, report.tables, report.notes)
-    contents = pictures | {
-        "report.md": render.markdown(*text, [name for name in pictures if name.endswith(".png")]).encode(),
-        "report.html": render.page(*text, svg).encode(),
+    written = page(*text, svg, report.frames["runs"], report.curves, report.server)
+    contents |= {
+        "report.md": render.markdown(*text, [f"{name}.png" for name in svg]).encode(),
+        "report.html": written.encode(),
     }
     for name, frame in report.frames.items():
         if len(frame):
             contents[f"{name}.csv"] = frame.to_csv(index=False, lineterminator="\n").encode()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            if name in contents:
-                (out / name).write_bytes(contents[name])
-            else:
-                (out / name).unlink(missing_ok=True)
+        for name, content in contents.items():
+            (out / name).write_bytes(content)
+        for path in _ours(out):
+            if path.name not in contents:
+                path.unlink()
     except OSError as error:
         raise ConfigError(f"out={out}: the folder cannot be written ({error.strerror}); name another") from None
+
+
+def _ours(out: Path) -> list[Path]:
+    """Find the files of a report in a folder."""
+    names = FILES + [f"{name}.{kind}" for name in PICTURES for kind in ("svg", "png")]
+    return [path for name in names for path in out.glob(name)]
 
 
 def _browse(uri: str) -> str:

@@ -386,10 +386,7 @@ def read_curves(uri: str, sweep: str | None = None) -> list[tuple[str, str, int,
         ConnectionError: The store cannot be read.
     """
     store = parse(uri)
-    if store.path is not None:
-        rows = read_history(store, CURVES, sweep)
-    else:
-        rows = _server_history(store, sweep)
+    rows = read_history(store, CURVES, sweep) if store.path is not None else _server_history(store, sweep)
     first: dict[tuple[str, str, int], float] = {}
     for run_id, key, step, value in rows:
         # The final score stands at the last step too, logged later: it is that of the checkpoint that was kept.

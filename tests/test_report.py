@@ -42,7 +42,8 @@ def test_a_report_is_printed_and_written(store: str, tmp_path: Path, capsys: pyt
     assert float(rows["lora"]["mean"]) == pytest.approx(0.805)
     assert rows["lora"]["failed"] == "1"
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(
-        set(report.FILES) - {"tuning.csv", "predictions.csv"}
+        {*report.FILES} - {"tuning.csv", "predictions.csv"}
+        | {f"{name}.{kind}" for name in ("score_vs_parameters", "score_vs_seconds", "seeds") for kind in ("svg", "png")}
     )
 
 
@@ -56,10 +57,11 @@ def test_the_same_store_gives_the_same_bytes(store: str, tmp_path: Path) -> None
 
 
 def test_an_evil_name_is_shown_as_text(store: str, tmp_path: Path) -> None:
-    """A method and an error with markup in them put none into the HTML page, pictures included."""
+    """A method and an error with markup in them put none into the HTML page, pictures and plots included."""
     report.main([f"tracking.uri={store}", f"out={tmp_path}"])
     page = (tmp_path / "report.html").read_text()
-    assert "<script" not in page
+    assert "<script>alert" not in page
+    assert r"\u003cscript\u003ealert(1)\u003c/script\u003e" in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 

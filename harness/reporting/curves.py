@@ -6,7 +6,7 @@ from harness import tracking
 
 
 def load(uri: str, sweep: str | None = None) -> pd.DataFrame:
-    """Read each evaluation on the development split while training into a frame: run_id, name (of a metric), step, value.
+    """Read each evaluation on the development split while training: run_id, name (of a metric), step, value.
 
     Args:
         uri: `sqlite:///mlflow.db`, `http://host:port`, ...

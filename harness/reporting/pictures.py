@@ -1,5 +1,6 @@
 """All pictures of a report: those that a store has numbers for, each as `svg` and `png`."""
 
+import re
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -41,7 +42,8 @@ def draw(frame: pd.DataFrame, curves: pd.DataFrame | None = None) -> dict[str, d
             f"score_vs_{name}": plot_costs.score_against_cost(runs, cost) for name, cost in plot_costs.COSTS.items()
         }
         for column in plot_scores.sizes(runs):
-            name = column.removeprefix("param.method.").removeprefix("config.")
+            # A name from a configuration becomes part of a file's.
+            name = re.sub(r"\W+", "_", column.removeprefix("param.method.").removeprefix("config."))
             figures[f"score_vs_{name}"] = plot_scores.score_against_size(runs, column)
         figures["seeds"] = plot_scores.seed_spread(runs)
         figures["learning_rates"] = plot_scores.learning_rates(frame)

@@ -193,6 +193,7 @@ def predicted_against_measured(points: pd.DataFrame) -> "Figure | None":
     left.axline((1, 1), slope=1, linestyle="--", linewidth=1, color="#777777", zorder=1)
     right.axhline(0, linestyle="--", linewidth=1, color="#777777", zorder=1)
     left.set_yscale("log")
+    left.set_ylim(pairs[["measured", "predicted"]].min().min() / 2, pairs[["measured", "predicted"]].max().max() * 2)
     left.yaxis.set_major_formatter(lambda value, _: short(value, "B"))
     left.set_ylabel("predicted (bytes)")
     right.set_ylabel("predicted less measured (% of measured)")

@@ -20,9 +20,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p")
 # Fixed places, so that a method looks the same in every report; one that is not listed gets its place by its name.
 METHODS = (
     "full head bitfit lora houlsby pfeiffer parallel_adapter prompt_tuning p_tuning prefix_tuning rslora dora adalora "
-    "lora_int8 qlora ia3 diff_pruning compacter last_layers ln_tuning prefix_tuning_projected adaption_prompt lora_plus "
-    "lora_fa pissa vera pvera loha lokr oft boft fourierft waveft hra miss randlora vblora c3a road shira delora gralora "
-    "glora hira peanut psoft osf deft beft adamss frod supertuning tinylora unilora trainable_tokens"
+    "lora_int8 qlora ia3 diff_pruning compacter last_layers ln_tuning prefix_tuning_projected adaption_prompt "
+    "lora_plus lora_fa pissa vera pvera loha lokr oft boft fourierft waveft hra miss randlora vblora c3a road shira "
+    "delora gralora glora hira peanut psoft osf deft beft adamss frod supertuning tinylora unilora trainable_tokens "
 ).split()
 # More methods than this get no legend; the telling points have their names beside them.
 LEGEND_LIMIT = 14
@@ -115,13 +115,13 @@ def place_labels(
         points: What no text may cover, in the units of the data.
         labels: x, y and text.
     """
+    if not labels:
+        return
     from matplotlib.transforms import Bbox
 
     axes.figure.draw_without_rendering()
     renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
     inside = axes.get_window_extent(renderer)
-    if not labels:
-        return
     taken = [Bbox([[x - 5, y - 5], [x + 5, y + 5]]) for x, y in axes.transData.transform(list(points))]
     for x, y, text in labels:
         for dx, dy in LABEL_PLACES:

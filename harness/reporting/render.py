@@ -1,4 +1,4 @@
-"""Frames as people read them: one set of cells, shown in the terminal, as Markdown and as one HTML page."""
+"""Frames as people read them: one set of cells, shown in the terminal and as Markdown; `page` makes HTML of it."""
 
 import html
 import math
@@ -277,7 +277,7 @@ def markdown(title: str, lead: str, tables: Sequence[Table], notes: Sequence[str
         rows = ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in table.rows]
         parts += [f"## {_escape(table.title)}", "\n".join([head, rule, *rows])]
         parts += [_escape(table.caption)] if table.caption else []
-    parts += [f"![Score against trainable parameters]({name})" for name in pictures]
+    parts += [f"![{name.partition('.')[0].replace('_', ' ')}]({name})" for name in pictures]
     parts += ["\n".join(f"- {_escape(note)}" for note in notes)]
     return "\n\n".join(parts) + "\n"
 
@@ -285,72 +285,3 @@ def markdown(title: str, lead: str, tables: Sequence[Table], notes: Sequence[str
 def _escape(text: str) -> str:
     text = html.escape(text, quote=False).replace("\\", "\\\\")
     return re.sub(r"([|*_`\[\]])", r"\\\1", text)
-
-
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --quiet: #666; }
-@media (prefers-color-scheme: dark) { :root { --quiet: #aaa; } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { line-height: 1.2; } h2 { margin: 2.5rem 0 .5rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
-th { border-bottom-width: 2px; } .text { text-align: left; } td.last { white-space: normal; min-width: 10rem; }
-.quiet { color: var(--quiet); font-size: .9rem; }
-figure { margin: 2rem 0; background: #fff; border-radius: .5rem; padding: .5rem; overflow-x: auto; }
-figure svg { width: 100%; min-width: 36rem; max-width: 68rem; height: auto; }
-""".strip()
-
-
-def page(title: str, lead: str, tables: Sequence[Table], notes: Sequence[str], pictures: Sequence[str]) -> str:
-    """Write a report as one HTML page that needs no other file; every text is escaped.
-
-    Args:
-        title: Of the page.
-        lead: First sentences.
-        tables: In their order.
-        notes: How to read it.
-        pictures: SVG documents, made by us.
-    """
-    sections = []
-    figures = [f"<figure>{_inline(picture)}</figure>" for picture in pictures]
-    for table in tables:
-        kinds = ["text" if column in table.text_columns else "" for column in table.columns]
-        kinds[-1] += " last"
-        head = "".join(
-            f'<th class="{kind}">{html.escape(text)}</th>' for kind, text in zip(kinds, table.columns, strict=True)
-        )
-        rows = [
-            "<tr>"
-            + "".join(f'<td class="{kind}">{html.escape(cell)}</td>' for kind, cell in zip(kinds, row, strict=True))
-            + "</tr>"
-            for row in table.rows
-        ]
-        body = f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
-        caption = f'<p class="quiet">{html.escape(table.caption)}</p>' if table.caption else ""
-        sections.append(f'<h2>{html.escape(table.title)}</h2>\n<div class="wide">{body}</div>\n{caption}')
-    content = "\n".join([*figures, *sections])
-    listed = "\n".join(f"<li>{html.escape(note)}</li>" for note in notes)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{html.escape(title)}</h1>
-<p>{html.escape(lead)}</p>
-{content}
-<h2>How to read this</h2>
-<ul class="quiet">
-{listed}
-</ul>
-</body>
-</html>
-"""
-
-
-def _inline(svg: str) -> str:
-    return svg[svg.index("<svg") :]

@@ -56,15 +56,6 @@ def test_unequal_tuning_budgets_are_remarked() -> None:
     assert table.rows[0][-1] == "not the same number of trials for every method; final runs used 0.1"
 
 
-def test_html_shows_markup_as_text() -> None:
-    """No text from a store becomes markup of the page, wherever it stands."""
-    table = render.Table(EVIL, ("method", EVIL), [(EVIL, EVIL)], EVIL)
-    page = render.page(EVIL, EVIL, [table], [EVIL], ['<?xml version="1.0"?><svg></svg>'])
-    assert "<script" not in page
-    assert page.count("&lt;script&gt;") == 9
-    assert "<?xml" not in page
-
-
 def test_markdown_shows_markup_as_text() -> None:
     """Neither HTML nor a column's end can be put into a Markdown table."""
     text = render.markdown("t", "l", [render.Table("x", ("method",), [(EVIL,)])], [], [])
