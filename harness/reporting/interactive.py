@@ -12,7 +12,7 @@ from harness.reporting.plots import appearance
 from harness.reporting.scores import LEARNING_RATE
 
 BOKEH_MARKERS = dict(
-    zip("os^DvPX*p", "circle square triangle diamond inverted_triangle plus x star hex".split(), strict=True)
+    zip("os^DvPX*p", "circle square triangle diamond inverted_triangle plus square_pin star hex".split(), strict=True)
 )
 HEIGHT = 420
 SHOWN = ("name", "configuration", "seed", "rate", "y", "colour")
@@ -34,15 +34,17 @@ def runs_plot(points: pd.DataFrame) -> dict[str, Any] | None:
     """
     columns: dict[str, list[Any]] = _common(points) | {"y": _numbers(points["score"])}
     columns["marker"] = [BOKEH_MARKERS[appearance(str(method))[1]] for method in points["method"]]
-    across = [(cost.column, cost.label) for cost in COSTS.values()] + [(LEARNING_RATE, "learning rate")]
-    across += [(column, column.removeprefix("param.method.")) for column in sizes(points)]
+    across = [(cost.column, cost.label, cost.unit) for cost in COSTS.values()] + [
+        (LEARNING_RATE, "learning rate", None)
+    ]
+    across += [(column, column.removeprefix("param.method."), None) for column in sizes(points)]
     known = []
-    for column, label in across:
+    for column, label, unit in across:
         numbers = pd.to_numeric(points[column], errors="coerce") if column in points else pd.Series(dtype=float)
         # The axis is logarithmic.
         columns[column] = _numbers(numbers.where(numbers > 0))
         if any(number is not None for number in columns[column]):
-            known.append({"column": column, "label": label})
+            known.append({"column": column, "label": label, "unit": unit})
     if not known:
         return None
     metrics = {
@@ -73,7 +75,7 @@ def curves_plot(points: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Any] | 
     metrics = {
         str(task): f"{group['metric'].iloc[0] or 'score'} (development)" for task, group in points.groupby("task")
     }
-    return _plot("curves", "lines", columns, [{"column": "steps", "label": "step"}], metrics, SHOWN)
+    return _plot("curves", "lines", columns, [{"column": "steps", "label": "step", "unit": None}], metrics, SHOWN)
 
 
 def _common(points: pd.DataFrame) -> dict[str, list[Any]]:
@@ -97,13 +99,13 @@ def _plot(
     place: str,
     kind: str,
     columns: dict[str, list[Any]],
-    across: list[dict[str, str]],
+    across: list[dict[str, str | None]],
     metrics: dict[str, str],
     shown: tuple[str, ...],
 ) -> dict[str, Any]:
     """Describe a plot that shows the first task and cost; page.js fills it with the rows of those that are chosen."""
     from bokeh.embed import json_item
-    from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter
+    from bokeh.models import ColumnDataSource, HoverTool
     from bokeh.plotting import figure
 
     scatter = kind == "scatter"
@@ -133,13 +135,12 @@ def _plot(
     drawn.toolbar.logo = None
     drawn.grid.grid_line_color, drawn.grid.grid_line_alpha = "#888888", 0.3
     drawn.axis.axis_label_text_font_style = "normal"
-    at = "@x{0.[00]a}" if scatter else "$snap_x{0}"
+    at = "@at" if scatter else "$snap_x{0}"
     tips = [("run", "@name"), ("method", "@configuration"), ("seed", "@seed"), ("learning rate", "@rate")]
-    tips += [("score", "@y{0.0000}" if scatter else "$snap_y{0.0000}"), ("across" if scatter else "step", at)]
+    tips += [("score", "@y{0.0000}" if scatter else "$snap_y{0.0000}")]
     if scatter:
-        drawn.xaxis.formatter = NumeralTickFormatter(format="0.[000]a")
         renderer = drawn.scatter(
-            "x", "y", source=source, marker="marker", size=9, color="colour", alpha=0.75, line_color="#88888888"
+            "x", "y", source=source, marker="marker", size=10, color="colour", alpha=0.75, line_color="#888888"
         )
         hover = HoverTool(tooltips=tips, renderers=[renderer])
     else:
@@ -148,7 +149,7 @@ def _plot(
     drawn.add_tools(hover)
     item = _renumbered(json.loads(json.dumps(json_item(drawn))), place, {})
     found = {"place": place, "item": item, "columns": columns, "across": across, "shown": list(shown)}
-    return found | {"metrics": metrics, "tasks": tasks}
+    return found | {"metrics": metrics, "tasks": tasks, "tips": tips, "at": at}
 
 
 def _renumbered(item: Any, place: str, names: dict[str, str]) -> Any:

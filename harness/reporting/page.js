@@ -46,6 +46,20 @@ for (const field of document.querySelectorAll("input[type=search]")) {
   });
 }
 
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const narrow = matchMedia("(max-width: 40rem)");
+
+// Black is the one colour of a method that a dark page swallows.
+const visible = (colour) => (dark.matches && colour === "#000000" ? "#ffffff" : colour);
+
+// As the pictures write costs; without a unit it is a plain number.
+function short(value, unit) {
+  if (unit === null) return String(Number(value.toPrecision(4)));
+  const factors = [["T", 1e12], [unit ? "G" : "B", 1e9], ["M", 1e6], ["k", 1e3]];
+  const [factor, size] = factors.find((pair) => value >= pair[1]) ?? ["", 1];
+  return `${Number((value / size).toPrecision(3))}${unit ? " " : ""}${factor}${unit}`;
+}
+
 // The page's text colour on the axes of a plot, on a dark page as on a light one.
 function paint(figure) {
   const style = getComputedStyle(document.body);
@@ -72,6 +86,11 @@ async function show(plot) {
     ?? Bokeh.index[plot.item.root_id];
   const figure = view.model;
   const source = figure.renderers[0].data_source;
+  const hover = figure.toolbar.tools.find((tool) => tool.type === "HoverTool");
+  const told = document.createElement("p");
+  told.className = "told";
+  told.setAttribute("aria-live", "polite");
+  place.after(told);
   const choices = document.createElement("p");
   choices.className = "choices";
   place.before(choices);
@@ -82,14 +101,35 @@ async function show(plot) {
     const wanted = plot.columns.task.flatMap((name, row) =>
       name === plot.tasks[task.value] && plot.columns[axis.column][row] !== null ? [row] : []);
     const data = Object.fromEntries(plot.shown.map((name) => [name, wanted.map((row) => plot.columns[name][row])]));
-    source.data = { ...data, x: wanted.map((row) => plot.columns[axis.column][row]) };
+    const x = wanted.map((row) => plot.columns[axis.column][row]);
+    const write = (value) => short(value, axis.unit);
+    if (plot.place === "runs") figure.below[0].formatter.doFormat = (ticks) => ticks.map(write);
+    source.data = {
+      ...data,
+      x,
+      at: plot.place === "runs" ? x.map(write) : x,
+      colour: data.colour.map(visible),
+    };
+    // On a phone a box beside the pointer would be cut off; the line below the plot says the same.
+    hover.tooltips = narrow.matches ? null : [...plot.tips, [axis.label, plot.at]];
     figure.below[0].axis_label = axis.label;
     figure.left[0].axis_label = plot.metrics[plot.tasks[task.value]];
   };
   task.addEventListener("change", draw);
   across.addEventListener("change", draw);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => paint(figure));
-  paint(figure);
+  source.inspect.connect(() => {
+    const row = source.inspected.indices[0];
+    if (row === undefined) return;
+    const { name, configuration, rate } = source.data;
+    told.textContent = `${name[row]}: ${configuration[row]}, learning rate ${rate[row]}`;
+  });
+  const adapt = () => {
+    paint(figure);
+    draw();
+  };
+  dark.addEventListener("change", adapt);
+  narrow.addEventListener("change", adapt);
+  adapt();
 }
 
 for (const data of document.querySelectorAll("script[type='application/json']")) show(JSON.parse(data.textContent));

@@ -79,7 +79,7 @@ def test_a_table_alone_needs_no_plots() -> None:
     """Without runs the page has the tables' script and nothing of Bokeh."""
     text = page("t", "l", [Table("x", ("method",), [("lora",)])], [], {})
     assert len(text) < 20_000
-    assert "Every run" not in text
+    assert "a mark a run" not in text
 
 
 def test_runs_on_a_server_are_linked(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
@@ -135,7 +135,7 @@ def test_the_page_works_in_a_browser(text: str, browser: Any, tmp_path: Path) ->
     view.locator("input[data-table=table0]").fill("kb method 1")
     assert first_column(view, "#table0") == ["method 10"]
 
-    # The one run of the evil method with the lowest score: its point is hovered, its name shown as text.
+    # The lowest score is a run of the evil method: its point is hovered, its name shown as text.
     view.locator("#runs").scroll_into_view_if_needed()
     place = view.evaluate(
         """() => {
@@ -149,8 +149,9 @@ def test_the_page_works_in_a_browser(text: str, browser: Any, tmp_path: Path) ->
     )
     view.mouse.move(place[0] - 2, place[1])
     view.mouse.move(*place)
-    tip = view.locator(".bk-Tooltip").first
-    tip.wait_for()
-    assert EVIL in tip.inner_text()
+    tip = view.locator(".bk-Tooltip")
+    tip.get_by_text(EVIL, exact=True).wait_for()
+    tip.get_by_text("1k", exact=True).wait_for()
+    assert view.locator("#runs + .told").inner_text().startswith(f"{EVIL} micro/sentiment micro_encoder seed 0: {EVIL}")
     assert problems == []
     assert asked == [path.as_uri()]
