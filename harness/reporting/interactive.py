@@ -99,7 +99,7 @@ def _plot(
     place: str,
     kind: str,
     columns: dict[str, list[Any]],
-    across: list[dict[str, str | None]],
+    across: list[dict[str, Any]],
     metrics: dict[str, str],
     shown: tuple[str, ...],
 ) -> dict[str, Any]:

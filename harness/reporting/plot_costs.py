@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -186,7 +186,7 @@ def predicted_against_measured(points: pd.DataFrame) -> "Figure | None":
     figure, (left, right) = figure_of(2, 2, 4.8, 4.2)
     for name, group in pairs.groupby("name", sort=False):
         _, colour = CATEGORIES.get(name, ("", "#D55E00"))
-        look = {"color": colour, "markersize": 6, "mew": 0.5, "markeredgecolor": "black", "alpha": 0.75}
+        look: Any = {"color": colour, "markersize": 6, "mew": 0.5, "markeredgecolor": "black", "alpha": 0.75}
         label = name.removesuffix("_bytes").removeprefix("train_")
         left.plot(group["measured"], group["predicted"], CATEGORY_MARKERS[name], label=label, **look)
         right.plot(group["measured"], group["off"], CATEGORY_MARKERS[name], **look)

@@ -133,6 +133,8 @@ def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame) -> "Figure | None
         frame: A row a run (`pictures.points`).
         curves: Of `curves.load`.
     """
+    from matplotlib.ticker import MaxNLocator
+
     lines = curves.merge(frame[["run_id", "task", "configuration", "method", "metric"]], on="run_id")
     lines = lines[lines["name"] == lines["metric"]]
     lines = lines[lines.groupby("configuration")["step"].transform("nunique") > 1]
@@ -166,7 +168,7 @@ def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame) -> "Figure | None
         panel.set_title(task, loc="left")
         panel.set_xlabel("step")
         panel.set_ylabel(f"{metric or 'score'} (development)")
-        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     legend(figure, handles)
     for panel, of_panel in zip(axes, labels, strict=True):
         place_labels(panel, [(x, y) for x, y, _ in of_panel], of_panel)

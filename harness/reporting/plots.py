@@ -119,8 +119,9 @@ def place_labels(
         return
     from matplotlib.transforms import Bbox
 
-    axes.figure.draw_without_rendering()
-    renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    figure: Any = axes.figure
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()
     inside = axes.get_window_extent(renderer)
     taken = [Bbox([[x - 5, y - 5], [x + 5, y + 5]]) for x, y in axes.transData.transform(list(points))]
     for x, y, text in labels:
