@@ -103,7 +103,6 @@ async function show(plot) {
     const data = Object.fromEntries(plot.shown.map((name) => [name, wanted.map((row) => plot.columns[name][row])]));
     const x = wanted.map((row) => plot.columns[axis.column][row]);
     const write = (value) => short(value, axis.unit);
-    if (plot.place === "runs") figure.below[0].formatter.doFormat = (ticks) => ticks.map(write);
     source.data = {
       ...data,
       x,
