@@ -1,14 +1,22 @@
-"""`harness-report`: a tracking store becomes tables, a plot, Markdown, CSV and one HTML page.
+"""`harness-report`: a tracking store becomes tables, a plot, Markdown, LaTeX, CSV and one HTML page.
 
 usage: harness-report [--sync DIR] [key=value ...]
 
   harness-report                          everything in the default store, into report/
   harness-report sweep=NAME               one sweep (its file's name unless sweep.name was set)
+  harness-report store=runs method=lora,full since=2026-01-31
+                                          what lies in a folder of runs, without a store
+  harness-report compare=RUN_A,RUN_B      two runs side by side, into comparison/
   harness-report --sync runs              send the runs below a folder that the store lacks, then stop
 
 keys:
   sweep=NAME                only the runs of this sweep
-  out=FOLDER                where the files go (report)
+  task=, model=, method=    only the runs of these; several with commas
+  status=                   only finished, diverged, failed, out_of_memory or interrupted ones
+  since=DATE                only runs that ended then or later: 2026-01-31 or 2026-01-31T18:00, UTC
+  compare=RUN_A,RUN_B       two run directories, or ids of runs in the store
+  out=FOLDER                where the files go (report; comparison for compare)
+  store=FOLDER              read the result.json files below a folder instead of a store
   tracking.uri=URI          the store: sqlite:///FILE or http://HOST:PORT (sqlite:///mlflow.db)
   tracking.experiment=NAME  the experiment that --sync sends to (peft-harness)
   sync=FOLDER               the same as --sync FOLDER
@@ -25,12 +33,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harness.reporting.render import Table
+    from harness.reporting.runs import Runs
 
 FILES = (
-    "report.md report.html scores.csv costs.csv runs.csv tuning.csv predictions.csv failures.csv "
-    "score_vs_parameters.svg score_vs_parameters.png"
+    "report.md report.html report.tex scores.csv comparisons.csv across.csv costs.csv runs.csv tuning.csv "
+    "predictions.csv failures.csv score_vs_parameters.svg score_vs_parameters.png"
 ).split()
 MISTAKEN = 2
+# Damaged files that are named one by one.
+NAMED = 10
 
 
 @dataclass
@@ -47,8 +58,21 @@ class Options:
 
     tracking: Tracking
     sweep: str | None = None
-    out: str = "report"
+    task: str | None = None
+    model: str | None = None
+    method: str | None = None
+    status: str | None = None
+    since: str | None = None
+    compare: str | None = None
+    out: str | None = None
+    store: str | None = None
     sync: str | None = None
+
+    @property
+    def wanted(self) -> dict[str, list[str]]:
+        """Filters that may be of several values: name -> values, where they were given."""
+        given = {name: getattr(self, name) for name in ("task", "model", "method", "status")}
+        return {name: value.split(",") for name, value in given.items() if value is not None}
 
 
 @dataclass
@@ -75,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = parse(arguments)
         if options.sync is not None:
             _sync(options)
+        elif options.compare is not None:
+            _compare(options)
         else:
             _report(options)
     except (ConfigError, ConnectionError) as error:
@@ -136,11 +162,33 @@ def _sync(options: Options) -> None:
 
 
 def _report(options: Options) -> None:
+    found = _load(options)
+    report = build(found.frame, options.sweep)
+    filters = [f"{name}={','.join(values)}" for name, values in options.wanted.items()]
+    filters += [f"since={options.since}"] * (options.since is not None)
+    report.notes += [f"Only runs with {' '.join(filters)}."] * bool(filters)
+    report.notes += found.damaged[:NAMED]
+    report.notes += [f"{len(found.damaged) - NAMED} more files are damaged."] * (len(found.damaged) > NAMED)
+    _show(report, Path(options.out or "report"))
+    print(f"Every run: {options.store or _browse(options.tracking.uri)}")
+
+
+def _compare(options: Options) -> None:
+    from harness.config import ConfigError
+    from harness.reporting import side_by_side
+
+    names = str(options.compare).split(",")
+    if len(names) != 2 or not all(names):
+        raise ConfigError(f"compare={options.compare}: give two run directories or ids, compare=RUN_A,RUN_B")
+    runs = side_by_side.find_runs(names, _place(options))
+    lead, tables, notes = side_by_side.tables(*runs)
+    _show(Report("Two runs side by side", lead, tables, notes, {}), Path(options.out or "comparison"))
+
+
+def _show(report: Report, out: Path) -> None:
+    """Write the files, and print what they say."""
     from harness.reporting import render
 
-    out = Path(options.out)
-    frame = _load(options)
-    report = build(frame, options.sweep)
     write(report, out)
     print(report.title)
     print(report.lead)
@@ -149,43 +197,53 @@ def _report(options: Options) -> None:
     for note in report.notes:
         print(note)
     print(f"\nWritten to {out}: {', '.join(sorted(path.name for path in out.iterdir() if path.name in FILES))}")
-    print(f"Every run: {_browse(options.tracking.uri)}")
 
 
-def _load(options: Options) -> "pd.DataFrame":
+def _place(options: Options) -> str:
+    """What is read: a folder of runs, or a store.
+
+    Raises:
+        ConfigError: The one was given as the other.
+    """
+    from harness.config import ConfigError
+    from harness.store import parse, redact
+
+    if options.store is None:
+        parse(options.tracking.uri)
+        return options.tracking.uri
+    if "://" in options.store:
+        raise ConfigError(f"store={redact(options.store)} is no folder; write tracking.uri={redact(options.store)}")
+    return options.store
+
+
+def _load(options: Options) -> "Runs":
     """Read the store.
 
     Raises:
         ConfigError: There is nothing to report on; says what there is.
     """
-    from harness import store, tracking
-    from harness.config import ConfigError, near_misses
-    from harness.reporting import scores
+    from harness.reporting import runs
+    from harness.store import redact
 
-    uri = options.tracking.uri
-    given, place = f"tracking.uri={tracking.redact(uri)}", store.parse(uri)
-    if place.path and not place.path.exists():
-        raise ConfigError(f"{given}: there is no such store; run harness first, or harness-report --sync runs")
-    tracking.check(uri)
-    frame = scores.load(uri, options.sweep)
-    if frame.empty:
-        there = {name or "(no sweep)": count for name, count in tracking.sweeps(uri).items()}
-        if not there:
-            raise ConfigError(f"{given}: no runs found in it; run harness first, or harness-report --sync runs")
-        counted = [f"{name} ({count} run{'' if count == 1 else 's'})" for name, count in there.items()]
-        close = near_misses(str(options.sweep), there).partition("Valid:")[0]
-        raise ConfigError(f"sweep={options.sweep}: no runs found in {given}; {close}There are: {', '.join(counted)}")
-    return frame
+    found = runs.read(_place(options), options.wanted, options.sweep, options.since)
+    if found.frame.empty:
+        given = f"store={options.store}" if options.store else f"tracking.uri={redact(options.tracking.uri)}"
+        raise runs.nothing_found(found, {"sweep": options.sweep, **options.wanted, "since": options.since}, given)
+    return found
 
 
 def build(frame: "pd.DataFrame", sweep: str | None) -> Report:
     """Make a report from the frame of `scores.load`, which must not be empty; the same frame gives the same report."""
-    from harness.reporting import plots, render, scores
+    from harness.reporting import across, pairwise, plots, render, scores
 
     summary, tuning, failures = scores.summary(frame), scores.tuning(frame), scores.failures(frame)
+    found = pairwise.compare_tasks(frame, summary)
+    together = across.over_tasks(frame, summary)
+    summary = pairwise.annotated(summary, found)
     costs, predictions = scores.costs(frame), scores.predictions(frame)
     extra = [render.prediction_table(predictions), render.tuning_table(tuning), render.failure_table(failures)]
-    tables = render.score_tables(summary) + render.cost_tables(costs)
+    tables = [render.across_table(together)] if together else []
+    tables += render.score_tables(summary, found) + render.pair_tables(found) + render.cost_tables(costs)
     tables += [table for table in extra if table is not None]
     pictures = {}
     if summary["trainable_parameters"].notna().any():
@@ -197,8 +255,10 @@ def build(frame: "pd.DataFrame", sweep: str | None) -> Report:
         pictures = plots.score_against_parameters(summary, runs)
     title = render.TITLE + (f": {scores.plain(sweep)}" if sweep else "")
     frames = {"scores": summary, "costs": costs, "runs": frame.drop(columns=["artifact_uri"]), "tuning": tuning}
+    frames |= {"comparisons": pairwise.pairs(found), **({"across": together.table} if together else {})}
     frames |= {"predictions": predictions, "failures": failures}
-    return Report(title, render.opening(frame), tables, render.protocol(summary, not tuning.empty), frames, pictures)
+    notes = render.protocol(summary, not tuning.empty) + render.odd(frame)
+    return Report(title, render.opening(frame), tables, notes, frames, pictures)
 
 
 def write(report: Report, out: Path) -> None:
@@ -208,7 +268,7 @@ def write(report: Report, out: Path) -> None:
         ConfigError: The folder cannot be written.
     """
     from harness.config import ConfigError
-    from harness.reporting import render
+    from harness.reporting import latex, render
 
     pictures = {f"score_vs_parameters.{kind}": content for kind, content in report.pictures.items()}
     svg = [content.decode() for name, content in pictures.items() if name.endswith(".svg")]
@@ -216,6 +276,7 @@ def write(report: Report, out: Path) -> None:
     contents = pictures | {
         "report.md": render.markdown(*text, [name for name in pictures if name.endswith(".png")]).encode(),
         "report.html": render.page(*text, svg).encode(),
+        "report.tex": latex.document(*text).encode(),
     }
     for name, frame in report.frames.items():
         if len(frame):
