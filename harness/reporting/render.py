@@ -360,7 +360,7 @@ def terminal(tables: Sequence[Table], width: int | None = None) -> Any:
 
     console = Console(highlight=False)
     # Where the output goes into a file or a pipe there is no width to keep to.
-    console = console if console.is_terminal and width is None else Console(highlight=False, width=width or 160)
+    console = console if console.is_terminal and width is None else Console(highlight=False, width=width or 200)
     for table in tables:
         shown = RichTable(
             title=Text(table.title), caption=Text(table.caption), title_justify="left", caption_justify="left"
