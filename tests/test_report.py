@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from run_directories import new_store, store_of, write_run
 
@@ -57,6 +58,23 @@ def test_the_same_store_gives_the_same_bytes(store: str, tmp_path: Path) -> None
     names = [path.name for path in (tmp_path / "one").iterdir()]
     assert len(names) >= 6
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
+
+
+def test_comparisons_of_predictions_are_the_same_bytes(tmp_path: Path) -> None:
+    """What is resampled is drawn from a seed: on the same predictions two reports are equal, letters included."""
+    for method, every in (("full", 10), ("lora", 9), ("head", 2)):
+        for seed in range(2):
+            wrong = [(row + seed) % every == 0 for row in range(90)]
+            run_dir = write_run(tmp_path / "runs", method=method, seed=seed, score=1 - sum(wrong) / 90)
+            table = {"split": "validation", "idx": range(90), "label": 0, "prediction": [int(flag) for flag in wrong]}
+            pd.DataFrame(table).to_parquet(run_dir / "predictions.parquet", index=False)
+    for name in ("one", "two"):
+        report.main([f"store={tmp_path / 'runs'}", f"out={tmp_path / name}"])
+    names = [path.name for path in (tmp_path / "one").iterdir()]
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
+    verdicts = (tmp_path / "one" / "comparisons.csv").read_text()
+    assert verdicts.count("no detectable difference") == 1
+    assert "no detectable difference" in (tmp_path / "one" / "report.tex").read_text()
 
 
 def test_a_folder_of_runs_is_reported_as_its_store_is(

@@ -19,6 +19,8 @@ from harness.reporting.stats import CONFIDENCE
 TITLE = "Fine-tuning methods compared"
 NONE = "–"
 STANDING = {BEST: "★", LEVEL: "≈"}
+# With few seeds and many methods there are more groups than anybody reads.
+MOST_GROUPS = 10
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,10 @@ def _score_table(task: str, rows: pd.DataFrame, found: Pairwise | None) -> Table
         "n": lambda row: str(row["n"]),
         "95% interval": lambda row: interval(row["low"], row["high"], row["n"]),
     }
-    if found and found.groups:
+    groups = set(re.findall(r"[A-Za-z]\d*", " ".join(found.groups.values()))) if found else set()
+    if 0 < len(groups) <= MOST_GROUPS:
         written["groups"] = lambda row: str(row["groups"])
+    if groups:
         written["best"] = lambda row: STANDING.get(row["standing"], "")
     if rows["base"].notna().any():
         written["backbone alone"] = lambda row: number(row["base"])
@@ -134,11 +138,15 @@ def _score_table(task: str, rows: pd.DataFrame, found: Pairwise | None) -> Table
     caption += f"the mean over {over}; costs are means."
     if known:
         caption += f" Before and after: {known} on general text, adapter off and on."
-    if found and found.groups:
+    if found and groups:
         caption += (
-            " Methods that share a letter were not told apart (paired over seeds and examples, Holm-corrected over "
-            f"{len(found.comparisons):,} pairs); {STANDING[BEST]} the best, {STANDING[LEVEL]} {LEVEL}."
+            f" {STANDING[BEST]} the best, {STANDING[LEVEL]} {LEVEL} (paired over seeds and examples, Holm-corrected "
         )
+        caption += f"over {len(found.comparisons):,} pairs)."
+        if len(groups) <= MOST_GROUPS:
+            caption += " Methods that share a letter were not told apart."
+        else:
+            caption += f" It takes {len(groups)} groups to say who was not told apart from whom: see comparisons.csv."
     caption = " ".join([caption, *(found.notes if found else ())])
     return Table(task, tuple(written), cells, caption, ("method", "groups", "best", "remarks"))
 

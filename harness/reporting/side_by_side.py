@@ -138,10 +138,10 @@ def _paired(frame: pd.DataFrame) -> Table:
     pair = compare(resample_methods(predictions, metric), higher_is_better(metric))[0]
     rows = [_cells(f"{metric}, bootstrap of the examples", pair)]
     ordered = aligned(predictions)
-    right = [per_row_scores(ordered[name][0], metric) for name in (A, B)]
-    if all(side is not None and np.isin(side, (0.0, 1.0)).all() for side in right):
-        ours, theirs = (np.equal(side, 1).tolist() for side in right)
-        test = mcnemar(ours, theirs)
+    scored = [per_row_scores(ordered[name][0], metric) for name in (A, B)]
+    right = [(side == 1).tolist() for side in scored if side is not None and np.isin(side, (0.0, 1.0)).all()]
+    if len(right) == len(scored):
+        test = mcnemar(*right)
         rows.append(("right on some examples, McNemar", f"{test.only_a} - {test.only_b}", "", probability(test.p), ""))
     count = len(ordered[A][0])
     caption = (

@@ -132,8 +132,11 @@ def test_thousands_of_methods_are_cut_to_the_best_and_the_baseline(tmp_path: Pat
     run_with(tmp_path, first_right(10), method="full")
     for number in range(pairwise.MOST_METHODS + 2):
         run_with(tmp_path, first_right(100 + number), method=f"m{number:02d}")
-    _, [found] = compared(tmp_path)
+    summary, [found] = compared(tmp_path)
     assert len(found.groups) == pairwise.MOST_METHODS
+    [table] = render.score_tables(summary, [found])
+    assert ("groups" in table.columns, "best" in table.columns) == (False, True)
+    assert "groups to say who was not told apart from whom" in table.caption
     assert (found.baseline, "m00" in found.groups) == ("full", False)
     assert found.notes[0] == f"Of {pairwise.MOST_METHODS + 3} methods the {pairwise.MOST_METHODS} best are compared."
 
