@@ -164,11 +164,12 @@ def _pair_table(found: Pairwise) -> Table:
             continue
         flipped = pair.a == found.baseline
         name, sign = (pair.b, -1) if flipped else (pair.a, 1)
-        low, high = sorted((sign * pair.low, sign * pair.high))
+        # Plus 0.0, so that no difference is not written as -0.0000.
+        low, high = sorted((sign * pair.low + 0.0, sign * pair.high + 0.0))
         verdict = pair.verdict
         if pair.corrected_p < 1 - CONFIDENCE:
             verdict = "better" if pair.verdict == f"{name} better" else "worse"
-        difference = NONE if verdict == NO_SCORE else f"{sign * pair.difference:+.4f}"
+        difference = NONE if verdict == NO_SCORE else f"{sign * pair.difference + 0.0:+.4f}"
         cells.append(
             (name, difference, interval(low, high), probability(pair.p), probability(pair.corrected_p), verdict)
         )
