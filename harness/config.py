@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import importlib
 import json
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
@@ -361,6 +362,8 @@ def locate(target: str, key: str) -> type:
         trusted = " and ".join(package[:-1] for package in TRUSTED_PACKAGES)
         raise ConfigError(f"{key}={target}: only classes of {trusted} can be named")
     module_name, _, name = target.rpartition(".")
+    # peft imports bitsandbytes, which would tell of a kernel that only some CPUs have.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

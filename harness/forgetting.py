@@ -11,7 +11,7 @@ from harness.architectures import Backbone, Kind
 from harness.batches import by_length
 from harness.config import ConfigError
 from harness.language_modelling import IGNORED, pad
-from harness.models import digest
+from harness.models import digest, positions_of
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -308,13 +308,9 @@ def room(backbone: Backbone, virtual_tokens: int) -> int:
     Raises:
         CannotMeasure: There are too few.
     """
-    config = backbone.model.config
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions_of(backbone.model.config)
     if positions is None:
         return WINDOW
-    if config.model_type == "roberta":
-        # Its positions begin behind the padding's.
-        positions -= config.pad_token_id + 1
     left = min(WINDOW, positions - virtual_tokens)
     if left < FEWEST:
         raise CannotMeasure(f"the method's {virtual_tokens} virtual tokens leave {left} of {positions} positions")

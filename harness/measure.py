@@ -230,7 +230,7 @@ class StepCosts:
     """What one training step held and computed, counted on its tensors.
 
     Attributes:
-        rows: Rows of the batch.
+        rows: Texts of the batch.
         tokens: Its real tokens.
         length: Its longest row.
         padded_tokens: Tokens that were computed, padding and accumulated batches included.

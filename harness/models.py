@@ -203,13 +203,22 @@ def check_fit(
     check_positions(lengths, config, virtual_tokens)
 
 
+def positions_of(config: "PretrainedConfig") -> int | None:
+    """Tokens that a model has positions for; null where their number has no bound."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and config.model_type == "roberta":
+        # Its positions begin behind the padding's.
+        positions -= config.pad_token_id + 1
+    return positions
+
+
 def check_positions(lengths: dict[str, int], config: "PretrainedConfig", virtual_tokens: int) -> None:
     """Lengths of text that leave the method's own positions room; the keys are those of the configuration to name.
 
     Raises:
         ConfigError: The two together are longer than the model reads.
     """
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions_of(config)
     if positions is not None and sum(lengths.values()) + virtual_tokens > positions:
         method = f", of which the method takes {virtual_tokens}" if virtual_tokens else ""
         told = " and ".join(f"{key}={length}" for key, length in lengths.items())

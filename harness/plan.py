@@ -143,7 +143,7 @@ def plan_point(name: str, overrides: list[str], settings: Settings | None = None
         "step": vars(step),
         "cost": cost,
         "unmeasured": unmeasured,
-        "fits": fits(cost, step.rows),
+        "fits": fits(cost, step.rows // experiment.task.sequences()),
         "storage": storage(cost, backbone_parameters(experiment), settings.tasks),
     }
 
@@ -166,9 +166,8 @@ def step_of(experiment: Experiment, settings: Settings) -> "Step":
     device = settings.device or experiment.train.device.value
     if device == "auto":
         device = choose_device(device).type
-    step = Step(
-        settings.batch_size or experiment.train.batch_size, settings.length or experiment.task.max_length, device
-    )
+    batch = settings.batch_size or experiment.train.batch_size
+    step = Step(batch * experiment.task.sequences(), settings.length or experiment.task.max_length, device)
     key = "plan.length" if settings.length else "task.max_length"
     check_positions({key: step.length}, architecture_of(experiment), experiment.method.virtual_tokens())
     return step
@@ -199,7 +198,8 @@ def costs(experiment: Experiment, step: "Step") -> tuple[dict[str, Any], dict[st
         unmeasured["train_flops"] = unknown
     else:
         train = experiment.train
-        tokens = total * train.gradient_accumulation_steps * train.batch_size * step.length
+        texts = train.gradient_accumulation_steps * train.batch_size * experiment.task.sequences()
+        tokens = total * texts * step.length
         cost["train_flops"] = round(predicted["train_flops_per_token"] * tokens)
     return cost, unmeasured
 
@@ -287,8 +287,9 @@ def architecture_of(experiment: Experiment) -> "PretrainedConfig":
         )
     dimensions = dict(model.architecture)
     kind = dimensions.pop("model_type", None)
+    head = {} if task.labels_count is None else {"num_labels": task.labels_count}
     try:
-        return AutoConfig.for_model(kind, num_labels=task.labels_count, pad_token_id=0, **dimensions)
+        return AutoConfig.for_model(kind, pad_token_id=0, **head, **dimensions)
     except (ValueError, TypeError) as error:
         first = str(error).strip().split("\n")[0]
         raise ConfigError(f"model.architecture: {first}") from error

@@ -35,7 +35,7 @@ class Step:
     """The step that is predicted.
 
     Attributes:
-        rows: Rows of a batch.
+        rows: Texts of a batch.
         length: Tokens of each of its rows.
         device: cpu or cuda: which kernels run, and in which precision `train.precision=auto` computes.
     """
@@ -167,6 +167,9 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
         with measure.StepMeter(adapter.model, optimizer, costs) as meter:
             meter.forward_begins()
             with torch.autocast("cpu", autocast, enabled=autocast is not None):
+                if experiment.task.against_backbone():
+                    with torch.no_grad():
+                        adapter.model(**inputs)
                 loss = adapter.model(**inputs).loss
             meter.forward_ended()
             loss.backward()

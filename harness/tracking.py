@@ -13,7 +13,7 @@ Names in the store:
     tags       `method`, `task`, `model`, `status`, `error`, `identity`, `sweep`, `stage`, `primary_metric`,
                `git_commit`, `git_dirty`, `harness.version`, `harness.run_id`; on the parent of a sweep `harness.sweep`
     artifacts  `result.json`, `config.yaml`, `run.log`, `steps.jsonl`, `predictions.parquet`, `soft_prompt.csv`,
-               `adapter/`, and `answers.json`, a table of the first answers where text was generated or chosen
+               `adapter/`, and the tables `soft_prompt.json` and `answers.json`, the first answers generated or chosen
 """
 
 import hashlib
@@ -290,6 +290,10 @@ def _log_artifacts(client: Any, store: Store, run_id: str, run_dir: Path) -> Non
         client.log_artifacts(run_id, str(run_dir / ADAPTER_FOLDER), ADAPTER_FOLDER)
     if (run_dir / PREDICTIONS_FILE).is_file():
         _log_answers(client, store, run_id, run_dir / PREDICTIONS_FILE)
+    if (run_dir / SOFT_PROMPT_FILE).is_file():
+        import pandas as pd
+
+        client.log_table(run_id, pd.read_csv(run_dir / SOFT_PROMPT_FILE), SOFT_PROMPT_FILE.replace(".csv", ".json"))
 
 
 def _log_answers(client: Any, store: Store, run_id: str, path: Path) -> None:

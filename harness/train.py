@@ -176,11 +176,12 @@ class Trainer:
         if self.progress.step != self.metered_step:
             return nullcontext()
         largest = max(micro_batches, key=lambda batch: batch.padded_tokens)
-        rows = len(largest.indices)
+        # Not the batch's rows: a pair of answers is two texts.
+        texts, length = largest.inputs["input_ids"].shape
         costs = measure.StepCosts(
-            rows,
+            texts,
             tokens=sum(batch.tokens for batch in micro_batches),
-            length=largest.padded_tokens // rows,
+            length=length,
             padded_tokens=sum(batch.padded_tokens for batch in micro_batches),
         )
         return measure.StepMeter(self.adapter.model, self.optimizer, costs)

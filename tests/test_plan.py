@@ -305,3 +305,17 @@ def test_a_picture_of_the_memory_is_drawn(
         monkeypatch.setattr(sys, "argv", ["harness-plan", "-m", "method=full,lora", f"plan.picture={path}"])
         assert planner.main() == 0
         assert path.read_bytes().startswith(start)
+
+
+def test_tasks_of_language_are_planned_without_weights() -> None:
+    """A pair of answers is two texts, and the reference reads them too: more operations a token, twice the tokens."""
+    options = ["model=llama_3_2_1b", "method=lora", "task.data_dir=.", "task.max_length=64", "train.max_steps=10"]
+    instruct, preference = (
+        planner.plan_point("config", [f"task={task}", *options], planning.Settings(batch_size=4))
+        for task in ("instruct/gsm8k", "preference/pairs")
+    )
+    assert (instruct["step"]["rows"], preference["step"]["rows"]) == (4, 8)
+    assert preference["cost"]["adapter_parameters"] == instruct["cost"]["adapter_parameters"]
+    assert preference["cost"]["train_flops_per_token"] > 1.2 * instruct["cost"]["train_flops_per_token"]
+    assert preference["cost"]["train_flops"] > 2.4 * instruct["cost"]["train_flops"]
+    assert preference["cost"]["head_parameters"] == 0

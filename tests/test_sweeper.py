@@ -37,6 +37,13 @@ def test_the_highest_development_score_wins_and_of_equals_the_smaller_rate():
     assert candidate.chosen == 0.2
 
 
+def test_where_lower_is_better_the_lowest_development_score_wins():
+    """Perplexity is such a score."""
+    candidate = Candidate([], [0.1, 0.2], scores={0.1: 3.0, 0.2: 2.0}, higher_is_better=False)
+    choose(candidate)
+    assert candidate.chosen == 0.2
+
+
 @pytest.mark.parametrize(
     "outcome",
     [

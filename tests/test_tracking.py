@@ -96,6 +96,21 @@ def test_a_run_arrives_whole(tmp_path: Path) -> None:
     assert run["started_at"] == pd.Timestamp("2026-11-01T10:00:00Z").value // 10**6
 
 
+def test_the_first_answers_are_a_table(tmp_path: Path) -> None:
+    """Fifty of validation; a run whose answers are no texts has none."""
+    generated, classified = (write_run(tmp_path / name) for name in ("generated", "classified"))
+    splits, answers = ["development"] * 5 + ["validation"] * 60, [f"answer {number}" for number in range(65)]
+    frame = pd.DataFrame({"split": splits, "prompt": "<b>why?</b>", "label": "x", "prediction": answers})
+    frame.to_parquet(generated / "predictions.parquet")
+    frame.drop(columns="prompt").to_parquet(classified / "predictions.parquet")
+    runs = tracking.read_runs(store_of(tmp_path, generated, classified))
+    table, none = (Path(run["artifact_uri"]) / "answers.json" for run in runs)
+    content = json.loads(table.read_text())
+    rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+    assert [row["prediction"] for row in rows] == [f"answer {number}" for number in range(5, 55)]
+    assert not none.exists()
+
+
 def test_no_run_is_left_running(tmp_path: Path) -> None:
     """Every run of the store, parents of sweeps too, has ended with the status that the record says."""
     for status in ("finished", "failed", "diverged", "out_of_memory", "interrupted"):

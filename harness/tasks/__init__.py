@@ -84,6 +84,9 @@ class Task(Protocol):
             ConfigError: It can't.
         """
 
+    def sequences(self) -> int:
+        """Texts that a row makes the model read."""
+
     def against_backbone(self) -> bool:
         """Whether the scores are held against the backbone alone already."""
 

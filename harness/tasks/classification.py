@@ -28,7 +28,7 @@ REGRESSION_STRATA = 5
 
 
 @cache
-def generator_revision() -> str:
+def _generator_revision() -> str:
     """Once a process: a sweep asks for every point."""
     from harness.tasks.micro import fingerprint
 
@@ -83,7 +83,7 @@ class Classification(RowTask):
         return generate(str(self.generator), split, rows)
 
     def generator_revision(self) -> str:
-        return generator_revision()
+        return _generator_revision()
 
     def check_row(self, row: Row, where: str) -> None:
         check_text(row, self.text, where)

@@ -63,6 +63,9 @@ class Preference(PromptTask):
     def further_scores(self) -> tuple[str, ...]:
         return SCORES
 
+    def sequences(self) -> int:
+        return len(SIDES)
+
     def against_backbone(self) -> bool:
         return True
 

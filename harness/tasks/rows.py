@@ -79,6 +79,10 @@ class RowTask:
     def check_method(self, method: "Method") -> None:
         """Refuse a method that the task can't be learnt with; there is none."""
 
+    def sequences(self) -> int:
+        """Texts that a row makes the model read."""
+        return 1
+
     def against_backbone(self) -> bool:
         """Whether the scores are held against the backbone alone already."""
         return False

@@ -14,7 +14,9 @@ def row(**values: object) -> dict[str, object]:
     numbers = {"n": 3, "mean": 0.9, "std": 0.01, "low": 0.8, "high": 1.0, "collapsed": 0, "diverged": 0, "failed": 0}
     common |= {"marked": "", "forgetting_metric": ""} | dict.fromkeys(scores.BEFORE_AND_AFTER, float("nan"))
     costs = {"share": 0.05, "trainable_parameters": 1000.0, "total_parameters": 20_000.0, "train_seconds": 10.0}
-    return {**common, **numbers, **costs, "tokens_per_second": 2000.0, "adapter_file_bytes": 4096.0, **values}
+    speed = {"tokens_per_second": 2000.0, "adapter_file_bytes": 4096.0}
+    nothing = dict.fromkeys(("base", "forgetting.before", "forgetting.after"), float("nan"))
+    return {**common, **numbers, **costs, **speed, **nothing, "forgetting_metric": "", **values}
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,16 @@ def test_collapsed_and_diverged_runs_are_remarked() -> None:
     """The remark counts them among all runs of the row."""
     [table] = render.score_tables(pd.DataFrame([row(collapsed=1, diverged=1)]))
     assert table.rows[0][-1] == "1 of 4 no better than majority, 1 of 4 diverged"
+
+
+def test_what_a_backbone_knew_is_shown_where_it_was_asked() -> None:
+    """Its own score, and its loss on general text before and after; otherwise there are no such columns."""
+    asked = {"base": 0.5, "forgetting_metric": "masked_loss", "forgetting.before": 0.94, "forgetting.after": 1.21}
+    [table] = render.score_tables(pd.DataFrame([row(**asked)]))
+    shown = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (shown["backbone alone"], shown["masked loss before"], shown["after"]) == ("0.5000", "0.940", "1.210")
+    [without] = render.score_tables(pd.DataFrame([row()]))
+    assert not {"backbone alone", "after"} & set(without.columns)
 
 
 def test_unequal_tuning_budgets_are_remarked() -> None:

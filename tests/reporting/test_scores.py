@@ -105,6 +105,24 @@ def test_a_method_of_which_every_run_failed_keeps_its_row(tmp_path: Path) -> Non
     assert (summary.iloc[1]["n"], np.isnan(summary.iloc[1]["mean"])) == (0, True)
 
 
+def test_where_lower_is_better_the_lowest_stands_first(tmp_path: Path) -> None:
+    """In the main table, and as the best trial."""
+
+    def scored(method: str, value: float, stage: str, rate: float = 1e-3) -> Path:
+        split = "development" if stage == "tune" else "validation"
+        found = {"primary_metric": "perplexity", split: {"perplexity": value}, "base": {"perplexity": 5.0}}
+        return write_run(tmp_path / "runs", method=method, stage=stage, learning_rate=rate, scores=found)
+
+    runs = [scored("full", 3.0, "final"), scored("lora", 2.0, "final")]
+    runs += [scored("lora", 2.5, "tune"), scored("lora", 2.2, "tune", 1e-2)]
+    frame = frame_of(tmp_path, *runs)
+    summary = scores.summary(frame)
+    assert list(summary["configuration"]) == ["lora", "full"]
+    assert list(summary["base"]) == [5.0, 5.0]
+    tuning = scores.tuning(frame).iloc[0]
+    assert (tuning["best"], tuning["worst"], tuning["chosen"], tuning["edge"]) == (2.2, 2.5, 0.01, "highest")
+
+
 def test_tuning_is_kept_apart(tmp_path: Path) -> None:
     """Trials make the tuning table with best, median, worst and edge; only final runs make the main one."""
     runs = tmp_path / "runs"

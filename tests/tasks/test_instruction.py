@@ -1,5 +1,6 @@
 """Instructions are scored on their answers alone, and what can't be right is refused by name."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -227,3 +228,27 @@ def test_options_are_chosen_by_their_likelihood(tmp_path: Path) -> None:
     assert set(kept["prediction.accuracy"]) == {by_whole}
     assert set(kept["prediction.accuracy_normalized"]) == {by_mean}
     assert result.scores["validation"]["accuracy"] == 0.5
+
+
+def test_packed_instructions_take_no_virtual_tokens(tmp_path: Path) -> None:
+    options = ["task=instruct/micro", "task.packing=true", "method=prompt_tuning"]
+    with pytest.raises(ConfigError, match=r"task\.packing=true: method=prompt_tuning puts virtual tokens"):
+        run(prepare(compose("config", [*SMALL, *options])), tmp_path / "run")
+
+
+def test_a_packed_run_learns(tmp_path: Path) -> None:
+    options = ["task=instruct/micro", "task.packing=true", "train.batch_size=4", "train.epochs=4", "method=full"]
+    result = run(prepare(compose("config", [*SMALL, *options])), tmp_path / "run")
+    assert result.status == "finished", result.error
+    assert result.scores["validation"]["loss"] < result.scores["base"]["loss"]
+    assert result.cost["padding_share"] < 0.2
+
+
+def test_the_best_weights_of_a_loss_are_those_of_the_lowest(tmp_path: Path) -> None:
+    options = ["task=instruct/micro", "task.primary_metric=loss", "train.learning_rate=0.05", "method=full"]
+    more = ["train.epochs=4", "train.evaluations_per_epoch=2", "train.batch_size=8"]
+    result = run(prepare(compose("config", [*SMALL, *options, *more])), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/steps.jsonl").read_text().splitlines()]
+    losses = [line["development.loss"] for line in lines if "development.loss" in line]
+    assert len(set(losses)) > 2
+    assert result.scores["development"]["loss"] == min(losses)
