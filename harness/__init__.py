@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.methods.saved import AdapterSet, load_adapter
+    from harness.reporting.runs import load_runs
 
-__all__ = ["AdapterSet", "__version__", "load_adapter"]
+__all__ = ["AdapterSet", "__version__", "load_adapter", "load_runs"]
 __version__ = "0.1.0"
 
 
@@ -15,4 +16,8 @@ def __getattr__(name: str) -> Any:
         from harness.methods import saved
 
         return getattr(saved, name)
+    if name == "load_runs":
+        from harness.reporting import runs
+
+        return runs.load_runs
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

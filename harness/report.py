@@ -1,14 +1,22 @@
-"""`harness-report`: a tracking store becomes tables, a plot, Markdown, CSV and one HTML page.
+"""`harness-report`: a tracking store becomes tables, a plot, Markdown, LaTeX, CSV and one HTML page.
 
 usage: harness-report [--sync DIR] [key=value ...]
 
   harness-report                          everything in the default store, into report/
   harness-report sweep=NAME               one sweep (its file's name unless sweep.name was set)
+  harness-report store=runs method=lora,full since=2026-01-31
+                                          what lies in a folder of runs, without a store
+  harness-report compare=RUN_A,RUN_B      two runs side by side, into comparison/
   harness-report --sync runs              send the runs below a folder that the store lacks, then stop
 
 keys:
   sweep=NAME                only the runs of this sweep
-  out=FOLDER                where the files go (report)
+  task=, model=, method=    only the runs of these; several with commas
+  status=                   only finished, diverged, failed, out_of_memory or interrupted ones
+  since=DATE                only runs that ended then or later: 2026-01-31 or 2026-01-31T18:00, UTC
+  compare=RUN_A,RUN_B       two run directories, or ids of runs in the store
+  out=FOLDER                where the files go (report; comparison for compare)
+  store=FOLDER              read the result.json files below a folder instead of a store
   tracking.uri=URI          the store: sqlite:///FILE or http://HOST:PORT (sqlite:///mlflow.db)
   tracking.experiment=NAME  the experiment that --sync sends to (peft-harness)
   sync=FOLDER               the same as --sync FOLDER
@@ -25,11 +33,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harness.reporting.render import Table
+    from harness.reporting.runs import Runs
 
-FILES = "report.md report.html scores.csv costs.csv runs.csv tuning.csv predictions.csv failures.csv".split()
+FILES = (
+    "report.md report.html report.tex scores.csv comparisons.csv across.csv costs.csv runs.csv tuning.csv "
+    "predictions.csv failures.csv"
+).split()
 # Pictures that a report may have; those over a size of a method are named after it, as in score_vs_rank.
 PICTURES = "score_vs_* seeds learning_rates learning_curves memory predicted_vs_measured forgetting".split()
 MISTAKEN = 2
+# Damaged files that are named one by one.
+NAMED = 10
 
 
 @dataclass
@@ -46,8 +60,21 @@ class Options:
 
     tracking: Tracking
     sweep: str | None = None
-    out: str = "report"
+    task: str | None = None
+    model: str | None = None
+    method: str | None = None
+    status: str | None = None
+    since: str | None = None
+    compare: str | None = None
+    out: str | None = None
+    store: str | None = None
     sync: str | None = None
+
+    @property
+    def wanted(self) -> dict[str, list[str]]:
+        """Filters that may be of several values: name -> values, where they were given."""
+        given = {name: getattr(self, name) for name in ("task", "model", "method", "status")}
+        return {name: value.split(",") for name, value in given.items() if value is not None}
 
 
 @dataclass
@@ -76,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = parse(arguments)
         if options.sync is not None:
             _sync(options)
+        elif options.compare is not None:
+            _compare(options)
         else:
             _report(options)
     except (ConfigError, ConnectionError) as error:
@@ -137,15 +166,40 @@ def _sync(options: Options) -> None:
 
 
 def _report(options: Options) -> None:
-    from harness.reporting import curves, render
-    from harness.store import parse as parse_uri
-    from harness.store import redact
+    from harness.reporting import curves
+    from harness.store import parse, redact
 
-    out = Path(options.out)
-    frame = _load(options)
-    report = build(frame, options.sweep, curves.load(options.tracking.uri, options.sweep))
-    if parse_uri(options.tracking.uri).path is None:
+    found = _load(options)
+    # A folder of records holds no curves.
+    learning = None if options.store else curves.load(options.tracking.uri, options.sweep)
+    report = build(found.frame, options.sweep, learning)
+    if not options.store and parse(options.tracking.uri).path is None:
         report.server = redact(options.tracking.uri)
+    filters = [f"{name}={','.join(values)}" for name, values in options.wanted.items()]
+    filters += [f"since={options.since}"] * (options.since is not None)
+    report.notes += [f"Only runs with {' '.join(filters)}."] * bool(filters)
+    report.notes += found.damaged[:NAMED]
+    report.notes += [f"{len(found.damaged) - NAMED} more files are damaged."] * (len(found.damaged) > NAMED)
+    _show(report, Path(options.out or "report"))
+    print(f"Every run: {options.store or _browse(options.tracking.uri)}")
+
+
+def _compare(options: Options) -> None:
+    from harness.config import ConfigError
+    from harness.reporting import side_by_side
+
+    names = str(options.compare).split(",")
+    if len(names) != 2 or not all(names):
+        raise ConfigError(f"compare={options.compare}: give two run directories or ids, compare=RUN_A,RUN_B")
+    runs = side_by_side.find_runs(names, _place(options))
+    lead, tables, notes = side_by_side.tables(*runs)
+    _show(Report("Two runs side by side", lead, tables, notes, {}), Path(options.out or "comparison"))
+
+
+def _show(report: Report, out: Path) -> None:
+    """Write the files, and print what they say."""
+    from harness.reporting import render
+
     write(report, out)
     print(report.title)
     print(report.lead)
@@ -154,48 +208,59 @@ def _report(options: Options) -> None:
     for note in report.notes:
         print(note)
     print(f"\nWritten to {out}: {', '.join(sorted(path.name for path in _ours(out)))}")
-    print(f"Every run: {_browse(options.tracking.uri)}")
 
 
-def _load(options: Options) -> "pd.DataFrame":
+def _place(options: Options) -> str:
+    """What is read: a folder of runs, or a store.
+
+    Raises:
+        ConfigError: The one was given as the other.
+    """
+    from harness.config import ConfigError
+    from harness.store import parse, redact
+
+    if options.store is None:
+        parse(options.tracking.uri)
+        return options.tracking.uri
+    if "://" in options.store:
+        raise ConfigError(f"store={redact(options.store)} is no folder; write tracking.uri={redact(options.store)}")
+    return options.store
+
+
+def _load(options: Options) -> "Runs":
     """Read the store.
 
     Raises:
         ConfigError: There is nothing to report on; says what there is.
     """
-    from harness import store, tracking
-    from harness.config import ConfigError, near_misses
-    from harness.reporting import scores
+    from harness.reporting import runs
+    from harness.store import redact
 
-    uri = options.tracking.uri
-    given, place = f"tracking.uri={tracking.redact(uri)}", store.parse(uri)
-    if place.path and not place.path.exists():
-        raise ConfigError(f"{given}: there is no such store; run harness first, or harness-report --sync runs")
-    tracking.check(uri)
-    frame = scores.load(uri, options.sweep)
-    if frame.empty:
-        there = {name or "(no sweep)": count for name, count in tracking.sweeps(uri).items()}
-        if not there:
-            raise ConfigError(f"{given}: no runs found in it; run harness first, or harness-report --sync runs")
-        counted = [f"{name} ({count} run{'' if count == 1 else 's'})" for name, count in there.items()]
-        close = near_misses(str(options.sweep), there).partition("Valid:")[0]
-        raise ConfigError(f"sweep={options.sweep}: no runs found in {given}; {close}There are: {', '.join(counted)}")
-    return frame
+    found = runs.read(_place(options), options.wanted, options.sweep, options.since)
+    if found.frame.empty:
+        given = f"store={options.store}" if options.store else f"tracking.uri={redact(options.tracking.uri)}"
+        raise runs.nothing_found(found, {"sweep": options.sweep, **options.wanted, "since": options.since}, given)
+    return found
 
 
 def build(frame: "pd.DataFrame", sweep: str | None, curves: "pd.DataFrame | None" = None) -> Report:
     """Make a report from the frame of `scores.load`, which must not be empty; the same frame gives the same report."""
-    from harness.reporting import pictures, render, scores
+    from harness.reporting import across, pairwise, pictures, render, scores
 
     summary, tuning, failures = scores.summary(frame), scores.tuning(frame), scores.failures(frame)
+    found = pairwise.compare_tasks(frame, summary)
+    together = across.over_tasks(frame, summary)
+    summary = pairwise.annotated(summary, found)
     costs, predictions = scores.costs(frame), scores.predictions(frame)
     extra = [render.prediction_table(predictions), render.tuning_table(tuning), render.failure_table(failures)]
-    tables = render.score_tables(summary) + render.cost_tables(costs)
+    tables = [render.across_table(together)] if together else []
+    tables += render.score_tables(summary, found) + render.pair_tables(found) + render.cost_tables(costs)
     tables += [table for table in extra if table is not None]
     title = render.TITLE + (f": {scores.plain(sweep)}" if sweep else "")
     frames = {"scores": summary, "costs": costs, "runs": frame.drop(columns=["artifact_uri"]), "tuning": tuning}
+    frames |= {"comparisons": pairwise.pairs(found), **({"across": together.table} if together else {})}
     frames |= {"predictions": predictions, "failures": failures}
-    notes = render.protocol(summary, not tuning.empty)
+    notes = render.protocol(summary, not tuning.empty) + render.odd(frame)
     return Report(title, render.opening(frame), tables, notes, frames, pictures.draw(frame, curves), curves)
 
 
@@ -206,16 +271,17 @@ def write(report: Report, out: Path) -> None:
         ConfigError: The folder cannot be written.
     """
     from harness.config import ConfigError
-    from harness.reporting import render
+    from harness.reporting import latex, render
     from harness.reporting.page import page
 
     contents = {f"{name}.{kind}": drawn for name, kinds in report.pictures.items() for kind, drawn in kinds.items()}
     svg = {name: kinds["svg"].decode() for name, kinds in report.pictures.items()}
     text = (report.title, report.lead, report.tables, report.notes)
-    written = page(*text, svg, report.frames["runs"], report.curves, report.server)
+    written = page(*text, svg, report.frames.get("runs"), report.curves, report.server)
     contents |= {
         "report.md": render.markdown(*text, [f"{name}.png" for name in svg]).encode(),
         "report.html": written.encode(),
+        "report.tex": latex.document(*text).encode(),
     }
     for name, frame in report.frames.items():
         if len(frame):

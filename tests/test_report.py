@@ -1,11 +1,13 @@
 """harness-report: from a store to files, or one sentence about what is wrong."""
 
 import csv
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from run_directories import new_store, store_of, write_run
 
@@ -32,7 +34,10 @@ def test_a_report_is_printed_and_written(store: str, tmp_path: Path, capsys: pyt
     """The terminal, Markdown, CSV and HTML all have the mean; the last line says how to browse the runs."""
     report.main([f"tracking.uri={store}", "sweep=grid", f"out={tmp_path / 'report'}"])
     printed = capsys.readouterr().out
-    for text in (printed, *((tmp_path / "report" / name).read_text() for name in ("report.md", "report.html"))):
+    for text in (
+        printed,
+        *((tmp_path / "report" / name).read_text() for name in ("report.md", "report.html", "report.tex")),
+    ):
         assert "0.8050" in text
         assert "majority class" in text
         assert "ia3" not in text
@@ -42,7 +47,7 @@ def test_a_report_is_printed_and_written(store: str, tmp_path: Path, capsys: pyt
     assert float(rows["lora"]["mean"]) == pytest.approx(0.805)
     assert rows["lora"]["failed"] == "1"
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(
-        {*report.FILES} - {"tuning.csv", "predictions.csv"}
+        {*report.FILES} - {"tuning.csv", "predictions.csv", "comparisons.csv", "across.csv"}
         | {f"{name}.{kind}" for name in ("score_vs_parameters", "score_vs_seconds", "seeds") for kind in ("svg", "png")}
     )
 
@@ -54,6 +59,105 @@ def test_the_same_store_gives_the_same_bytes(store: str, tmp_path: Path) -> None
     names = [path.name for path in (tmp_path / "one").iterdir()]
     assert len(names) >= 6
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
+
+
+def test_comparisons_of_predictions_are_the_same_bytes(tmp_path: Path) -> None:
+    """What is resampled is drawn from a seed: on the same predictions two reports are equal, letters included."""
+    for method, every in (("full", 10), ("lora", 9), ("head", 2)):
+        for seed in range(2):
+            wrong = [(row + seed) % every == 0 for row in range(90)]
+            run_dir = write_run(tmp_path / "runs", method=method, seed=seed, score=1 - sum(wrong) / 90)
+            table = {"split": "validation", "idx": range(90), "label": 0, "prediction": [int(flag) for flag in wrong]}
+            pd.DataFrame(table).to_parquet(run_dir / "predictions.parquet", index=False)
+    for name in ("one", "two"):
+        report.main([f"store={tmp_path / 'runs'}", f"out={tmp_path / name}"])
+    names = [path.name for path in (tmp_path / "one").iterdir()]
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
+    verdicts = (tmp_path / "one" / "comparisons.csv").read_text()
+    assert verdicts.count("no detectable difference") == 1
+    assert "no detectable difference" in (tmp_path / "one" / "report.tex").read_text()
+
+
+def test_a_folder_of_runs_is_reported_as_its_store_is(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a store the same runs give the same tables, and the last line names the folder."""
+    runs = Path(store.removeprefix("sqlite:///")).parent / "runs"
+    report.main([f"store={runs}", "sweep=grid", f"out={tmp_path / 'folder'}"])
+    assert capsys.readouterr().out.rstrip().endswith(f"Every run: {runs}")
+    report.main([f"tracking.uri={store}", "sweep=grid", f"out={tmp_path / 'store'}"])
+    # The page lists the runs' numbers in the store, and draws curves that a folder of records does not hold.
+    names = {path.name for path in (tmp_path / "store").iterdir()} - {"runs.csv", "report.html"}
+    assert all((tmp_path / "folder" / n).read_bytes() == (tmp_path / "store" / n).read_bytes() for n in names)
+
+
+def test_filters_keep_what_was_asked_for(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Several values with commas, and the report says that it is not about everything."""
+    arguments = ["method=lora,full", "status=finished", "since=2026-11-01", f"out={tmp_path}"]
+    report.main([f"tracking.uri={store}", *arguments])
+    assert "Only runs with method=lora,full status=finished since=2026-11-01." in capsys.readouterr().out
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        assert sorted(row["method"] for row in csv.DictReader(file)) == ["full", "full", "lora", "lora"]
+
+
+def test_a_damaged_file_is_named_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The others are reported, and the command succeeds."""
+    write_run(tmp_path / "runs")
+    broken = write_run(tmp_path / "runs") / "result.json"
+    broken.write_text("{")
+    report.main([f"store={tmp_path / 'runs'}", f"out={tmp_path / 'report'}"])
+    assert f"skipped: {broken} is damaged" in capsys.readouterr().out
+    assert "skipped: " in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_records_of_other_versions_are_shown_and_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A later version's record and one without fields have rows that say so."""
+    for name, change in (("lora", {"schema_version": 9}), ("full", {"identity": "left out"}), ("head", {})):
+        path = write_run(tmp_path / "runs", method=name) / "result.json"
+        content = json.loads(path.read_text()) | change
+        path.write_text(json.dumps({key: value for key, value in content.items() if value != "left out"}))
+    report.main([f"store={tmp_path / 'runs'}", f"out={tmp_path / 'report'}"])
+    assert (
+        "with missing fields count like the others: 1 record of version 9, 1 without identity."
+        in capsys.readouterr().out
+    )
+    with (tmp_path / "report" / "scores.csv").open(newline="") as file:
+        marks = {row["configuration"]: row["marked"] for row in csv.DictReader(file)}
+    assert marks["lora"] == "1 record of version 9"
+    assert (marks["full"], marks["head"]) == ("1 without identity", "")
+
+
+def test_several_tasks_have_a_table_over_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ranks come first, and their numbers are in across.csv."""
+    for task in ("micro/sentiment", "micro/entailment"):
+        for method, score in (("full", 0.9), ("lora", 0.8)):
+            write_run(tmp_path / "runs", method=method, task=task, score=score)
+    report.main([f"store={tmp_path / 'runs'}", f"out={tmp_path / 'report'}"])
+    printed = capsys.readouterr().out
+    assert printed.index("Over tasks") < printed.index("average rank") < printed.index("± sd")
+    with (tmp_path / "report" / "across.csv").open(newline="") as file:
+        assert [(row["configuration"], row["rank"]) for row in csv.DictReader(file)] == [
+            ("full", "1.0"),
+            ("lora", "2.0"),
+        ]
+
+
+def test_two_runs_are_held_side_by_side(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Directories and ids name the same runs; what differs is shown, and why there is no paired test."""
+    runs = Path(store.removeprefix("sqlite:///")).parent / "runs"
+    first, second = sorted(runs.iterdir())[1:3]
+    ids = [json.loads((folder / "result.json").read_text())["run_id"] for folder in (first, second)]
+    shown = []
+    for names in ((first, second), ids):
+        report.main([f"compare={names[0]},{names[1]}", f"tracking.uri={store}", f"out={tmp_path / 'out'}"])
+        shown.append(capsys.readouterr().out)
+    # How long sending took is known only once it is sent.
+    lines = [[line for line in text.splitlines() if "track_seconds" not in line] for text in shown]
+    assert lines[0] == lines[1]
+    assert "A is lora micro/sentiment micro_encoder seed 1" in shown[0]
+    assert "B is full micro/sentiment micro_encoder seed 0" in shown[0]
+    assert "No paired test: it kept no predictions" in shown[0]
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 def test_an_evil_name_is_shown_as_text(store: str, tmp_path: Path) -> None:
@@ -119,6 +223,20 @@ def test_sync_sends_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("tracking.uri=mlruns", "tracking.uri=mlruns is not a tracking store"),
         ("tracking.uri=http://u:secret@127.0.0.1:9", "the server cannot be reached"),
         ("http://u:secret@127.0.0.1:9", "there is no key"),
+        ("tracking.uri={store} method=lroa", "method=lroa: no runs found in tracking.uri={store}; did you mean lora? "),
+        (
+            "tracking.uri={store} since=2030-01-01",
+            "since=2030-01-01: no runs found in tracking.uri={store}; all of them",
+        ),
+        ("tracking.uri={store} since=tomorrow", "since=tomorrow is no date; write it as 2026-01-31"),
+        ("store={tmp}/nowhere", "store={tmp}/nowhere is not a folder"),
+        ("store={tmp}", "store={tmp}: no runs found in it"),
+        ("store={store}", "store={store} is no folder; write tracking.uri={store}"),
+        ("tracking.uri={store} compare=a", "compare=a: give two run directories or ids"),
+        (
+            "tracking.uri={store} compare=a,b",
+            "compare=a: neither a folder with a result.json nor the id of one of the 8",
+        ),
         ("tracking.uri={store} out=/proc/x", "out=/proc/x: the folder cannot be written"),
     ],
 )

@@ -10,10 +10,17 @@ from typing import Any
 import pandas as pd
 
 from harness.record import MEMORY
+from harness.reporting.across import Across
+from harness.reporting.comparison import NO_DIFFERENCE, NO_SCORE
+from harness.reporting.pairwise import BEST, LEVEL, Pairwise
 from harness.reporting.scores import MAJORITY, MEASURED
+from harness.reporting.stats import CONFIDENCE
 
 TITLE = "Fine-tuning methods compared"
 NONE = "–"
+STANDING = {BEST: "★", LEVEL: "≈"}
+# With few seeds and many methods there are more groups than anybody reads.
+MOST_GROUPS = 10
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,18 @@ def deviation(std: float, n: int) -> str:
     return number(std) if n > 1 else f"n={n}"
 
 
+def interval(low: float, high: float, n: int = 2, places: int = 4) -> str:
+    """Write the ends of an interval, or why there is none."""
+    if n == 1:
+        return "n=1"
+    return NONE if pd.isna(low) or pd.isna(high) else f"[{number(low, places)}, {number(high, places)}]"
+
+
+def probability(p: float) -> str:
+    """Write a p value; small ones as a bound."""
+    return NONE if pd.isna(p) else "<0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
 def share(value: float) -> str:
     """Write a share in percent, with more places the smaller it is."""
     return NONE if pd.isna(value) else f"{100 * value:.{0 if value >= 0.995 else 2 if value >= 0.01 else 3}f}%"
@@ -60,18 +79,25 @@ def remarks(row: Any) -> str:
     """Tell what a reader must know about a row before believing its mean."""
     kinds = (("collapsed", "no better than majority"), ("diverged", "diverged"), ("failed", "did not finish"))
     total = row.n + row.diverged + row.failed if row.configuration != MAJORITY else 0
-    return ", ".join(f"{int(row[kind])} of {int(total)} {text}" for kind, text in kinds if row[kind] and total)
+    parts = [f"{int(row[kind])} of {int(total)} {text}" for kind, text in kinds if row[kind] and total]
+    return ", ".join([*parts, *[row["marked"]] * bool(row["marked"])])
 
 
 # --- Tables ---------------------------------------------------------------------------------------------------------
 
 
-def score_tables(summary: pd.DataFrame) -> list[Table]:
-    """Make a table a task; columns that no run of it has a figure for are left out."""
-    return [_score_table(str(task), rows) for task, rows in summary.groupby("task", sort=True)]
+def score_tables(summary: pd.DataFrame, found: Sequence[Pairwise] = ()) -> list[Table]:
+    """Make a table a task; columns that no run of it has a figure for are left out.
+
+    Args:
+        summary: The main table, with `groups` and `standing` where methods were compared.
+        found: Those comparisons.
+    """
+    compared = {one.task: one for one in found}
+    return [_score_table(str(task), rows, compared.get(str(task))) for task, rows in summary.groupby("task", sort=True)]
 
 
-def _score_table(task: str, rows: pd.DataFrame) -> Table:
+def _score_table(task: str, rows: pd.DataFrame, found: Pairwise | None) -> Table:
     metric, split = rows["metric"].iloc[0] or "score", rows["split"].iloc[0]
     known = next(iter(rows["forgetting_metric"][rows["forgetting_metric"].fillna("") != ""]), "").replace("_", " ")
     written: dict[str, Callable[[Any], str]] = {
@@ -79,7 +105,13 @@ def _score_table(task: str, rows: pd.DataFrame) -> Table:
         metric: lambda row: number(row["mean"]),
         "± sd": lambda row: deviation(row["std"], row["n"]),
         "n": lambda row: str(row["n"]),
+        "95% interval": lambda row: interval(row["low"], row["high"], row["n"]),
     }
+    groups = set(re.findall(r"[A-Za-z]\d*", " ".join(found.groups.values()))) if found else set()
+    if 0 < len(groups) <= MOST_GROUPS:
+        written["groups"] = lambda row: str(row["groups"])
+    if groups:
+        written["best"] = lambda row: STANDING.get(row["standing"], "")
     if rows["base"].notna().any():
         written["backbone alone"] = lambda row: number(row["base"])
     if rows["forgetting.after"].notna().any():
@@ -101,10 +133,84 @@ def _score_table(task: str, rows: pd.DataFrame) -> Table:
         )
         for _, row in rows.iterrows()
     ]
-    caption = f"Mean {metric} on the {split} split over n runs, ± sample standard deviation (ddof=1); costs are means."
+    over = "seeds and examples" if found and found.summaries else "seeds"
+    caption = f"Mean {metric} on the {split} split over n runs, ± sample standard deviation (ddof=1), 95% interval of "
+    caption += f"the mean over {over}; costs are means."
     if known:
         caption += f" Before and after: {known} on general text, adapter off and on."
-    return Table(task, tuple(written), cells, caption)
+    if found and groups:
+        caption += (
+            f" {STANDING[BEST]} the best, {STANDING[LEVEL]} {LEVEL} (paired over seeds and examples, Holm-corrected "
+        )
+        caption += f"over {len(found.comparisons):,} pairs)."
+        if len(groups) <= MOST_GROUPS:
+            caption += " Methods that share a letter were not told apart."
+        else:
+            caption += f" It takes {len(groups)} groups to say who was not told apart from whom: see comparisons.csv."
+    caption = " ".join([caption, *(found.notes if found else ())])
+    return Table(task, tuple(written), cells, caption, ("method", "groups", "best", "remarks"))
+
+
+def pair_tables(found: Sequence[Pairwise]) -> list[Table]:
+    """Make a table a task: each method against the baseline."""
+    return [_pair_table(one) for one in found if one.comparisons]
+
+
+def _pair_table(found: Pairwise) -> Table:
+    columns = ("method", "difference", "95% interval", "p", "p, Holm", "verdict")
+    cells = []
+    for pair in found.comparisons:
+        if found.baseline not in (pair.a, pair.b):
+            continue
+        flipped = pair.a == found.baseline
+        name, sign = (pair.b, -1) if flipped else (pair.a, 1)
+        # Plus 0.0, so that no difference is not written as -0.0000.
+        low, high = sorted((sign * pair.low + 0.0, sign * pair.high + 0.0))
+        verdict = pair.verdict
+        if pair.corrected_p < 1 - CONFIDENCE:
+            verdict = "better" if pair.verdict == f"{name} better" else "worse"
+        difference = NONE if verdict == NO_SCORE else f"{sign * pair.difference + 0.0:+.4f}"
+        cells.append(
+            (name, difference, interval(low, high), probability(pair.p), probability(pair.corrected_p), verdict)
+        )
+    caption = (
+        f"{found.metric} of the method less that of {found.baseline}, on the same {found.rows:,} examples; p corrected "
+        f"by Holm over the {len(found.comparisons):,} pairs of the task, all of which are in comparisons.csv. "
+        f'"{NO_DIFFERENCE}" says that these runs cannot tell, not that the methods are equal.'
+    )
+    return Table(f"{found.task}: against {found.baseline}", columns, cells, caption, ("method", "verdict"))
+
+
+def across_table(across: Across) -> Table:
+    """Make the table of methods x tasks: ranks, duels and normalised scores beside the means."""
+    columns: tuple[str, ...] = ("method", "average rank", "95% interval", "win rate")
+    columns += ("IQM", "IQM interval") if across.normalised else ()
+    cells = [
+        (
+            str(row["configuration"]),
+            number(row["rank"], 2),
+            interval(row["rank_low"], row["rank_high"], places=2),
+            share(row["win_rate"]),
+            *((number(row["iqm"], 3), interval(row["iqm_low"], row["iqm_high"], places=3)) * bool(across.normalised)),
+            *(number(row[f"score.{task}"]) for task in across.tasks),
+        )
+        for _, row in across.table.iterrows()
+    ]
+    caption = "Mean score of each method on each task; a dash: it has none. "
+    if not across.common:
+        caption += "No two methods share two tasks, so nothing is ranked. "
+    else:
+        caption += (
+            f"Ranks (1 is best, interval over tasks) of {across.ranked} methods on the {len(across.common)} tasks "
+        )
+        caption += f"that they share: {', '.join(across.common)}. "
+    caption += "Win rate: share of duels with each other method on each task that both have, ties counting half. "
+    if across.normalised:
+        caption += (
+            "IQM: interquartile mean over runs and tasks of scores on which 0 is the majority class and 1 full "
+            f"fine-tuning, its interval over runs; on {', '.join(across.normalised)}. "
+        )
+    return Table("Over tasks", columns + across.tasks, cells, caption.strip(), ("method",))
 
 
 def tuning_table(tuning: pd.DataFrame) -> Table | None:
@@ -243,6 +349,15 @@ def protocol(summary: pd.DataFrame, tuned: bool) -> list[str]:
     return lines
 
 
+def odd(frame: pd.DataFrame) -> list[str]:
+    """Say how many runs are marked, and why; nothing where none is."""
+    marks = frame["mark"][frame["newest"] & (frame["mark"] != "")]
+    if marks.empty:
+        return []
+    kinds = ", ".join(f"{count} {mark}" for mark, count in sorted(marks.value_counts().items()))
+    return [f"Runs of other versions or with missing fields count like the others: {kinds}."]
+
+
 # --- Shown ----------------------------------------------------------------------------------------------------------
 
 
@@ -254,7 +369,7 @@ def terminal(tables: Sequence[Table], width: int | None = None) -> Any:
 
     console = Console(highlight=False)
     # Where the output goes into a file or a pipe there is no width to keep to.
-    console = console if console.is_terminal and width is None else Console(highlight=False, width=width or 160)
+    console = console if console.is_terminal and width is None else Console(highlight=False, width=width or 200)
     for table in tables:
         shown = RichTable(
             title=Text(table.title), caption=Text(table.caption), title_justify="left", caption_justify="left"

@@ -2,12 +2,13 @@
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from harness import tracking
+from harness import __version__, tracking
 from harness.config import NOT_IDENTITY
 from harness.metrics import higher_is_better
 from harness.record import MEMORY
@@ -69,6 +70,8 @@ def load(uri: str, sweep: str | None = None) -> pd.DataFrame:
         started_at, ended_at: UTC.
         validation, development, majority, base: The primary metric on each split, that of the commonest answer, and
             that of the backbone alone; NaN where it was not measured.
+        mark: What a reader should know of a record: that another version of the harness wrote it, or that fields are
+            missing; empty text where nothing is odd.
         newest: False where the same point (`identity`) was run again later; tables leave such runs out.
         param.*: The configuration, as text, under its dotted keys.
         validation.*, development.*, majority.*, base.*, forgetting.*, cost.*, train.*: Every metric, under its name in
@@ -82,7 +85,12 @@ def load(uri: str, sweep: str | None = None) -> pd.DataFrame:
         ConfigError: The URI names no store.
         ConnectionError: The store cannot be read.
     """
-    frame = pd.DataFrame([_row(run) for run in tracking.read_runs(uri, sweep)])
+    return tidy(tracking.read_runs(uri, sweep))
+
+
+def tidy(runs: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Make the frame that `load` describes of what `tracking.read_runs` returns."""
+    frame = pd.DataFrame([_row(run) for run in runs])
     if frame.empty:
         return frame
     for column in ("seed", "data_seed"):
@@ -102,10 +110,23 @@ def _row(run: dict[str, Any]) -> dict[str, Any]:
     tags, metrics = run["tags"], run["metrics"]
     row = {key: run[key] for key in ("run_id", "mlflow_run_id", "artifact_uri", "started_at", "ended_at")}
     row |= {"name": plain(run["name"])} | {key: plain(tags.get(key, "")) for key in TAGS}
+    row["mark"] = "; ".join(dict.fromkeys([*run.get("marks", ()), *_marks(row)]))
     row["stage"] = row["stage"] or "run"
     for split in ("validation", "development", "majority", "base"):
         row[split] = metrics.get(f"{split}.{row['primary_metric']}", math.nan)
     return row | {f"param.{key}": plain(value) for key, value in run["params"].items()} | metrics
+
+
+def _marks(row: dict[str, Any]) -> list[str]:
+    """Say what is odd about a finished run; one that failed early may lack anything."""
+    if row["status"] not in (FINISHED, ""):
+        return []
+    expected = ("status", "identity", "task", "model", "method", "primary_metric", "harness.version")
+    missing = [name for name in expected if row[name] in ("", "unknown")]
+    version = row["harness.version"]
+    return [f"without {', '.join(missing)}"] * bool(missing) + [f"harness {version}"] * (
+        version not in ("", __version__)
+    )
 
 
 def plain(text: Any) -> str:
@@ -161,9 +182,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Make the main table: for each task a row a configuration, best mean first, then the majority class.
 
     Columns: task, configuration, method, metric, split, n, mean, std, low, high, collapsed, diverged, failed (runs that
-    ended in any other way), share (trainable of total parameters), forgetting_metric, and the means of
-    `BEFORE_AND_AFTER` and of `COSTS`. A diverged or failed run has no score and counts in its own column; a collapsed
-    one (no better than the commonest answer) does both.
+    ended in any other way), marked (how many of its records are odd, and why), share (trainable of total parameters),
+    forgetting_metric, and the means of `BEFORE_AND_AFTER` and of `COSTS`. A diverged or failed run has no score and
+    counts in its own column; a collapsed one (no better than the commonest answer) does both.
     """
     runs = compared(frame)
     runs = runs.assign(configuration=label(runs))
@@ -184,9 +205,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         if len(majority) and split == "validation":
             counts = dict.fromkeys(("n", "collapsed", "diverged", "failed"), 0)
             score = float(majority.iloc[-1])
-            rows.append(common | counts | {"configuration": MAJORITY, "method": "", "mean": score})
+            rows.append(common | counts | {"configuration": MAJORITY, "method": "", "marked": "", "mean": score})
     columns = ["task", "configuration", "method", "metric", "split", "n", "mean", "std", "low", "high"]
-    columns += ["collapsed", "diverged", "failed", "share", "forgetting_metric", *BEFORE_AND_AFTER, *COSTS]
+    columns += ["collapsed", "diverged", "failed", "marked", "share", "forgetting_metric", *BEFORE_AND_AFTER, *COSTS]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -194,6 +215,7 @@ def _configuration(group: pd.DataFrame, split: str, higher: bool) -> dict[str, A
     done = group[group["status"] == FINISHED]
     collapsed = done[split] <= done["majority"] if higher else done[split] >= done["majority"]
     found = summarise(done[split])
+    marks = group["mark"][group["mark"] != ""]
     costs = {name: float(done[f"cost.{name}"].mean()) if len(done) else math.nan for name in COSTS}
     return {
         "n": found.n,
@@ -204,6 +226,7 @@ def _configuration(group: pd.DataFrame, split: str, higher: bool) -> dict[str, A
         "collapsed": int(collapsed.sum()),
         "diverged": int((group["status"] == DIVERGED).sum()),
         "failed": int((~group["status"].isin([FINISHED, DIVERGED])).sum()),
+        "marked": "; ".join(f"{count} {mark}" for mark, count in sorted(marks.value_counts().items())),
         "forgetting_metric": next(iter(done["forgetting_metric"][done["forgetting_metric"] != ""]), ""),
         **{name: float(done[name].mean()) if name in done and len(done) else math.nan for name in BEFORE_AND_AFTER},
         "share": costs["trainable_parameters"] / costs["total_parameters"] if costs["total_parameters"] else math.nan,

@@ -355,12 +355,14 @@ def win_rates(scores: np.ndarray, higher_is_better: bool | Sequence[bool] = True
     Returns:
         One share a method; NaN without any duel.
     """
+    from scipy.stats import rankdata
+
     oriented = _rounded(scores, higher_is_better)
-    gain = oriented[:, None, :] - oriented[None, :, :]
-    gain[np.arange(len(gain)), np.arange(len(gain))] = np.nan
-    duels = np.isfinite(gain).sum(axis=(1, 2))
-    wins = np.where(np.isfinite(gain), np.heaviside(gain, 0.5), 0.0).sum(axis=(1, 2))
-    return np.where(duels > 0, wins / np.maximum(duels, 1), np.nan)
+    there = np.isfinite(oriented)
+    duels = np.where(there, there.sum(axis=0) - 1, 0).sum(axis=1)
+    # Ranked from the worst, a method has beaten as many as its rank says less one, those that tie with it half.
+    won = rankdata(np.where(there, oriented, np.nan), axis=0, nan_policy="omit") - 1
+    return np.where(duels > 0, np.where(there, won, 0.0).sum(axis=1) / np.maximum(duels, 1), np.nan)
 
 
 def _rounded(scores: np.ndarray, higher_is_better: bool | Sequence[bool]) -> np.ndarray:
