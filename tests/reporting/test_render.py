@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from harness.record import MEMORY
-from harness.reporting import render, scores
+from harness.reporting import render
 
 EVIL = "<script>alert('x')</script> | [red]*a*[/red] $x$"
 
@@ -12,7 +12,7 @@ EVIL = "<script>alert('x')</script> | [red]*a*[/red] $x$"
 def row(**values: object) -> dict[str, object]:
     common = {"task": "sst2", "configuration": "lora", "method": "lora", "metric": "accuracy", "split": "validation"}
     numbers = {"n": 3, "mean": 0.9, "std": 0.01, "low": 0.8, "high": 1.0, "collapsed": 0, "diverged": 0, "failed": 0}
-    common |= {"marked": "", "forgetting_metric": ""} | dict.fromkeys(scores.BEFORE_AND_AFTER, float("nan"))
+    common |= {"marked": ""}
     costs = {"share": 0.05, "trainable_parameters": 1000.0, "total_parameters": 20_000.0, "train_seconds": 10.0}
     speed = {"tokens_per_second": 2000.0, "adapter_file_bytes": 4096.0}
     nothing = dict.fromkeys(("base", "forgetting.before", "forgetting.after"), float("nan"))
