@@ -138,6 +138,7 @@ def _plot(
     at = "@at" if scatter else "$snap_x{0}"
     tips = [("run", "@name"), ("method", "@configuration"), ("seed", "@seed"), ("learning rate", "@rate")]
     tips += [("score", "@y{0.0000}" if scatter else "$snap_y{0.0000}")]
+    renderer: Any
     if scatter:
         renderer = drawn.scatter(
             "x", "y", source=source, marker="marker", size=10, color="colour", alpha=0.75, line_color="#888888"
