@@ -65,6 +65,7 @@ class Setting:
             self.experiment.train,
             0,
             None,
+            lambda batch: self.experiment.task.loss(self.adapter, batch),
             lambda: pytest.fail("no evaluation is timed"),
             "accuracy",
             "benchmark",
