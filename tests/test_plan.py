@@ -3,10 +3,8 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -239,12 +237,9 @@ def test_storing_tasks_counts_one_backbone_or_a_model_each() -> None:
 
 def test_qlora_trains_65_billion_parameters_in_48_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dettmers et al. 2023, abstract: one GPU of 48 GB; here a row of 512 tokens with gradient checkpointing."""
-    overrides = ["model=llama_65b", "method=qlora", "train.gradient_checkpointing=true", "task=glue/sst2"]
-    experiment = build(compose("config", overrides))
-    task = SimpleNamespace(
-        kind=Kind.causal_lm, labels_count=2, regression=False, name="text", max_length=512, max_train_rows=None
-    )
-    cost, _ = planner.costs(replace(experiment, task=task), Step(1, 512, "cuda"))
+    overrides = ["model=llama_65b", "method=qlora", "train.gradient_checkpointing=true", "task=lm/text"]
+    experiment = build(compose("config", [*overrides, "task.data_dir=.", "task.max_length=512"]))
+    cost, _ = planner.costs(experiment, Step(1, 512, "cuda"))
     assert 64e9 < cost["total_parameters"] < 67e9
     assert 33e9 < cost["weight_bytes"] < cost["train_peak_bytes"] < 48e9 - planning.CONTEXT_BYTES
 
