@@ -44,6 +44,7 @@ COST_FIELDS = (
     "evaluation_seconds",
     "save_seconds",
     "measure_seconds",
+    "forgetting_seconds",
     "total_seconds",
     "step_seconds",
     "seconds_to_target",

@@ -267,8 +267,10 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
     cost["energy_joules"] = energy.joules()
     if cost["energy_joules"] is None:
         result.unmeasured["cost.energy_joules"] = energy.reason
+    trained = Trained(inputs, run_dir, configuration, backbone, subject, features, trainer, text, result)
+    with speed.timed(cost, "forgetting_seconds"):
+        trained.ask_for_general_text()
     with speed.timed(cost, "measure_seconds"):
-        trained = Trained(inputs, run_dir, configuration, backbone, subject, features, trainer, text, result)
         trained.measure(meter)
     trainer.discard_checkpoint()
 

@@ -56,7 +56,6 @@ class Trained:
             meter: What counted the evaluation; null where costs are not wanted.
         """
         self._predict()
-        self._forgetting()
         self._soft_prompt()
         self._name_what_has_no_value()
         if meter is not None:
@@ -82,8 +81,8 @@ class Trained:
         except predict.Unpredictable as reason:
             self.result.unmeasured["cost.predicted"] = str(reason)
 
-    def _forgetting(self) -> None:
-        """Ask for general text before, adapter off, and after."""
+    def ask_for_general_text(self) -> None:
+        """Measure forgetting: general text before, adapter off, and after."""
         from harness import forgetting
 
         scores, subject, unmeasured = self.result.scores, self.subject, self.result.unmeasured
