@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.batches import IGNORED, Batch, by_length
+from harness.batches import Batch, by_length
 from harness.tasks import Collate, Features, Row, Task
 
 if TYPE_CHECKING:
@@ -73,54 +73,26 @@ class Evaluation:
     seconds: float = 0.0
 
 
-def forward(
+def logits_of_rows(
     subject: Subject, features: list[Features], meter: "ForwardMeter | None" = None
-) -> "Iterator[tuple[Batch, Any]]":
-    """Each batch with the model's output; to be used inside `Subject.computing`.
+) -> "tuple[Tensor, float]":
+    """Logits of a model with a head, rows x labels, float32, on the CPU, in the rows' order; and the mean loss.
 
     Args:
         meter: Counts the first batch, which has the longest rows.
     """
-    for number, batch in enumerate(subject.batches(features)):
-        with meter.counting(batch.tokens) if meter and number == 0 else nullcontext():
-            output = subject.model(**batch.inputs)
-        yield batch, output
-
-
-def logits_of_rows(
-    subject: Subject, features: list[Features], meter: "ForwardMeter | None" = None
-) -> "tuple[Tensor, float]":
-    """Logits of a model with a head, rows x labels, float32, on the CPU, in the rows' order; and the mean loss."""
     import torch
 
     logits: list[Tensor | None] = [None] * len(features)
     loss = 0.0
     with subject.computing():
-        for batch, output in forward(subject, features, meter):
+        for number, batch in enumerate(subject.batches(features)):
+            with meter.counting(batch.tokens) if meter and number == 0 else nullcontext():
+                output = subject.model(**batch.inputs)
             loss += float(output.loss) * batch.weight
             for index, row in zip(batch.indices, output.logits.float().cpu(), strict=True):
                 logits[index] = row
     return torch.stack([row for row in logits if row is not None]), loss / len(features)
-
-
-def answer_losses(
-    subject: Subject, features: list[Features], meter: "ForwardMeter | None" = None
-) -> tuple[list[float], list[int]]:
-    """What a language model's labelled tokens cost: nats a row, in float32, and how many tokens, in the rows' order."""
-    from torch.nn import functional
-
-    nll, tokens = [0.0] * len(features), [0] * len(features)
-    with subject.computing():
-        for batch, output in forward(subject, features, meter):
-            labels = batch.inputs["labels"]
-            # Virtual tokens stand in front.
-            logits = output.logits[:, -labels.shape[1] :]
-            for place, index in enumerate(batch.indices):
-                # A row at a time: float32 logits over a large vocabulary are larger than anything else here.
-                foretold, target = logits[place, :-1].float(), labels[place, 1:]
-                nll[index] = float(functional.cross_entropy(foretold, target, ignore_index=IGNORED, reduction="sum"))
-                tokens[index] = int((target != IGNORED).sum())
-    return nll, tokens
 
 
 def evaluate(

@@ -95,7 +95,6 @@ def generate(
 
 def option_log_likelihoods(
     model: "nn.Module",
-    tokenizer: "PreTrainedTokenizerBase",
     prompts: list[list[int]],
     options: list[list[list[int]]],
     batch_size: int,
@@ -115,32 +114,22 @@ def option_log_likelihoods(
         ValueError: A prompt or an option is empty, or the longest do not fit the model's positions.
     """
     import torch
-    from torch.nn.utils.rnn import pad_sequence
-    from tqdm import tqdm
+
+    from harness.perplexity import Window, score_windows
 
     if not all(option for of_one in options for option in of_one):
         raise ValueError("an option has no tokens: it has no likelihood")
-    sequences = [prompt + option for prompt, of_one in zip(prompts, options, strict=True) for option in of_one]
-    sizes = [len(option) for of_one in options for option in of_one]
+    cut = [
+        Window(prompt + option, len(prompt))
+        for prompt, of_one in zip(prompts, options, strict=True)
+        for option in of_one
+    ]
     _check_room(model, prompts, 0)
-    _check_room(model, sequences, _virtual_count(model))
-    device = next(model.parameters()).device
-    sums = [0.0] * len(sequences)
+    _check_room(model, [one.ids for one in cut], _virtual_count(model))
     model.eval()
     with torch.inference_mode():
-        batches = by_length([len(sequence) for sequence in sequences], batch_size)
-        for indices in tqdm(batches, desc="score options", unit="batch", disable=None, leave=False):
-            rows = [torch.tensor(sequences[index], device=device) for index in indices]
-            # Padded on the right, where no real token sees it or is moved by it.
-            ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
-            mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-            logits: Tensor = model(input_ids=ids, attention_mask=mask).logits[:, -ids.shape[1] :]
-            for index, row, foretold in zip(indices, rows, logits, strict=True):
-                first = len(row) - sizes[index]
-                # A row at a time: logits over a large vocabulary are larger in float32 than anything else here.
-                logs = foretold[first - 1 : len(row) - 1].float().log_softmax(-1)
-                sums[index] = float(logs.gather(-1, row[first:, None]).double().sum())
-    scored = iter(zip(sums, sizes, strict=True))
+        nll = score_windows(model, cut, batch_size, next(model.parameters()).device, shown="score options")
+    scored = iter([(-value, one.scored) for value, one in zip(nll, cut, strict=True)])
     return [[next(scored) for _ in of_one] for of_one in options]
 
 

@@ -6,12 +6,11 @@ from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from harness.batches import IGNORED
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
-
-# The loss skips targets of this value.
-IGNORED = -100
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.batches import by_length
+from harness.language_modelling import pad
 from harness.tasks.templates import beginning, token_ids
 
 if TYPE_CHECKING:
@@ -176,15 +177,9 @@ def score(
 
     cut = [windows(encode(tokenizer, text), window, stride) for text in texts]
     flat = [(document, one) for document, ones in enumerate(cut) for one in ones]
-    nll = [0.0] * len(flat)
     model.eval()
     with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
-        for number, indices in enumerate(by_length([len(one.ids) for _, one in flat], batch_size)):
-            batch = [flat[index][1] for index in indices]
-            with meter.counting(sum(len(one.ids) for one in batch)) if meter and number == 0 else nullcontext():
-                found = _score_batch(model, batch, device)
-            for index, value in zip(indices, found, strict=True):
-                nll[index] = value
+        nll = score_windows(model, [one for _, one in flat], batch_size, device, meter)
     read = [text for text, ones in zip(texts, cut, strict=True) if ones]
     return TextScore(
         window_nll=nll,
@@ -195,21 +190,47 @@ def score(
     )
 
 
-def _score_batch(model: "nn.Module", batch: list[Window], device: "Device") -> list[float]:
-    """Negative log-likelihood (nats) of each window's scored tokens.
+def score_windows(
+    model: "nn.Module",
+    cut: list[Window],
+    batch_size: int,
+    device: "Device",
+    meter: "ForwardMeter | None" = None,
+    shown: str | None = None,
+) -> list[float]:
+    """Negative log-likelihood (nats) of each window's scored tokens, in the order of the windows.
 
-    Windows are padded on the right, where a causal model's real tokens neither see the padding nor are moved by it.
+    Computes as it is called: the model in evaluation mode, gradients and autocast as they are set. Windows are padded
+    on the right, where a causal model's real tokens neither see the padding nor are moved by it.
+
+    Args:
+        model: Gives logits of batch x (virtual tokens +) sequence x vocabulary.
+        meter: Counts the first batch, which has the longest windows.
+        shown: What a progress bar calls the work; null shows none.
     """
-    import torch
+    from tqdm import tqdm
+
+    nll = [0.0] * len(cut)
+    batches = by_length([len(one.ids) for one in cut], batch_size)
+    quiet = None if shown else True
+    for number, indices in enumerate(tqdm(batches, desc=shown, unit="batch", disable=quiet, leave=False)):
+        batch = [cut[index] for index in indices]
+        with meter.counting(sum(len(one.ids) for one in batch)) if meter and number == 0 else nullcontext():
+            found = _score_batch(model, batch, device)
+        for index, value in zip(indices, found, strict=True):
+            nll[index] = value
+    return nll
+
+
+def _score_batch(model: "nn.Module", batch: list[Window], device: "Device") -> list[float]:
     from torch.nn import functional
 
-    longest = max(len(one.ids) for one in batch)
     # What padding holds does not matter; 0 is a token of every vocabulary.
-    ids = torch.tensor([one.ids + [0] * (longest - len(one.ids)) for one in batch], device=device)
-    mask = torch.tensor([[1] * len(one.ids) + [0] * (longest - len(one.ids)) for one in batch], device=device)
+    ids = pad([one.ids for one in batch], 0).to(device)
+    mask = pad([[1] * len(one.ids) for one in batch], 0).to(device)
     logits: Tensor = model(input_ids=ids, attention_mask=mask).logits
     # Virtual tokens stand in front.
-    logits = logits[:, logits.shape[1] - longest :]
+    logits = logits[:, logits.shape[1] - ids.shape[1] :]
     sums = []
     for row, one in enumerate(batch):
         # A row at a time: float32 logits over a large vocabulary are larger than anything else here.

@@ -29,7 +29,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import __version__
-from harness.config import PACKAGE, ConfigError, near_misses
+from harness.config import PACKAGE, ConfigError, key_values, near_misses
 from harness.language_modelling import (
     batches,
     decoder_loss,
@@ -103,15 +103,7 @@ def parse(arguments: list[str]) -> Pretraining:
     Raises:
         ConfigError: A key is unknown, missing or given without a value, or a value is of the wrong type or range.
     """
-    names = [field.name for field in fields(Pretraining)]
-    given = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise ConfigError(f"{argument!r}: arguments are key=value; {near_misses(key, names)}")
-        if key not in names:
-            raise ConfigError(f"{key}={value}: no such key; {near_misses(key, names)}")
-        given[key] = value
+    given = key_values(arguments, [field.name for field in fields(Pretraining)])
     backbones = [backbone.name for backbone in Backbone]
     if given.get("model") not in backbones:
         shown = f"model={given['model']}" if "model" in given else "model: a value is needed"

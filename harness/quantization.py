@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import LARGEST_SEED, ConfigError, ModelConfig, near_misses, typed
+from harness.config import LARGEST_SEED, ConfigError, ModelConfig, key_values, near_misses, typed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,15 +61,7 @@ def parse(arguments: list[str]) -> tuple[ModelConfig, Study]:
     """
     from harness.composition import compose
 
-    names = [*MODEL_KEYS, *(field.name for field in fields(Study))]
-    given: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise ConfigError(f"{argument!r}: arguments are key=value; {near_misses(key, names)}")
-        if key not in names:
-            raise ConfigError(f"{key}={value}: no such key; {near_misses(key, names)}")
-        given[key] = value
+    given = key_values(arguments, [*MODEL_KEYS, *(field.name for field in fields(Study))])
     overrides = [f"{key}={given.pop(key)}" for key in MODEL_KEYS if key in given]
     try:
         study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Study), given))

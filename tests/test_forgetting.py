@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 
 from harness import forgetting, models, perplexity
 from harness.architectures import ARCHITECTURES, Backbone, Kind
+from harness.batches import IGNORED
 from harness.compatibility import TINY
 from harness.composition import compose
 from harness.config import PACKAGE, ConfigError, build
 from harness.forgetting import BorrowedHead, CannotMeasure, Forgetting, mask, masked_loss, measure, read_text
-from harness.language_modelling import IGNORED
 from harness.tasks.micro import corpus
 
 CPU = torch.device("cpu")

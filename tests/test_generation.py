@@ -141,7 +141,7 @@ def test_options_are_as_likely_in_a_batch_as_alone(method, tokenizer, prompts):
     options = [
         [prompts[(row + shift) % len(prompts)] for shift in range(1, 2 + row % 3)] for row in range(len(prompts))
     ]
-    found = option_log_likelihoods(model, tokenizer, prompts, options, batch_size=4)
+    found = option_log_likelihoods(model, prompts, options, batch_size=4)
     for prompt, of_one, scored in zip(prompts, options, found, strict=True):
         assert [size for _, size in scored] == [len(option) for option in of_one]
         alone = [likelihood_alone(model, prompt, option) for option in of_one]
@@ -152,7 +152,7 @@ def test_an_answer_is_worth_what_its_steps_are(tokenizer, prompts):
     """The first tokens that are generated are the likeliest of all options of one token."""
     model = micro_decoder()
     options = [[[token] for token in range(len(tokenizer))]] * len(prompts)
-    found = option_log_likelihoods(model, tokenizer, prompts, options, batch_size=512)
+    found = option_log_likelihoods(model, prompts, options, batch_size=512)
     for prompt, scored in zip(prompts, found, strict=True):
         values = [value for value, _ in scored]
         assert torch.tensor(values).logsumexp(0) == pytest.approx(0, abs=1e-3), "probabilities add up to 1"
@@ -220,7 +220,7 @@ def test_dropout_is_off(tokenizer, prompts):
     answers = [generate(model.train(), tokenizer, prompts, NEW, 4).tokens for _ in range(2)]
     assert answers[0] == answers[1]
     options = [[prompts[0]]] * len(prompts)
-    scores = [option_log_likelihoods(model.train(), tokenizer, prompts, options, 4) for _ in range(2)]
+    scores = [option_log_likelihoods(model.train(), prompts, options, 4) for _ in range(2)]
     assert scores[0] == scores[1]
 
 
@@ -232,9 +232,9 @@ def test_what_can_not_be_answered_is_refused(tokenizer):
     with pytest.raises(ValueError, match="100 tokens and 29 further ones are more than the model's 128 positions"):
         generate(model, tokenizer, [[5] * 100], 24, 2)
     with pytest.raises(ValueError, match="a prompt has no tokens"):
-        option_log_likelihoods(model, tokenizer, [[]], [[[5]]], 2)
+        option_log_likelihoods(model, [[]], [[[5]]], 2)
     with pytest.raises(ValueError, match="an option has no tokens"):
-        option_log_likelihoods(model, tokenizer, [[5]], [[[5], []]], 2)
+        option_log_likelihoods(model, [[5]], [[[5], []]], 2)
 
 
 def test_no_prompts_have_no_answers(tokenizer):
@@ -242,4 +242,4 @@ def test_no_prompts_have_no_answers(tokenizer):
     model = micro_decoder()
     generated = generate(model, tokenizer, [], NEW, 2)
     assert (generated.tokens, generated.new_tokens, generated.tokens_per_second) == ([], 0, 0.0)
-    assert option_log_likelihoods(model, tokenizer, [[5], [6]], [[], [[7]]], 2)[0] == []
+    assert option_log_likelihoods(model, [[5], [6]], [[], [[7]]], 2)[0] == []

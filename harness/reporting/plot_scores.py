@@ -220,12 +220,13 @@ def score_against_size(points: pd.DataFrame, column: str) -> "Figure":
 def forgetting_against_gain(points: pd.DataFrame) -> "Figure | None":
     """Draw a panel a task: how much worse general text became over how much better the task, a point a run.
 
-    Both are made so that up is worse and right is better.
+    Both are made so that up is worse and right is better. Better than the backbone alone, or than the majority class
+    where the backbone alone can't answer.
     """
     wanted = ["base", "forgetting.before", "forgetting.after"]
-    if not set(wanted) <= set(points):
+    if not {*wanted, "majority"} <= set(points):
         return None
-    known = points.dropna(subset=wanted)
+    known = points.assign(base=points["base"].fillna(points["majority"])).dropna(subset=wanted)
     if known.empty:
         return None
     tasks = sorted(known["task"].unique())

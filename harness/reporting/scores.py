@@ -12,7 +12,7 @@ from harness import __version__, tracking
 from harness.config import NOT_IDENTITY
 from harness.metrics import higher_is_better
 from harness.record import MEMORY
-from harness.reporting.stats import summarise
+from harness.reporting.stats import count_outcomes, summarise
 
 FINISHED, DIVERGED = "finished", "diverged"
 MAJORITY = "majority class"
@@ -213,7 +213,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _configuration(group: pd.DataFrame, split: str, higher: bool) -> dict[str, Any]:
     done = group[group["status"] == FINISHED]
-    collapsed = done[split] <= done["majority"] if higher else done[split] >= done["majority"]
+    scores = group[split].where(group["status"] == FINISHED)
+    outcomes = count_outcomes(scores, group["status"] == DIVERGED, group["majority"], higher)
     found = summarise(done[split])
     marks = group["mark"][group["mark"] != ""]
     costs = {name: float(done[f"cost.{name}"].mean()) if len(done) else math.nan for name in COSTS}
@@ -223,8 +224,8 @@ def _configuration(group: pd.DataFrame, split: str, higher: bool) -> dict[str, A
         "std": found.std,
         "low": found.low,
         "high": found.high,
-        "collapsed": int(collapsed.sum()),
-        "diverged": int((group["status"] == DIVERGED).sum()),
+        "collapsed": outcomes.collapsed,
+        "diverged": outcomes.diverged,
         "failed": int((~group["status"].isin([FINISHED, DIVERGED])).sum()),
         "marked": "; ".join(f"{count} {mark}" for mark, count in sorted(marks.value_counts().items())),
         "forgetting_metric": next(iter(done["forgetting_metric"][done["forgetting_metric"] != ""]), ""),

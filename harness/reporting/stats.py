@@ -107,21 +107,22 @@ def _finite(values: Iterable[float]) -> np.ndarray:
 
 
 def count_outcomes(
-    scores: Sequence[float], diverged: Sequence[bool], majority: float, higher_is_better: bool = True
+    scores: Sequence[float], diverged: Sequence[bool], majority: float | Sequence[float], higher_is_better: bool = True
 ) -> Outcomes:
     """Count collapsed and diverged runs.
 
     Args:
         scores: One a run; NaN where a run has none.
         diverged: Whether each run's loss became NaN or infinite. Such a run has no score that counts.
-        majority: The majority class's score; NaN where there is none, and then nothing is called collapsed.
+        majority: The majority class's score, or one a run; NaN where there is none, and then nothing is called
+            collapsed.
         higher_is_better: Direction of the score.
     """
     fell = np.asarray(diverged, dtype=bool)
-    counted = np.asarray(scores, dtype=float)[~fell]
-    counted = counted[np.isfinite(counted)]
-    gain = _sign(higher_is_better) * (counted - majority)
-    return Outcomes(len(fell), len(counted), int((np.round(gain, PLACES) <= 0).sum()), int(fell.sum()))
+    found = np.asarray(scores, dtype=float)
+    counted = np.isfinite(found) & ~fell
+    gain = _sign(higher_is_better) * (found - np.asarray(majority, dtype=float))[counted]
+    return Outcomes(len(fell), int(counted.sum()), int((np.round(gain, PLACES) <= 0).sum()), int(fell.sum()))
 
 
 def _sign(higher_is_better: bool | Sequence[bool]) -> np.ndarray:

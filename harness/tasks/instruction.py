@@ -88,10 +88,14 @@ class Instruction(PromptTask):
     def evaluate(
         self, subject: "Subject", features: list[Features], rows: list[Row], meter: "ForwardMeter | None" = None
     ) -> "Evaluation":
-        from harness.evaluate import Evaluation, answer_losses
-        from harness.perplexity import exponential
+        from harness.evaluate import Evaluation
+        from harness.perplexity import Window, exponential, score_windows
 
-        nll, tokens = answer_losses(subject, features, meter)
+        # The first token of all has nothing before it that foretells it.
+        answers = [Window(row["input_ids"], max(1, row["length"] - row["weight"])) for row in features]
+        with subject.computing():
+            nll = score_windows(subject.model, answers, subject.batch_size, subject.collate.device, meter)
+        tokens = [answer.scored for answer in answers]
         loss = sum(nll) / sum(tokens)
         evaluation = Evaluation(
             {"loss": loss, "perplexity": exponential(loss)},
@@ -133,9 +137,7 @@ class Instruction(PromptTask):
         ids = [templates.token_ids(option, subject.tokenizer) for option in self.options]
         prompts = [row["prompt_ids"] for row in features]
         with subject.computing():
-            found = option_log_likelihoods(
-                subject.model, subject.tokenizer, prompts, [ids] * len(prompts), subject.batch_size
-            )
+            found = option_log_likelihoods(subject.model, prompts, [ids] * len(prompts), subject.batch_size)
         references = evaluation.columns["label"]
         for name, divide in zip(CHOICE_SCORES, (False, True), strict=True):
             chosen = []
