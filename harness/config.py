@@ -56,6 +56,11 @@ class Device(Enum):
     cuda = "cuda"
 
 
+class Distributed(Enum):
+    none = "none"
+    ddp = "ddp"
+
+
 class TrackingKind(Enum):
     local = "local"
     server = "server"
@@ -116,6 +121,8 @@ class TrainConfig:
     gradient_checkpointing: bool
     precision: Precision
     device: Device
+    distributed: Distributed
+    processes: int | None
     evaluations_per_epoch: int
     early_stopping_patience: int | None
     resume: bool
@@ -402,6 +409,7 @@ def check_values(built: dict[str, Any]) -> list[str]:
         "train.batch_size": train.batch_size,
         "train.gradient_accumulation_steps": train.gradient_accumulation_steps,
         "train.max_grad_norm": train.max_grad_norm,
+        "train.processes": train.processes,
         "train.evaluations_per_epoch": train.evaluations_per_epoch,
         "train.early_stopping_patience": train.early_stopping_patience,
         "train.checkpoint_minutes": train.checkpoint_minutes,
@@ -427,7 +435,7 @@ def check_values(built: dict[str, Any]) -> list[str]:
 NOT_IDENTITY = {
     "model": ("name", "path", "revision"),
     "task": ("data_dir",),
-    "train": ("resume", "checkpoint_dir", "checkpoint_minutes", "keep_adapter", "device"),
+    "train": ("resume", "checkpoint_dir", "checkpoint_minutes", "keep_adapter", "device", "distributed", "processes"),
     "method": ("learning_rate", "learning_rates"),
     "forgetting": ("text",),
 }

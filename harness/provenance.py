@@ -33,7 +33,7 @@ def provenance(device: Any, dtype: Any, seeds: dict[str, int], revisions: dict[s
     import torch
 
     return {
-        "command": [os.path.basename(sys.argv[0]), *map(redact, sys.argv[1:])],
+        "command": command_line(),
         "harness": __version__,
         "git": git_state(),
         "packages": {name: found for name, found in package_versions().items() if found},
@@ -46,6 +46,11 @@ def provenance(device: Any, dtype: Any, seeds: dict[str, int], revisions: dict[s
         "seeds": seeds,
         "revisions": revisions,
     }
+
+
+def command_line() -> list[str]:
+    """What this process was started with, without secrets."""
+    return [os.path.basename(sys.argv[0]), *map(redact, sys.argv[1:])]
 
 
 @lru_cache(maxsize=1)

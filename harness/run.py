@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from harness import __version__, config, forgetting, models, record, tracking
+from harness import __version__, config, distributed, forgetting, models, record, tracking
 from harness.config import ConfigError, Experiment, TrackingKind
 from harness.interrupts import kill_as_interrupt
+from harness.provenance import command_line
 from harness.record import RunRecord, Status
 from harness.trained import UNTOUCHED, Trained
 
@@ -77,8 +78,9 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     if store.kind is not TrackingKind.none:
         tracking.check(str(store.uri))
     run_dir = Path(HydraConfig.get().runtime.output_dir)
+    processes = distributed.wanted(inputs.experiment)
     with kill_as_interrupt():
-        result = run(inputs, run_dir)
+        result = run(inputs, run_dir) if processes == 1 else _run_together(inputs, run_dir, processes)
     return {
         "status": result.status,
         "error": result.error,
@@ -91,10 +93,25 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def run(inputs: Inputs, run_dir: Path) -> RunRecord:
-    """Carry out a run and write `result.json`, whatever happens; raises only ConfigError."""
+def _run_together(inputs: Inputs, run_dir: Path, count: int) -> RunRecord:
+    """Carry out a run on several processes, the first of which records it."""
+    _write_config(run_dir, _recorded_config(inputs.experiment))
+    result = distributed.run(inputs.experiment, count, run_dir)
+    if result is None:
+        result = begin(inputs)
+        result.status, result.error = Status.failed, f"one of its {count} processes ended; what it wrote says why"
+        result.ended_at = datetime.now(UTC).isoformat()
+        result.cost["total_seconds"] = None
+        result.unmeasured["cost.total_seconds"] = "the run failed"
+    result.provenance["command"] = command_line()
+    result.write(run_dir)
+    return result
+
+
+def begin(inputs: Inputs) -> RunRecord:
+    """The record of a run that starts now."""
     experiment = inputs.experiment
-    result = RunRecord(
+    return RunRecord(
         run_id=secrets.token_hex(16),
         status=Status.finished,
         error=None,
@@ -104,9 +121,19 @@ def run(inputs: Inputs, run_dir: Path) -> RunRecord:
         scores={"primary_metric": experiment.task.primary_metric},
         started_at=datetime.now(UTC).isoformat(),
     )
+
+
+def run(inputs: Inputs, run_dir: Path, processes: distributed.Processes | None = None) -> RunRecord:
+    """Carry out a run and write `result.json`, whatever happens; raises only ConfigError.
+
+    Args:
+        processes: Those that share its training; the first of them goes on alone from there, and records. Null: alone.
+    """
+    experiment, processes = inputs.experiment, processes or distributed.Processes()
+    result = begin(inputs)
     start = time.perf_counter()
     try:
-        _carry_out(inputs, run_dir, result)
+        _carry_out(inputs, run_dir, result, processes)
     except ConfigError:
         raise
     except KeyboardInterrupt:
@@ -114,7 +141,9 @@ def run(inputs: Inputs, run_dir: Path) -> RunRecord:
     except Exception as error:
         result.status, result.error = _judge(error)
         log.error("%s: %s", result.status, result.error, exc_info=result.status is Status.failed)
-    else:
+    if not processes.is_first:
+        return result
+    if result.status is Status.finished:
         log.info("finished: %s; %s", describe(result), run_dir / record.RESULT_FILE)
     result.cost["total_seconds"] = time.perf_counter() - start
     result.ended_at = datetime.now(UTC).isoformat()
@@ -159,7 +188,7 @@ def _recorded_config(experiment: Experiment) -> dict[str, Any]:
     return resolved
 
 
-def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
+def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: distributed.Processes) -> None:
     """The page to read: every step of a run in its order."""
     import torch
 
@@ -174,10 +203,11 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
     saved.check_free(run_dir / record.ADAPTER_FOLDER, inputs.identity)
     _write_config(run_dir, result.config)
     models.quiet_libraries()
-    device = models.choose_device(experiment.train.device.value)
+    device = processes.device or models.choose_device(experiment.train.device.value)
     autocast = models.choose_precision(experiment.train.precision, device)
     seeds = {"seed": experiment.seed, "data_seed": experiment.data_seed}
     result.provenance = provenance(device, autocast or torch.float32, seeds, inputs.revisions)
+    result.provenance["processes"] = processes.count
     speed.warn_of_others(device)
     energy = speed.Energy(device)
     resident_from_here = speed.reset_peak_resident_size()
@@ -237,15 +267,19 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
         task.primary_metric,
         inputs.identity,
         experiment.measure.costs,
+        processes,
     )
     try:
         trainer.fit()
     finally:
-        _write_steps(run_dir, trainer.progress.history)
+        if processes.is_first:
+            _write_steps(run_dir, trainer.progress.history)
         cost |= trainer.costs()
         counted = trainer.progress.step_costs
         metered = ("rows", "length", "tokens", "flops", "seconds")
         result.provenance["metered_step"] = {name: counted[name] for name in metered if name in counted}
+    if not processes.is_first:
+        return
 
     # -> evaluate
     meter = measure.ForwardMeter(adapter.model) if experiment.measure.costs else None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from harness import measure
 from harness.batches import Batch, bucketed
 from harness.config import Scheduler, TrainConfig
+from harness.distributed import Processes
 from harness.evaluate import Evaluation
 from harness.interrupts import deferred_interrupts
 from harness.methods import Adapter
@@ -73,6 +74,7 @@ class Trainer:
         primary_metric: The metric that chooses the best weights.
         identity: Names the checkpoint, so that the same experiment finds it again.
         metered: Count the memory and the operations of one step; the scores are the same bits without.
+        processes: Share each batch and take the same steps; null: this process is alone.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Trainer:
         primary_metric: str,
         identity: str,
         metered: bool = True,
+        processes: Processes | None = None,
     ) -> None:
         self.adapter = adapter
         self.features = features
@@ -98,6 +101,7 @@ class Trainer:
         self.loss = loss
         self.score = score
         self.primary_metric = primary_metric
+        self.processes = processes or Processes()
         self.higher_is_better = higher_is_better(primary_metric)
         # Of the best weights; null after a resumption, when the best may lie before it.
         self.best_evaluation: Evaluation | None = None
@@ -126,6 +130,7 @@ class Trainer:
         from tqdm import tqdm
 
         self.adapter.start(self.total_steps)
+        self.processes.part_random_numbers()
         if self.settings.resume:
             self._restore()
         self._saved_at = time.monotonic()
@@ -136,29 +141,35 @@ class Trainer:
             tqdm(total=self.total_steps, initial=self.progress.step, desc="train", unit="step", disable=None) as bar,
         ):
             start = time.perf_counter()
-            for micro_batches in self._steps():
-                loss = self._read(self._step(micro_batches))
+            for micro_batches, weight in self._steps():
+                loss = self._read(self._step(micro_batches, weight))
                 self.progress.train_seconds += time.perf_counter() - start
                 self._report(loss, bar)
                 if self._evaluation_is_due():
                     self._evaluate()
                     if self._stalled():
                         break
-                self._save_when_due(interrupted())
-                if interrupted():
+                # One process's interruption is everyone's: the others would wait for it for ever.
+                stop, due = map(bool, self.processes.sums([interrupted(), self._save_is_due()]))
+                if stop or due:
+                    self._save_checkpoint()
+                if stop:
                     raise KeyboardInterrupt
                 start = time.perf_counter()
         self._load(self.best)
         return self.progress
 
-    def _steps(self) -> Iterator[list[Batch]]:
-        """The batches of each optimizer step from where the run stands, epoch after epoch."""
+    def _steps(self) -> "Iterator[tuple[list[Batch], int]]":
+        """This process's batches of each optimizer step from where the run stands, and the weight of all processes'."""
         while self.progress.step < self.total_steps:
             epoch, done = divmod(self.progress.step, self.steps_per_epoch)
             order = bucketed(self.lengths, self.settings.batch_size, self.data_seed, epoch)
             size = self.settings.gradient_accumulation_steps
             for first in range(done * size, len(order), size):
-                yield [self.collate(self.features, indices) for indices in order[first : first + size]]
+                together = order[first : first + size]
+                shares = [share for indices in together if (share := self.processes.share(indices))]
+                weight = sum(self.features[row]["weight"] for indices in together for row in indices)
+                yield [self.collate(self.features, share) for share in shares], weight
                 if self.progress.step == self.total_steps:
                     return
 
@@ -173,7 +184,7 @@ class Trainer:
 
     def _meter(self, micro_batches: list[Batch]) -> "measure.StepMeter | nullcontext[None]":
         """What counts this step, if this is the one to count."""
-        if self.progress.step != self.metered_step:
+        if self.progress.step != self.metered_step or not micro_batches:
             return nullcontext()
         largest = max(micro_batches, key=lambda batch: batch.padded_tokens)
         # Not the batch's rows: a pair of answers is two texts.
@@ -186,20 +197,19 @@ class Trainer:
         )
         return measure.StepMeter(self.adapter.model, self.optimizer, costs)
 
-    def _step(self, micro_batches: list[Batch]) -> "Tensor":
+    def _step(self, micro_batches: list[Batch], weight: int) -> "Tensor":
         """One optimizer step; returns the loss, a mean over all of its batches."""
         with self._meter(micro_batches) as meter:
-            loss = self._descend(micro_batches, meter)
+            loss = self._descend(micro_batches, weight, meter)
         if meter is not None:
             self.progress.step_costs = asdict(meter.costs)
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss
 
-    def _descend(self, micro_batches: list[Batch], meter: "measure.StepMeter | None") -> "Tensor":
+    def _descend(self, micro_batches: list[Batch], weight: int, meter: "measure.StepMeter | None") -> "Tensor":
         import torch
 
-        weight = sum(batch.weight for batch in micro_batches)
         loss = torch.zeros((), device=self.collate.device)
         for batch in micro_batches:
             if meter:
@@ -211,8 +221,12 @@ class Trainer:
                 meter.forward_ended()
             part.backward()
             loss += part.detach()
-            self.progress.tokens += batch.tokens
-            self.progress.padded_tokens += batch.padded_tokens
+        read = [sum(b.tokens for b in micro_batches), sum(b.padded_tokens for b in micro_batches)]
+        tokens, padded_tokens = self.processes.sums(read)
+        self.progress.tokens += int(tokens)
+        self.progress.padded_tokens += int(padded_tokens)
+        self.processes.sum_gradients(self.trained.values())
+        loss = self.processes.sum_tensor(loss)
         penalty = self.adapter.penalty()
         if penalty is not None:
             penalty.backward()
@@ -267,6 +281,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         evaluation = self.score()
+        evaluation.scores = self.processes.of_first(evaluation.scores)
         self.adapter.model.train()
         primary = evaluation.scores[self.primary_metric]
         self.progress.evaluation_seconds += evaluation.seconds
@@ -304,10 +319,8 @@ class Trainer:
             for name, value in weights.items():
                 self.trained[name].copy_(value)
 
-    def _save_when_due(self, at_once: bool) -> None:
-        if at_once or time.monotonic() - self._saved_at >= 60 * self.settings.checkpoint_minutes:
-            self._save_checkpoint()
-            self._saved_at = time.monotonic()
+    def _save_is_due(self) -> bool:
+        return time.monotonic() - self._saved_at >= 60 * self.settings.checkpoint_minutes
 
     def _save_checkpoint(self) -> None:
         """Write everything the run needs to go on; a crash while writing leaves the checkpoint before.
@@ -316,6 +329,11 @@ class Trainer:
         """
         import torch
 
+        self._saved_at = time.monotonic()
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        random = self.processes.of_all({"cpu": torch.get_rng_state(), "cuda": cuda})
+        if not self.processes.is_first:
+            return
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         partial = self.checkpoint.with_suffix(".partial")
         state = {
@@ -325,8 +343,7 @@ class Trainer:
             "method": self.adapter.state(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "random": random,
         }
         torch.save(state, partial)
         partial.replace(self.checkpoint)
@@ -344,9 +361,12 @@ class Trainer:
         self.adapter.load_state(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["random"].cpu())
-        if state["random_cuda"]:
-            torch.cuda.set_rng_state_all([generator.cpu() for generator in state["random_cuda"]])
+        # One state a process; with more of them than there were, the further ones have drawn nothing yet.
+        if self.processes.rank < len(state["random"]):
+            random = state["random"][self.processes.rank]
+            torch.set_rng_state(random["cpu"].cpu())
+            if random["cuda"]:
+                torch.cuda.set_rng_state_all([generator.cpu() for generator in random["cuda"]])
 
     def costs(self) -> dict[str, Any]:
         """What training cost so far, with the names of `RunRecord.cost`."""

@@ -160,7 +160,9 @@ class Trained:
         median = by_length[len(by_length) // 2]
         sizes = {1, self.experiment.measure.latency_batch_size}
         batches = [self.trainer.collate(rows, [median] * size) for size in sizes]
-        timed = speed.latency(self.subject.adapter, batches, speed.LATENCY_SHARE * cost["train_seconds"], device)
+        share = speed.LATENCY_SHARE * cost["train_seconds"]
+        with self.subject.computing():
+            timed = speed.latency(self.subject.adapter, batches, share, device)
         cost["latency_ms"] = timed.milliseconds
         self.result.unmeasured |= {f"cost.latency_ms.{name}": reason for name, reason in timed.missing.items()}
         self.result.provenance["latency"] = {"tokens": batches[0].tokens, "repeats": timed.repeats}

@@ -1,0 +1,160 @@
+"""Several processes take the steps that one would."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from harness import distributed
+from harness.composition import compose
+from harness.config import ConfigError, build
+from harness.record import RunRecord
+
+# Rows that two processes can't halve evenly, accumulated batches, and dropout nowhere.
+SMALL = (
+    "method=lora task.max_train_rows=200 train.batch_size=7 train.gradient_accumulation_steps=2 train.device=cpu "
+    "forgetting.text=null tracking=none train.distributed=ddp"
+).split()
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, "-m", "harness", *SMALL, *overrides]
+
+
+def run(folder: Path, *overrides: str) -> RunRecord:
+    """Carry out a run from the shell, in a folder below `folder` that is named by `hydra.run.dir`."""
+    ended = subprocess.run(command(*overrides), cwd=folder, capture_output=True, text=True, timeout=500)
+    assert ended.returncode == 0, ended.stderr
+    (place,) = [part.partition("=")[2] for part in overrides if part.startswith("hydra.run.dir=")]
+    return RunRecord.read(folder / place)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    (file,) = (folder / "adapter").glob("*.safetensors")
+    return load_file(file)
+
+
+def losses(folder: Path) -> list[float]:
+    steps = map(json.loads, (folder / "steps.jsonl").read_text().splitlines())
+    return [step["loss"] for step in steps if "loss" in step]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 7])
+def test_every_row_is_one_processs(rows: int) -> None:
+    shares = []
+    for rank in range(3):
+        process = distributed.Processes()
+        process.rank, process.count = rank, 3
+        shares.append(process.share(list(range(rows))))
+    assert sorted(row for share in shares for row in share) == list(range(rows))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_alone_nothing_changes() -> None:
+    alone = distributed.Processes()
+    assert alone.is_first
+    assert alone.sums([1.5, True]) == [1.5, True]
+    assert alone.of_all("a") == ["a"]
+    state = torch.get_rng_state()
+    alone.part_random_numbers()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_gradients_are_summed_in_pieces_of_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "BUCKET", 10)
+    sizes = [(4, torch.float32), (3, torch.float64), (5, torch.float32), (30, torch.float32), (2, torch.float32)]
+    parameters = [torch.nn.Parameter(torch.zeros(size, dtype=dtype)) for size, dtype in sizes]
+    buckets = list(distributed._buckets(parameters))
+    assert sorted(id(p) for bucket in buckets for p in bucket) == sorted(map(id, parameters))
+    assert all(len({p.dtype for p in bucket}) == 1 for bucket in buckets)
+    assert all(len(bucket) == 1 or sum(p.numel() for p in bucket) <= 10 for bucket in buckets)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "expected"),
+    [
+        ([], 0, 1),
+        (["train.distributed=ddp", "train.processes=3"], 0, 3),
+        (["train.distributed=ddp"], 4, 4),
+        (["train.distributed=ddp", "train.device=cpu"], 4, "there is no GPU to count processes by"),
+        (["train.distributed=ddp"], 0, "there is no GPU to count processes by; set train.processes"),
+        (["train.distributed=ddp", "train.processes=3"], 2, "this machine has 2 GPUs"),
+    ],
+)
+def test_how_many_processes(monkeypatch: pytest.MonkeyPatch, overrides, gpus, expected) -> None:
+    monkeypatch.setattr(torch, "cuda", SimpleNamespace(device_count=lambda: gpus))
+    experiment = build(compose("config", overrides))
+    if isinstance(expected, int):
+        assert distributed.wanted(experiment) == expected
+    else:
+        with pytest.raises(ConfigError, match=expected):
+            distributed.wanted(experiment)
+
+
+@pytest.mark.parametrize("wrong", ["train.processes=0", "train.distributed=fdsp"])
+def test_a_mistake_is_told(wrong: str) -> None:
+    with pytest.raises(ConfigError, match=wrong):
+        build(compose("config", [wrong]))
+
+
+@pytest.mark.slow
+def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
+    """The same rows a step give the same weights and scores, within what the order of a sum changes."""
+    short = ("train.max_steps=8", "measure.costs=false")
+    one = run(tmp_path, *short, "hydra.run.dir=one", "train.distributed=none")
+    two = run(tmp_path, *short, "hydra.run.dir=two", "train.processes=2")
+    assert (one.identity, one.provenance["processes"], two.provenance["processes"]) == (two.identity, 1, 2)
+    assert two.provenance["command"][1:] == [*SMALL, *short, "hydra.run.dir=two", "train.processes=2"]
+    assert two.scores["validation"] == pytest.approx(one.scores["validation"], abs=1e-5)
+    apart, together = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert apart.keys() == together.keys()
+    for name, value in apart.items():
+        assert torch.allclose(value, together[name], atol=1e-4), name
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_interrupted_processes_go_on_where_they_stopped(tmp_path: Path) -> None:
+    """A polite kill of the command reaches all of them; resumed, they end where two undisturbed ones do."""
+    short = ("train.max_steps=60", "measure.costs=false", "train.processes=2")
+    undisturbed = run(tmp_path, *short, "hydra.run.dir=undisturbed", "train.checkpoint_dir=other")
+    with (tmp_path / "output").open("w") as output:
+        started = subprocess.Popen(
+            command(*short, "hydra.run.dir=cut", "train.checkpoint_minutes=0.0001"),
+            cwd=tmp_path, stdout=output, stderr=output,
+        )  # fmt: skip
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.glob("runs/checkpoints/*/*.pt")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(started.pid, signal.SIGTERM)
+        assert started.wait(300) == 130, (tmp_path / "output").read_text()
+    assert RunRecord.read(tmp_path / "cut").status == "interrupted"
+    resumed = run(tmp_path, *short, "hydra.run.dir=resumed", "train.resume=true")
+    assert resumed.scores["validation"] == pytest.approx(undisturbed.scores["validation"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_fails_the_run(tmp_path: Path) -> None:
+    """The others do not wait for it for ever, and the record says so."""
+    often = ("train.processes=2", "train.checkpoint_minutes=0.0001")
+    with (tmp_path / "output").open("w") as output:
+        started = subprocess.Popen(
+            command(*often, "train.max_steps=5000", "hydra.run.dir=cut"),
+            cwd=tmp_path, stdout=output, stderr=output,
+        )  # fmt: skip
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.glob("runs/checkpoints/*/*.pt")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        found = subprocess.run(["pgrep", "-f", "harness.distributed .*cut"], capture_output=True, text=True).stdout
+        *_, last = map(int, found.split())
+        os.kill(last, signal.SIGKILL)
+        assert started.wait(300) == 1, (tmp_path / "output").read_text()
+    assert RunRecord.read(tmp_path / "cut").status == "failed"
