@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from toy_sweep import ToySweep
 
 from harness import launcher
@@ -132,7 +133,8 @@ def test_rerun_runs_points_again(toy, rerun, skipped):
     points = [["act=diverge"], ["act=tie"]]
     for point, status in zip(points, ("diverged", "finished"), strict=True):
         with toy.hydra(point, None) as (_, config):
-            toy.stored[launcher.identify(sweep_points.without_hydra(config))] = {"status": status, "scores": {}}
+            plain = OmegaConf.to_container(sweep_points.without_hydra(config), resolve=True)
+            toy.stored[launcher.identities()(plain)] = {"status": status, "scores": {}}
     outcomes = toy.launch([[*point, f"sweep.rerun={rerun}"] for point in points])
     assert sum(outcome.get("skipped", False) for outcome in outcomes) == skipped
 
@@ -176,7 +178,7 @@ def test_workers_die_with_a_sweep_that_was_killed(tmp_path):
         "from harness.workers import _prepare\n"
         "from pebble import ProcessPool\n"
         "if __name__ == '__main__':\n"
-        "    pool = ProcessPool(1, 0, _prepare, (1, os.getpid()), get_context('spawn'))\n"
+        "    pool = ProcessPool(1, 0, _prepare, (1, None), get_context('spawn'))\n"
         "    print(pool.schedule(os.getpid).result(), flush=True)\n"
         "    pool.schedule(time.sleep, args=(600,))\n"
         "    time.sleep(600)\n"
