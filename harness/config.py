@@ -243,7 +243,7 @@ def build(cfg: DictConfig) -> Experiment:
         ConfigError: All mistakes found, a line each.
     """
     register_resolvers()
-    return assemble(_resolved(cfg))
+    return assemble(resolved(cfg))
 
 
 def make_section(key: str, values: Any) -> tuple[Any, Any]:
@@ -273,11 +273,11 @@ def assemble(plain: dict[str, Any], make: Callable[[str, Any], tuple[Any, Any]] 
     """
     mistakes: list[str] = []
     built: dict[str, Any] = {}
-    resolved: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     keys = (*SECTIONS, *COMPONENTS, "seed", "data_seed")
     for key in keys:
         try:
-            built[key], resolved[key] = make(key, plain.get(key))
+            built[key], values[key] = make(key, plain.get(key))
         except ConfigError as error:
             mistakes.append(str(error))
     mistakes += [f"{key}: no such key; {near_misses(key, keys)}" for key in plain if key not in keys]
@@ -289,11 +289,16 @@ def assemble(plain: dict[str, Any], make: Callable[[str, Any], tuple[Any, Any]] 
         from harness.budget import solve
 
         sized = solve(Experiment(**built, resolved={}), plain["method"])
-        built["method"], resolved["method"] = make("method", sized)
-    return Experiment(**built, resolved=resolved)
+        built["method"], values["method"] = make("method", sized)
+    return Experiment(**built, resolved=values)
 
 
-def _resolved(cfg: DictConfig) -> dict[str, Any]:
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The sections of a composed configuration as plain values, without Hydra's own.
+
+    Raises:
+        ConfigError: A value is missing, or refers to what is not there.
+    """
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
     except OmegaConfBaseException as error:

@@ -23,7 +23,7 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from harness.claims import outcome_of_stored
-from harness.config import ConfigError
+from harness.config import ConfigError, resolved
 from harness.mistakes import MISTAKES, explain, key_of
 from harness.points import (
     NOT_RUN,
@@ -151,8 +151,7 @@ class LocalLauncher(Launcher):
                 config.hydra.job.id = config.hydra.job.num = point.number
             with hydra_config(config):
                 point.folder = Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir)
-                plain = without_hydra(config)
-                settings: Any = OmegaConf.to_container(plain, resolve=True, throw_on_missing=True, enum_to_str=True)
+                settings = resolved(without_hydra(config))
             if settings != point.settings:
                 check_rerun(settings)
                 point.identity = self.identify(settings)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness import __version__, config, forgetting, models, record, tracking
+from harness import __version__, config, forgetting, kept, models, record, tracking
 from harness.config import ConfigError, Experiment, TrackingKind
 from harness.interrupts import kill_as_interrupt
 from harness.record import RunRecord, Status
@@ -237,15 +237,23 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
     resident_from_here = speed.reset_peak_resident_size()
 
     # config -> task data
+    kept.new_run()
+    rows_of = inputs.revisions["data"], experiment.resolved["task"]
+    backbone_of = inputs.revisions["model"], experiment.resolved["model"]
     with speed.timed(cost, "load_seconds"):
-        data = task.load()
-    result.provenance["data"] = data.notes
+        data = kept.once("rows", rows_of, task.load)
+    result.provenance["data"] = dict(data.notes)
     configuration = models.load_config(inputs.folder, task.labels_count, task.regression)
-    tokenizer = models.load_tokenizer(inputs.folder, architectures.architecture(configuration))
+    architecture = architectures.architecture(configuration)
+    tokenizer = kept.once("tokenizer", backbone_of, lambda: models.load_tokenizer(inputs.folder, architecture))
     task.check_method(method)
     models.check_fit(inputs.folder, tokenizer, configuration, task.lengths(), method.virtual_tokens())
     with speed.timed(cost, "tokenize_seconds"):
-        features = {split: task.encode(rows, tokenizer) for split, rows in data.splits.items()}
+        features = kept.once(
+            "features",
+            (rows_of, backbone_of),
+            lambda: {split: task.encode(rows, tokenizer) for split, rows in data.splits.items()},
+        )
     wanted = experiment.forgetting
     text = forgetting.read_text(wanted.text, tokenizer, wanted.tokens) if wanted.text else None
     trained_on = _with_something_to_learn(features, experiment, result)
@@ -256,7 +264,8 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
     models.set_checkpointing(skeleton.model, experiment.train.gradient_checkpointing)
     method.expected_parameters(skeleton)  # refuses what can't go together before the weights are read
     with speed.timed(cost, "load_seconds"):
-        backbone = models.load_model(inputs.folder, configuration, experiment, autocast or torch.float32)
+        backbone = models.load_or_copy(inputs.folder, configuration, experiment, autocast or torch.float32, backbone_of)
+    result.provenance["from_earlier_run"] = kept.used()
     backbone.model.config.pad_token_id = tokenizer.pad_token_id
     models.set_checkpointing(backbone.model, experiment.train.gradient_checkpointing)
 

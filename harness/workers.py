@@ -19,6 +19,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 from pebble import CONSTS, ProcessExpired, ProcessFuture, ProcessPool
 
+from harness import kept
 from harness.claims import Claim
 from harness.config import ConfigError, register_resolvers
 from harness.points import CONSOLE_FILE, TAKEN
@@ -118,6 +119,7 @@ def _prepare(threads: int, gpu: str | None) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    kept.begin()
     faulthandler.enable()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     # Told to go, a worker unwinds; the signal that pebble sends after the word must not cut that short half-way.

@@ -24,10 +24,10 @@ CONFIG = """
 defaults: [method: wide, override hydra/launcher: local, _self_]
 act: finish
 seed: 0
-train: {learning_rate: "${method.learning_rate}"}
+train: {learning_rate: "${method.learning_rate}", resume: false, device: cpu}
 evaluate: {validation: true}
 sweep: {name: null, stage: run, rerun: none, timeout_minutes: null, fail_fast: false, slots_per_gpu: 1}
-tracking: {kind: local, uri: "sqlite:///toy.db", experiment: toy}
+tracking: {kind: local, uri: "sqlite:///FOLDER/toy.db", experiment: toy}
 hydra:
   searchpath: ["file://CONF"]
   output_subdir: null
@@ -50,7 +50,7 @@ def task(cfg: DictConfig) -> Any:
         case "tie":
             return {"status": "finished", "scores": {"primary_metric": "x", "development": {"x": 0.5}}}
         case "report":
-            names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HARNESS_TOY")
+            names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "HARNESS_TOY")
             return {"status": "finished", "pid": os.getpid(), "environment": {n: os.environ.get(n) for n in names}}
         case "diverge":
             return {"status": "diverged", "error": "the loss is NaN at step 3", "scores": {}}
@@ -97,6 +97,7 @@ class ToySweep:
         self.configurations = folder / "conf"
         (self.configurations / "method").mkdir(parents=True)
         text = CONFIG.replace("CONF", str(conf_root() / "conf")).replace("SWEEP", str(folder / "sweep"))
+        text = text.replace("FOLDER", str(folder))
         (self.configurations / "config.yaml").write_text(text)
         for name, rates in METHODS.items():
             method = {"name": name, "learning_rate": rates[0], "learning_rates": rates}
