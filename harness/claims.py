@@ -10,7 +10,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,14 @@ class Claim:
         """
         # 60 bits of it: the largest place that a lock can have is 2^63.
         place = int(self.identity[:15], 16)
-        descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            yield _locked(descriptor, place)
-        finally:
-            os.close(descriptor)
+        with ExitStack() as opened:
+            held = True
+            # Where there can be no lock, a folder that is gone or a file system without any, work goes on without.
+            with suppress(OSError):
+                descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                opened.callback(os.close, descriptor)
+                held = _locked(descriptor, place)
+            yield held
 
     def result(self) -> dict[str, Any] | None:
         """The outcome of the point where the store has one by now; a store that fails meanwhile has none."""

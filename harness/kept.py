@@ -1,10 +1,13 @@
-"""What a sweep's worker keeps from one run for the next: rows, encoded rows, tokenizers, backbones.
+"""What a sweep's worker keeps from one run for the next: rows, encoded rows, tokenizers. No run changes them.
 
 Each is kept under all that decides it, the hashes of its files among it, so that a run comes to the same bits as in a
 process of its own. How much is kept has a bound; what was used longest ago goes first.
+
+Backbones are not: training changes them, so each run would need a copy. The operating system keeps their files, and
+maps MiniLM's into memory in 0.03 s; a copy takes 0.07 s, as much memory again, and lies at other addresses, which may
+change the last bits of a sum.
 """
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,12 +23,10 @@ class Shelf:
     Attributes:
         limit: How much of it is kept, in the unit of `size`.
         size: How much a value is.
-        copied: Whether a run changes what it is given, and so gets a copy.
     """
 
     limit: int
     size: Callable[[Any], int]
-    copied: bool = False
     values: "OrderedDict[str, Any]" = field(default_factory=OrderedDict)
 
     def put(self, key: str, value: Any) -> None:
@@ -34,16 +35,11 @@ class Shelf:
             return
         while self.values and size + sum(map(self.size, self.values.values())) > self.limit:
             self.values.popitem(last=False)
-        self.values[key] = copy.deepcopy(value) if self.copied else value
+        self.values[key] = value
 
 
 def _rows(splits: dict[str, list[Any]]) -> int:
     return sum(map(len, splits.values()))
-
-
-def _bytes(loaded: Any) -> int:
-    backbone, _ = loaded
-    return sum(tensor.nbytes for tensor in backbone.model.state_dict().values())
 
 
 def _shelves() -> dict[str, Shelf]:
@@ -51,12 +47,11 @@ def _shelves() -> dict[str, Shelf]:
         "rows": Shelf(200_000, lambda data: _rows(data.splits)),
         # A row of 30 tokens takes about a kilobyte and a half.
         "features": Shelf(100_000, _rows),
-        "tokenizer": Shelf(2, lambda tokenizer: 1, copied=True),
-        "backbone": Shelf(2**30, _bytes, copied=True),
+        "tokenizer": Shelf(4, lambda tokenizer: 1),
     }
 
 
-# Null outside of workers: a single run has no next one, and would only copy.
+# Null outside of workers: a single run has no next one.
 _kept: dict[str, Shelf] | None = None
 _used: list[str] = []
 
@@ -81,7 +76,7 @@ def once(sort: str, decisive: Any, make: Callable[[], T]) -> T:
     """What `make` gives, or gave in an earlier run for the same.
 
     Args:
-        sort: rows, features, tokenizer, or backbone.
+        sort: rows, features or tokenizer.
         decisive: Everything that the value depends on; its repr is compared.
     """
     if _kept is None:
@@ -94,4 +89,4 @@ def once(sort: str, decisive: Any, make: Callable[[], T]) -> T:
     shelf.values.move_to_end(key)
     _used.append(sort)
     found: T = shelf.values[key]
-    return copy.deepcopy(found) if shelf.copied else found
+    return found

@@ -3,8 +3,6 @@
 import importlib
 import math
 import os
-import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -42,6 +40,7 @@ from harness.points import (
 from harness.progress import Durations, Progress
 from harness.record import RESULT_FILE, RunRecord
 from harness.resolution import Inseparable, Resolution
+from harness.slots import slots, visible_gpus
 
 if TYPE_CHECKING:
     from harness.workers import Worker
@@ -80,12 +79,12 @@ class LocalLauncher(Launcher):
         self._check(len(job_overrides))
         self.identify = identities()
         points = self._points(job_overrides, initial_job_idx)
-        slots = self._slots(points)
-        if all(point.outcome for point in points):
-            raise ConfigError("\n".join(dict.fromkeys(str(point.outcome["error"]) for point in points)))
-        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        _refuse_if_all_are_wrong(points)
         self._skip(points)
-        interrupted = self._work(points, slots)
+        places = self._slots(points)
+        _refuse_if_all_are_wrong(points)
+        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        interrupted = self._work(points, places)
         outcomes.extend(point.outcome for point in points)
         print(summary(points), flush=True)
         if interrupted:
@@ -100,26 +99,15 @@ class LocalLauncher(Launcher):
             raise ConfigError("the sweep is empty: one of its lists of values has nothing in it")
 
     def _slots(self, points: list[Point]) -> list[str | None]:
-        """The GPU of each worker, null for one that computes on the CPU; settles points that lack theirs."""
-        wishes = [((point.settings or {}).get("train") or {}).get("device") for point in points]
-        on_gpu = {"auto", "cuda"}.intersection(wishes)
-        gpus = visible_gpus() if on_gpu else []
-        for point, wish in zip(points, wishes, strict=True):
-            if wish == "cuda" and not gpus and not point.outcome:
+        """The GPU of each worker, null for the CPU; a point that asks for a GPU where there is none has failed."""
+        waiting = [point for point in points if not point.outcome]
+        devices = [((point.settings or {}).get("train") or {}).get("device") for point in waiting]
+        gpus = visible_gpus() if {"auto", "cuda"}.intersection(devices) else []
+        for point, device in zip(waiting, devices, strict=True):
+            if device == "cuda" and not gpus:
                 reason = "train.device=cuda: there is no GPU here; train.device=auto takes what there is"
                 point.settle({"status": "failed", "error": reason})
-        if gpus:
-            places = [gpu for _ in range(self.config.sweep.slots_per_gpu) for gpu in gpus]
-            count = min(self.workers or len(places), len(points))
-            return [places[number % len(places)] for number in range(count)]
-        cores = available_cores()
-        if self.workers and self.workers * self.threads > cores:
-            print(
-                f"warning: hydra.launcher.workers={self.workers} with threads={self.threads} is more than the"
-                f" {cores} cores of this machine: points slow each other down",
-                file=sys.stderr,
-            )
-        return [None] * min(self.workers or max(1, cores // self.threads), len(points))
+        return slots(len(points), gpus, self.config.sweep.slots_per_gpu, self.workers, self.threads)
 
     def _points(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Point]:
         """The points with their identities; one that is wrong has its sentence as outcome."""
@@ -206,9 +194,9 @@ class LocalLauncher(Launcher):
             if not point.outcome and point.claim and send_once(point, folder) and record.status in point.claim.done:
                 point.settle({**_outcome(record), "run_dir": str(folder), "skipped": True})
 
-    def _work(self, points: list[Point], slots: list[str | None]) -> bool:
+    def _work(self, points: list[Point], places: list[str | None]) -> bool:
         """Run the points without an outcome; true when interrupted."""
-        progress = Progress(len(points), len(slots), self.durations)
+        progress = Progress(len(points), len(places), self.durations)
         for point in points:
             if point.outcome:
                 if not point.outcome.get("skipped"):
@@ -216,7 +204,7 @@ class LocalLauncher(Launcher):
                 progress.ended(point)
         waiting = [point for point in points if not point.outcome and not point.twin]
         self._learn_durations(waiting)
-        free = self._staff(slots[: len(waiting)])
+        free = self._staff(places[: len(waiting)])
         running: dict[Future[Any], tuple[Worker, Point]] = {}
         stopped = interrupted = False
         try:
@@ -265,28 +253,24 @@ class LocalLauncher(Launcher):
             with suppress(ConnectionError):
                 self.durations.earlier = tracking.durations(uris.pop())
 
-    def _staff(self, slots: list[str | None]) -> "list[Worker]":
-        """The workers, one a slot; those of an earlier batch that fit live on."""
+    def _staff(self, places: list[str | None]) -> "list[Worker]":
+        """The workers, one a place; those of an earlier batch that fit live on."""
         from harness.workers import Worker
 
-        for number, gpu in enumerate(slots):
+        for number, gpu in enumerate(places):
             if number == len(self.processes):
                 self.processes.append(Worker(self.threads, gpu))
             elif self.processes[number].gpu != gpu:
                 self.processes[number].stop()
                 self.processes[number] = Worker(self.threads, gpu)
-        return self.processes[: len(slots)]
+        return self.processes[: len(places)]
 
     def _next(self, waiting: list[Point], progress: Progress) -> Point | None:
         """The longest of the waiting points, composed; those that no one can tell the length of come before."""
-
-        def seconds(point: Point) -> float:
-            known = self.durations.of(point.kind)
-            return math.inf if known is None else known
-
         now = time.monotonic()
         while ready := [point for point in waiting if point.not_before <= now]:
-            point = max(ready, key=seconds)
+            seconds = {kind: self.durations.of(kind) for kind in {point.kind for point in ready}}
+            point = max(ready, key=lambda point: math.inf if (s := seconds[point.kind]) is None else s)
             if point.config is None:
                 self._compose(point)
             if point.config is not None:
@@ -373,6 +357,12 @@ def identities() -> Callable[[dict[str, Any]], str]:
     return Identities()
 
 
+def _refuse_if_all_are_wrong(points: list[Point]) -> None:
+    wrong = [point.outcome for point in points if point.outcome and not point.outcome.get("skipped")]
+    if len(wrong) == len(points):
+        raise ConfigError("\n".join(dict.fromkeys(str(outcome["error"]) for outcome in wrong)))
+
+
 def _goes_on(config: DictConfig, overrides: list[str]) -> bool:
     """Whether a point goes on from the checkpoint of a start that was cut off, if there is one.
 
@@ -391,22 +381,6 @@ def _ended(running: "dict[Future[Any], tuple[Worker, Point]]") -> set[Future[Any
     if not running:
         time.sleep(TAKEN_SECONDS / 4)  # another sweep has all that is left
     return wait(running, timeout=1, return_when=FIRST_COMPLETED).done
-
-
-def visible_gpus() -> list[str]:
-    """What to set CUDA_VISIBLE_DEVICES to for each GPU, or part of one, without importing torch."""
-    if (told_of := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [gpu for gpu in told_of.replace(" ", "").split(",") if gpu and gpu != "-1"]
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    found = re.findall(r"UUID: ((?:GPU|MIG)-[\w-]+)", listed)
-    return [gpu for gpu in found if gpu.startswith("MIG")] or found
-
-
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

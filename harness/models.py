@@ -7,7 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import kept
 from harness.architectures import Architecture, Backbone, Kind, architecture
 from harness.config import ConfigError, EarlierAdapter, Experiment, ModelConfig, Precision, Quantization
 
@@ -255,31 +254,6 @@ def load_model(folder: Path, config: "PretrainedConfig", experiment: Experiment,
     keep_trainable(model)
     head = _head_of(model, arch, kind)
     return Backbone(model, arch, _new_modules(folder, model, head, set(report["missing_keys"])), kind, quantization)
-
-
-def load_or_copy(
-    folder: Path, config: "PretrainedConfig", experiment: Experiment, dtype: "Dtype", files: object
-) -> Backbone:
-    """Load a backbone as `load_model` does, or copy what an earlier run of this worker loaded.
-
-    Torch's generator stands afterwards where loading leaves it: a new head's weights are drawn from it.
-
-    Args:
-        files: What stands for the content of the backbone's files.
-    """
-    import torch
-
-    task = experiment.task
-    if choose_quantization(experiment) is not Quantization.none or earlier_adapter(experiment.model) is not None:
-        return load_model(folder, config, experiment, dtype)
-    drawn_from = hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()
-    backbone, state = kept.once(
-        "backbone",
-        (files, task.kind, task.labels_count, task.regression, dtype, drawn_from),
-        lambda: (load_model(folder, config, experiment, dtype), torch.get_rng_state()),
-    )
-    torch.set_rng_state(state)
-    return backbone
 
 
 def _on_top_of(

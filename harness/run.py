@@ -254,6 +254,7 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
             (rows_of, backbone_of),
             lambda: {split: task.encode(rows, tokenizer) for split, rows in data.splits.items()},
         )
+    result.provenance["from_earlier_run"] = kept.used()
     wanted = experiment.forgetting
     text = forgetting.read_text(wanted.text, tokenizer, wanted.tokens) if wanted.text else None
     trained_on = _with_something_to_learn(features, experiment, result)
@@ -264,8 +265,7 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord) -> None:
     models.set_checkpointing(skeleton.model, experiment.train.gradient_checkpointing)
     method.expected_parameters(skeleton)  # refuses what can't go together before the weights are read
     with speed.timed(cost, "load_seconds"):
-        backbone = models.load_or_copy(inputs.folder, configuration, experiment, autocast or torch.float32, backbone_of)
-    result.provenance["from_earlier_run"] = kept.used()
+        backbone = models.load_model(inputs.folder, configuration, experiment, autocast or torch.float32)
     backbone.model.config.pad_token_id = tokenizer.pad_token_id
     models.set_checkpointing(backbone.model, experiment.train.gradient_checkpointing)
 

@@ -42,6 +42,7 @@ tracking: {kind: local, uri: "sqlite:///mlflow.db", experiment: toy}
 hydra:
   searchpath: ["file://CONF"]
   output_subdir: null
+  job: {chdir: false}
   launcher: {workers: 2}
   sweep: {dir: "runs/toy/${now:%H-%M-%S-%f}", subdir: "${hydra.job.num}"}
 """
@@ -66,7 +67,7 @@ def task(cfg: DictConfig) -> dict[str, Any]:
         ended_at=datetime.now(UTC).isoformat(),
     )
     record.write(folder)
-    if cfg.act == "break_store":
+    if cfg.act == "break_store" and Path("mlflow.db").exists() and not Path("away.db").exists():
         Path("mlflow.db").rename("away.db")
         Path("mlflow.db").write_text("a text where a database is expected")
     tracked = _track(record, folder, SimpleNamespace(tracking=SimpleNamespace(**plain["tracking"])))  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from harness import launcher, tracking
 from harness import points as sweep_points
 from harness.config import ConfigError
 from harness.record import RunRecord
+from harness.slots import available_cores, visible_gpus
 
 ACTS = ["finish", "raise", "exit", "kill", "leave", "hang", "garbage", "diverge", "record_then_die"]
 
@@ -216,7 +217,7 @@ def test_the_table_names_every_point_and_the_log_of_each_failure(toy, capsys):
 
 def test_more_workers_than_cores_are_warned_of(toy, capsys):
     """Points that slow each other down are worth a sentence."""
-    cores = launcher.available_cores()
+    cores = available_cores()
     toy.launch([["seed=1"]], f"hydra.launcher.workers={cores + 1}")
     assert f"is more than the {cores} cores" in capsys.readouterr().err
 
@@ -266,7 +267,7 @@ def test_gpus_are_found_by_the_drivers_tool(tmp_path, monkeypatch):
     def found(*lines):
         listed.write_text("#!/bin/sh\ncat <<'E'\n" + "\n".join(lines) + "\nE\n")
         listed.chmod(0o755)
-        return launcher.visible_gpus()
+        return visible_gpus()
 
     whole = "GPU 0: NVIDIA H200 (UUID: GPU-1a2b-3c)"
     assert found(whole, "GPU 1: NVIDIA H200 (UUID: GPU-4d)") == ["GPU-1a2b-3c", "GPU-4d"]

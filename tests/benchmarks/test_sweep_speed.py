@@ -20,7 +20,7 @@ import pytest
 from harness import tracking
 from harness.composition import compose
 from harness.config import build
-from harness.launcher import available_cores
+from harness.slots import available_cores
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
 
