@@ -6,7 +6,7 @@ import importlib
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -171,6 +171,7 @@ class SweepConfig:
     budget: float | None
     timeout_minutes: float | None
     fail_fast: bool
+    slots_per_gpu: int
 
 
 @dataclass(frozen=True)
@@ -266,20 +267,44 @@ def build(cfg: DictConfig) -> Experiment:
         ConfigError: All mistakes found, a line each.
     """
     register_resolvers()
-    plain = _resolved(cfg)
+    return assemble(resolved(cfg))
+
+
+def make_section(key: str, values: Any) -> tuple[Any, Any]:
+    """The checked object of a section (or of `task`, `method` or a seed) and the same as plain values.
+
+    Raises:
+        ConfigError: A value is not allowed.
+    """
+    if key in SECTIONS:
+        made = typed(SECTIONS[key], values, key)
+    elif key in COMPONENTS:
+        made = component(values, key)
+    else:
+        made = _seed(values, key)
+    return made, _as_plain(made, values)
+
+
+def assemble(plain: dict[str, Any], make: Callable[[str, Any], tuple[Any, Any]] = make_section) -> Experiment:
+    """Check a resolved configuration and make its objects.
+
+    Args:
+        plain: The sections as plain values, without Hydra's own.
+        make: Makes a section; a sweep that asks for thousands of points makes each different one once.
+
+    Raises:
+        ConfigError: All mistakes found, a line each.
+    """
     mistakes: list[str] = []
     built: dict[str, Any] = {}
-    for key, schema in SECTIONS.items():
-        _collect(mistakes, built, key, lambda key=key, schema=schema: typed(schema, plain.get(key), key))
-    for key in COMPONENTS:
-        _collect(mistakes, built, key, lambda key=key: component(plain.get(key), key))
-    for key in ("seed", "data_seed"):
-        _collect(mistakes, built, key, lambda key=key: _seed(plain.get(key), key))
-    mistakes += [
-        f"{key}: no such key; {near_misses(key, {*SECTIONS, *COMPONENTS, 'seed', 'data_seed'})}"
-        for key in plain
-        if key not in built and key not in {*SECTIONS, *COMPONENTS, "seed", "data_seed"}
-    ]
+    values: dict[str, Any] = {}
+    keys = (*SECTIONS, *COMPONENTS, "seed", "data_seed")
+    for key in keys:
+        try:
+            built[key], values[key] = make(key, plain.get(key))
+        except ConfigError as error:
+            mistakes.append(str(error))
+    mistakes += [f"{key}: no such key; {near_misses(key, keys)}" for key in plain if key not in keys]
     if not mistakes:
         mistakes += check_values(built)
     if mistakes:
@@ -287,19 +312,17 @@ def build(cfg: DictConfig) -> Experiment:
     if built["sweep"].budget is not None:
         from harness.budget import solve
 
-        plain["method"] = solve(Experiment(**built, resolved={}), plain["method"])
-        built["method"] = component(plain["method"], "method")
-    return Experiment(**built, resolved={key: _as_plain(value, plain.get(key)) for key, value in built.items()})
+        sized = solve(Experiment(**built, resolved={}), plain["method"])
+        built["method"], values["method"] = make("method", sized)
+    return Experiment(**built, resolved=values)
 
 
-def _collect(mistakes: list[str], built: dict[str, Any], key: str, make: Any) -> None:
-    try:
-        built[key] = make()
-    except ConfigError as error:
-        mistakes.append(str(error))
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The sections of a composed configuration as plain values, without Hydra's own.
 
-
-def _resolved(cfg: DictConfig) -> dict[str, Any]:
+    Raises:
+        ConfigError: A value is missing, or refers to what is not there.
+    """
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
     except OmegaConfBaseException as error:
@@ -418,6 +441,7 @@ def check_values(built: dict[str, Any]) -> list[str]:
         "measure.latency_batch_size": measure.latency_batch_size,
         "sweep.budget": sweep.budget,
         "sweep.timeout_minutes": sweep.timeout_minutes,
+        "sweep.slots_per_gpu": sweep.slots_per_gpu,
     }
     mistakes = [
         f"{key}={value}: a positive number is needed"

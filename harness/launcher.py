@@ -1,13 +1,13 @@
 """`hydra/launcher=local`: the points of a sweep on worker processes of this machine; no point can harm another."""
 
 import importlib
+import math
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,44 +20,49 @@ from hydra.plugins.plugin import Plugin
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from harness.config import ConfigError, Rerun, near_misses
-from harness.mistakes import MISTAKES, explain
+from harness.claims import outcome_of_stored
+from harness.config import ConfigError, resolved
+from harness.mistakes import MISTAKES, explain, key_of
 from harness.points import (
     NOT_RUN,
+    TAKEN,
     Point,
+    check_rerun,
     counts_as_failure,
     outcomes,
-    send,
-    store_and_sweep,
+    send_once,
     summary,
     told,
+    unsent,
     without_hydra,
     write_record,
 )
-from harness.progress import Progress
+from harness.progress import Durations, Progress
 from harness.record import RESULT_FILE, RunRecord
+from harness.resolution import Inseparable, Resolution
+from harness.slots import slots, visible_gpus
 
 if TYPE_CHECKING:
     from harness.workers import Worker
 
 PLUGIN_MODULE = "hydra_plugins.harness"
 SWEEP_WITHOUT_FILE = "multirun"
-# What each sweep.rerun leaves alone. A point that failed, ran out of memory or was cut off is always tried again: its
-# cause may be gone, and starting the same command again is how one goes on. A diverged one would diverge again.
-LEFT_ALONE: dict[str, tuple[str, ...]] = {"none": ("finished", "diverged"), "failed": ("finished",), "all": ()}
+# How often a point is looked at again that another sweep works on.
+TAKEN_SECONDS = 1.0
 
 
 class LocalLauncher(Launcher):
     """Runs points in worker processes.
 
     Args:
-        workers: Processes; null for the number of cores divided by `threads`.
+        workers: Processes; null for the number of cores divided by `threads`, or for the slots of the GPUs.
         threads: CPU threads of each.
     """
 
     def __init__(self, workers: int | None = None, threads: int = 1) -> None:
         self.workers, self.threads = workers, threads
         self.processes: list[Worker] = []
+        self.durations = Durations()
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.task, self.config = hydra_context, task_function, config
@@ -71,82 +76,106 @@ class LocalLauncher(Launcher):
         """
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        count = self._worker_count(len(job_overrides))
-        shared = frozenset.intersection(*(frozenset(told(overrides)) for overrides in job_overrides))
-        shared = shared if len(job_overrides) > 1 else frozenset()
-        points = [self._compose(initial_job_idx + i, list(o), shared) for i, o in enumerate(job_overrides)]
-        if all(point.outcome for point in points):
-            raise ConfigError("\n".join(dict.fromkeys(str(point.outcome["error"]) for point in points)))
-        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        self._check(len(job_overrides))
+        self.identify = identities()
+        points = self._points(job_overrides, initial_job_idx)
+        _refuse_if_all_are_wrong(points)
         self._skip(points)
-        interrupted = self._work(points, count)
+        places = self._slots(points)
+        _refuse_if_all_are_wrong(points)
+        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        interrupted = self._work(points, places)
         outcomes.extend(point.outcome for point in points)
         print(summary(points), flush=True)
         if interrupted:
             raise KeyboardInterrupt
         return [self._returned(point) for point in points]
 
-    def _worker_count(self, points: int) -> int:
+    def _check(self, points: int) -> None:
         for key, value in (("workers", self.workers), ("threads", self.threads)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigError(f"hydra.launcher.{key}={value}: a positive whole number is needed")
         if not points:
             raise ConfigError("the sweep is empty: one of its lists of values has nothing in it")
-        cores = available_cores()
-        if self.workers and self.workers * self.threads > cores:
-            print(
-                f"warning: hydra.launcher.workers={self.workers} with threads={self.threads} is more than the"
-                f" {cores} cores of this machine: points slow each other down",
-                file=sys.stderr,
-            )
-        return min(self.workers or max(1, cores // self.threads), points)
 
-    def _compose(self, number: int, overrides: list[str], shared: frozenset[str]) -> Point:
-        """Compose and check a point; one that is wrong has its sentence as outcome."""
-        master = self.config
-        if master.sweep.name is None:
-            name = master.hydra.job.config_name
-            overrides = [f"sweep.name='{SWEEP_WITHOUT_FILE if name == 'config' else name}'", *overrides]
-        point = Point(number, overrides, Path(master.hydra.sweep.dir) / str(number), shared=shared)
+    def _slots(self, points: list[Point]) -> list[str | None]:
+        """The GPU of each worker, null for the CPU; a point that asks for a GPU where there is none has failed."""
+        waiting = [point for point in points if not point.outcome]
+        devices = [((point.settings or {}).get("train") or {}).get("device") for point in waiting]
+        gpus = visible_gpus() if {"auto", "cuda"}.intersection(devices) else []
+        for point, device in zip(waiting, devices, strict=True):
+            if device == "cuda" and not gpus:
+                reason = "train.device=cuda: there is no GPU here; train.device=auto takes what there is"
+                point.settle({"status": "failed", "error": reason})
+        return slots(len(points), gpus, self.config.sweep.slots_per_gpu, self.workers, self.threads)
+
+    def _points(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Point]:
+        """The points with their identities; one that is wrong has its sentence as outcome."""
+        shared = frozenset.intersection(*(frozenset(told(overrides)) for overrides in job_overrides))
+        shared = shared if len(job_overrides) > 1 else frozenset()
+        name = self.config.hydra.job.config_name
+        named = [] if self.config.sweep.name else [f"sweep.name='{SWEEP_WITHOUT_FILE if name == 'config' else name}'"]
+        folder = Path(self.config.hydra.sweep.dir)
+        resolution = Resolution(self.context.config_loader, self.config)
+        points = []
+        for number, overrides in enumerate(job_overrides, start=first):
+            point = Point(number, [*named, *overrides], folder / str(number), shared=shared)
+            try:
+                settings = resolution.plain(point.overrides)
+                check_rerun(settings)
+                point.settings, point.identity = settings, self.identify(settings)
+            except (Inseparable, *MISTAKES):
+                self._compose(point)  # which also finds the words for a mistake
+            points.append(point)
+        return points
+
+    def _compose(self, point: Point) -> None:
+        """Compose a point with Hydra, as it is going to run; one that is wrong has its sentence as outcome."""
+        master, overrides = self.config, point.overrides
         loader = self.context.config_loader
         try:
             config = loader.load_sweep_config(master, overrides)
             with open_dict(config):
-                config.hydra.job.id = config.hydra.job.num = number
+                config.hydra.job.id = config.hydra.job.num = point.number
             with hydra_config(config):
                 point.folder = Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir)
-                rerun_of(config)
-                point.identity = identify(without_hydra(config))
+                settings = resolved(without_hydra(config))
+            if settings != point.settings:
+                check_rerun(settings)
+                point.identity = self.identify(settings)
+                point.settings = settings
+            if _goes_on(config, overrides):
+                config.train.resume = True
             point.config = config
         except MISTAKES as error:
             sentence = explain(
                 error, overrides, lambda o: loader.load_configuration(master.hydra.job.config_name, o, RunMode.RUN)
             )
             point.settle({"status": "failed", "error": sentence})
-        return point
 
     def _skip(self, points: list[Point]) -> None:
         """Give points that the store holds their outcome from there, and a point that comes twice only one run."""
         from harness import tracking
 
-        stored: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-        places = {store_and_sweep(point) for point in points if point.config is not None}
-        for uri, sweep in places - {None}:  # type: ignore[misc]
-            tracking.check(uri)
-            wanted = [p.identity for p in points if p.config is not None and store_and_sweep(p) == (uri, sweep)]
-            stored[uri, sweep] = tracking.finished(uri, sweep=sweep, identities=wanted)
+        wanted: dict[tuple[str, str], list[Point]] = {}
         firsts: dict[Any, Point] = {}
-        skipped = 0
         for point in points:
-            if point.config is None:
-                continue
-            first = firsts.setdefault((store_and_sweep(point), point.identity), point)
-            point.twin = first if first is not point else None
-            known = stored.get(store_and_sweep(point) or ("", ""), {}).get(point.identity)
-            if known and known["status"] in LEFT_ALONE[rerun_of(point.config)]:
-                scores = {"primary_metric": known.get("primary_metric"), **(known.get("scores") or {})}
-                point.settle({**known, "scores": scores, "skipped": True})
-                skipped += 1
+            if not point.outcome:
+                claim = point.claim
+                place = (claim.uri, claim.sweep) if claim else None
+                first = firsts.setdefault((place, point.identity), point)
+                point.twin = first if first is not point else None
+                if place:
+                    wanted.setdefault(place, []).append(point)
+        for (uri, sweep), asking in wanted.items():
+            tracking.check(uri)
+            stored = tracking.finished(uri, sweep=sweep, identities=[point.identity for point in asking])
+            for point in asking:
+                known = stored.get(point.identity)
+                if known and point.claim and known["status"] in point.claim.done:
+                    point.settle(outcome_of_stored(known))
+        self._send_kept(points)
+        skipped = sum(bool(point.outcome.get("skipped")) for point in points)
         if skipped:
             print(
                 f"{skipped} of {len(points)} points have their result in the store and are skipped"
@@ -154,38 +183,47 @@ class LocalLauncher(Launcher):
                 file=sys.stderr,
             )
 
-    def _work(self, points: list[Point], count: int) -> bool:
-        """Run the points without an outcome; true when interrupted."""
-        from harness.workers import Worker, outcome_of, seconds_allowed
+    def _send_kept(self, points: list[Point]) -> None:
+        """Send what earlier starts of this sweep recorded and could not send; a point that is done so is skipped."""
+        missing = {p.identity: p for p in points if not p.outcome and not p.twin and p.claim and p.claim.done}
+        sweeps = {point.claim.sweep for point in missing.values() if point.claim}
+        if not missing:
+            return
+        for folder, record in unsent(Path(self.config.hydra.sweep.dir).parent, sweeps, missing):
+            point = missing[record.identity]
+            if not point.outcome and point.claim and send_once(point, folder) and record.status in point.claim.done:
+                point.settle({**_outcome(record), "run_dir": str(folder), "skipped": True})
 
-        progress = Progress(len(points), count)
+    def _work(self, points: list[Point], places: list[str | None]) -> bool:
+        """Run the points without an outcome; true when interrupted."""
+        progress = Progress(len(points), len(places), self.durations)
         for point in points:
             if point.outcome:
                 if not point.outcome.get("skipped"):
                     write_record(point)
-                progress.ended(point.name, point.outcome)
-        waiting = deque(point for point in points if not point.outcome and not point.twin)
-        self.processes += [Worker(self.threads) for _ in range(min(count, len(waiting)) - len(self.processes))]
-        free = self.processes[:count]
+                progress.ended(point)
+        waiting = [point for point in points if not point.outcome and not point.twin]
+        self._learn_durations(waiting)
+        free = self._staff(places[: len(waiting)])
         running: dict[Future[Any], tuple[Worker, Point]] = {}
         stopped = interrupted = False
         try:
             while running or (waiting and not stopped):
-                while free and waiting and not stopped:
-                    worker, point = free.pop(), waiting.popleft()
-                    assert point.config is not None
-                    point.began = time.time()
-                    started = worker.start(self.task, point.config, self.context)
-                    started.add_done_callback(point.stamp)
-                    running[started] = worker, point
-                progress.running(len(running))
-                for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
+                while free and (next_one := self._next(waiting, progress)):
+                    worker = free.pop()
+                    running[self._start(worker, next_one)] = worker, next_one
+                    waiting.remove(next_one)
+                self._next(waiting, progress)  # composed while the workers are busy
+                progress.refresh([point for _, point in running.values()], waiting)
+                for future in _ended(running):
                     worker, point = running[future]
-                    self._end(point, *outcome_of(future, seconds_allowed(point.config), point.seconds))
-                    free.append(worker)
+                    if self._settle(point, future):
+                        progress.ended(point)
+                    else:
+                        waiting.append(point)
                     del running[future]
-                    progress.ended(point.name, point.outcome)
-                    if self.config.sweep.fail_fast and counts_as_failure(point.outcome):
+                    free.append(worker)
+                    if self.config.sweep.fail_fast and point.outcome and counts_as_failure(point.outcome):
                         stopped = True
                 if stopped:
                     break
@@ -199,11 +237,69 @@ class LocalLauncher(Launcher):
         for _, point in running.values():
             self._end(point, {"status": "interrupted", "error": reason}, lost=True)
         for point in waiting:
-            point.settle({"status": NOT_RUN, "error": reason})
+            if not point.outcome:
+                point.settle({"status": NOT_RUN, "error": reason})
         for point in points:
             if point.twin and not point.outcome:
                 point.settle({**point.twin.outcome, "skipped": True})
         return interrupted
+
+    def _learn_durations(self, waiting: list[Point]) -> None:
+        """Ask the store how long earlier runs took; guesses are worth no failure."""
+        from harness import tracking
+
+        uris = {point.claim.uri for point in waiting if point.claim}
+        if len(waiting) > 1 and len(uris) == 1:
+            with suppress(ConnectionError):
+                self.durations.earlier = tracking.durations(uris.pop())
+
+    def _staff(self, places: list[str | None]) -> "list[Worker]":
+        """The workers, one a place; those of an earlier batch that fit live on."""
+        from harness.workers import Worker
+
+        for number, gpu in enumerate(places):
+            if number == len(self.processes):
+                self.processes.append(Worker(self.threads, gpu))
+            elif self.processes[number].gpu != gpu:
+                self.processes[number].stop()
+                self.processes[number] = Worker(self.threads, gpu)
+        return self.processes[: len(places)]
+
+    def _next(self, waiting: list[Point], progress: Progress) -> Point | None:
+        """The longest of the waiting points, composed; those that no one can tell the length of come before."""
+        now = time.monotonic()
+        while ready := [point for point in waiting if point.not_before <= now]:
+            seconds = {kind: self.durations.of(kind) for kind in {point.kind for point in ready}}
+            point = max(ready, key=lambda point: math.inf if (s := seconds[point.kind]) is None else s)
+            if point.config is None:
+                self._compose(point)
+            if point.config is not None:
+                return point
+            waiting.remove(point)
+            write_record(point)
+            progress.ended(point)
+        return None
+
+    def _start(self, worker: "Worker", point: Point) -> Future[Any]:
+        assert point.config is not None
+        point.began, point.ended = time.time(), None
+        started = worker.start(self.task, point.config, self.context, point.seconds_allowed, point.claim)
+        started.add_done_callback(point.stamp)
+        return started
+
+    def _settle(self, point: Point, future: Future[Any]) -> bool:
+        """Settle a point whose worker is done with it; false when another sweep works on it."""
+        from harness.workers import outcome_of
+
+        outcome, lost = outcome_of(future, point.seconds_allowed, point.seconds)
+        if outcome["status"] == TAKEN:
+            point.not_before = time.monotonic() + TAKEN_SECONDS
+            return False
+        if outcome.get("skipped"):
+            point.settle(outcome)
+        else:
+            self._end(point, outcome, lost)
+        return True
 
     def stop(self) -> None:
         """Stop the workers; until then they serve further batches, an import of torch can take a minute."""
@@ -215,14 +311,13 @@ class LocalLauncher(Launcher):
     def _end(self, point: Point, outcome: dict[str, Any], lost: bool) -> None:
         """Settle a point that ran; where its worker could not record it, or died after doing so, see to the record."""
         result = point.folder / RESULT_FILE
-        if lost and result.exists() and result.stat().st_mtime >= point.began:
-            record = RunRecord.read(point.folder)
-            outcome = {"status": str(record.status), "error": record.error, "scores": record.scores}
-            point.settle({**outcome, "seconds": point.seconds})
-            send(point)
+        written = result.exists() and result.stat().st_mtime >= point.began
+        if lost and written:
+            point.settle({**_outcome(RunRecord.read(point.folder)), "seconds": point.seconds})
+            send_once(point)
             return
         point.settle({"seconds": point.seconds, **outcome})
-        if not result.exists() or result.stat().st_mtime < point.began:
+        if not written:
             write_record(point)
 
     def _returned(self, point: Point) -> JobReturn:
@@ -255,23 +350,37 @@ def register(*plugins: type[Plugin]) -> None:
         known.register(plugin)
 
 
-def identify(config: DictConfig) -> str:
-    from harness.run import identify as identity_of
+def identities() -> Callable[[dict[str, Any]], str]:
+    """What gives the identities of resolved configurations."""
+    from harness.run import Identities
 
-    return identity_of(config)
-
-
-def rerun_of(config: DictConfig) -> str:
-    value = str(config.sweep.rerun)
-    if value not in LEFT_ALONE:
-        raise ConfigError(
-            f"sweep.rerun={value}: there is no such choice; {near_misses(value, [r.name for r in Rerun])}"
-        )
-    return value
+    return Identities()
 
 
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _refuse_if_all_are_wrong(points: list[Point]) -> None:
+    wrong = [point.outcome for point in points if point.outcome and not point.outcome.get("skipped")]
+    if len(wrong) == len(points):
+        raise ConfigError("\n".join(dict.fromkeys(str(outcome["error"]) for outcome in wrong)))
+
+
+def _goes_on(config: DictConfig, overrides: list[str]) -> bool:
+    """Whether a point goes on from the checkpoint of a start that was cut off, if there is one.
+
+    Not where the user said otherwise, or wants everything anew.
+    """
+    said = any(key_of(override) == "train.resume" for override in overrides)
+    return not said and str(config.sweep.rerun) != "all" and OmegaConf.select(config, "train.resume") is False
+
+
+def _outcome(record: RunRecord) -> dict[str, Any]:
+    return {"status": str(record.status), "error": record.error, "scores": record.scores, "run_id": record.run_id}
+
+
+def _ended(running: "dict[Future[Any], tuple[Worker, Point]]") -> set[Future[Any]]:
+    """The points that ended, as soon as there is one, or none after a second."""
+    if not running:
+        time.sleep(TAKEN_SECONDS / 4)  # another sweep has all that is left
+    return wait(running, timeout=1, return_when=FIRST_COMPLETED).done
 
 
 @contextmanager

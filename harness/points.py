@@ -1,26 +1,33 @@
 """The points of a sweep: what each was told, what became of it, and the record of one that could not write its own."""
 
+import copy
 import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import filter_overrides
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
-from harness.config import ConfigError
+from harness.claims import Claim
+from harness.config import ConfigError, Rerun, near_misses
 from harness.mistakes import key_of
-from harness.progress import score_text, spell, table
-from harness.record import RunRecord
+from harness.progress import Kind, score_text, spell, table
+from harness.record import RESULT_FILE, TRACKED_FILE, RunRecord
 
-# Statuses beside those of a record: a single run that was not started for a user's mistake, a point never reached.
-REFUSED, NOT_RUN = "refused", "not run"
+# Statuses beside those of a record: a single run that was not started for a user's mistake, a point never reached,
+# and one that another sweep is working on.
+REFUSED, NOT_RUN, TAKEN = "refused", "not run", "taken"
 CONSOLE_FILE = "console.log"
+
+# What each sweep.rerun leaves alone. A point that failed, ran out of memory or was cut off is always tried again: its
+# cause may be gone, and starting the same command again is how one goes on. A diverged one would diverge again.
+LEFT_ALONE: dict[str, tuple[str, ...]] = {"none": ("finished", "diverged"), "failed": ("finished",), "all": ()}
 
 # What became of every run and point of this process: Hydra's main returns nothing, the exit status needs it.
 outcomes: list[dict[str, Any]] = []
@@ -33,11 +40,16 @@ class Point:
     number: int
     overrides: list[str]
     folder: Path
+    # Its resolved sections as plain values, to be read only; null where they can't be told.
+    settings: dict[str, Any] | None = None
+    # The same as Hydra composed it, made when its turn comes.
     config: DictConfig | None = None
     identity: str = ""
     outcome: dict[str, Any] = field(default_factory=dict)
     began: float = 0.0
     ended: float | None = None
+    # When to try again one that another sweep works on.
+    not_before: float = 0.0
     # Overrides that every point of the sweep has, and an earlier point that is the same as this one.
     shared: frozenset[str] = frozenset()
     twin: "Point | None" = None
@@ -49,7 +61,32 @@ class Point:
 
     @property
     def stage(self) -> str:
-        return str(self.config.sweep.stage) if self.config is not None else "run"
+        return str(self.settings["sweep"]["stage"]) if self.settings else "run"
+
+    @property
+    def kind(self) -> Kind:
+        """The names of its method, task and model."""
+        settings = self.settings or {}
+        return tuple(str((settings.get(group) or {}).get("name")) for group in ("method", "task", "model"))
+
+    @property
+    def claim(self) -> Claim | None:
+        """What lets one process at a time work on it, and finds its result; null without a store.
+
+        A result counts only under the same sweep name: a report reads one sweep, and a point that was skipped because
+        another sweep has it would be missing there.
+        """
+        if not self.settings:
+            return None
+        store, sweep = self.settings["tracking"], self.settings["sweep"]
+        if not store["uri"] or store["kind"] == "none":
+            return None
+        return Claim(str(store["uri"]), str(sweep["name"]), self.identity, LEFT_ALONE[str(sweep["rerun"])])
+
+    @property
+    def seconds_allowed(self) -> float | None:
+        minutes = self.settings["sweep"]["timeout_minutes"] if self.settings else None
+        return None if minutes is None else 60 * minutes
 
     @property
     def seconds(self) -> float:
@@ -83,31 +120,29 @@ def counts_as_failure(outcome: dict[str, Any]) -> bool:
     return outcome["status"] != "finished"
 
 
-def store_and_sweep(point: Point) -> tuple[str, str] | None:
-    """Where a point's result would be found; null without a store.
+def check_rerun(settings: dict[str, Any]) -> None:
+    """Refuse what `sweep.rerun` can't be.
 
-    Only under the same sweep name: a report reads one sweep, and a point that was skipped because another sweep has
-    it would be missing there.
+    Raises:
+        ConfigError: There is no such choice.
     """
-    assert point.config is not None
-    uri = point.config.tracking.uri
-    return (str(uri), str(point.config.sweep.name)) if uri and point.config.tracking.kind != "none" else None
+    value = str(settings["sweep"]["rerun"])
+    if value not in LEFT_ALONE:
+        raise ConfigError(
+            f"sweep.rerun={value}: there is no such choice; {near_misses(value, [r.name for r in Rerun])}"
+        )
 
 
 def write_record(point: Point) -> None:
     """Write and send the record of a point that could not do so itself."""
     now = datetime.now(UTC)
-    config: Any = {"overrides": point.overrides}
-    name = None
-    if point.config is not None:
-        config = OmegaConf.to_container(without_hydra(point.config), resolve=True, enum_to_str=True)
-        name = config["sweep"]["name"]
+    config = copy.deepcopy(point.settings) or {"overrides": point.overrides}
     record = RunRecord(
         run_id=uuid.uuid4().hex,
         status=point.outcome["status"],
         error=point.outcome["error"],
         identity=point.identity,
-        sweep={"name": name, "stage": point.stage},
+        sweep={"name": (config.get("sweep") or {}).get("name"), "stage": point.stage},
         config=without_secrets(config),
         started_at=datetime.fromtimestamp(point.began or now.timestamp(), UTC).isoformat(),
         ended_at=now.isoformat(),
@@ -133,16 +168,53 @@ def without_secrets(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def send(point: Point) -> None:
-    """Send a record; a store that fails meanwhile stops nothing, the record can be sent later."""
+def send(point: Point, folder: Path | None = None) -> bool:
+    """Send a record; a store that fails meanwhile stops nothing, the record can be sent later.
+
+    Args:
+        folder: Where the record is, if not where the point writes.
+    """
     from harness import tracking
 
-    if point.config is None or store_and_sweep(point) is None:
-        return
+    if point.claim is None:
+        return True
+    assert point.settings is not None
     try:
-        tracking.send(point.folder, point.config.tracking.uri, point.config.tracking.experiment)
+        tracking.send(folder or point.folder, point.claim.uri, str(point.settings["tracking"]["experiment"]))
     except (ConfigError, ConnectionError, OSError) as error:
-        print(f"warning: {point.folder} was not sent: {error}", file=sys.stderr)
+        print(f"warning: {folder or point.folder} was not sent: {error}", file=sys.stderr)
+        point.outcome["tracked"] = False
+        return False
+    return True
+
+
+def send_once(point: Point, folder: Path | None = None) -> bool:
+    """Send a record that its run could not, unless another sweep has done the point by now, or is doing it.
+
+    Returns:
+        Whether it was sent.
+    """
+    if point.claim is None:
+        return False
+    with point.claim.hold() as held:
+        return held and point.claim.result() is None and send(point, folder)
+
+
+def unsent(folder: Path, sweeps: Collection[str], identities: Collection[str]) -> Iterator[tuple[Path, RunRecord]]:
+    """The records of these points in earlier starts of these sweeps that were sent to no store.
+
+    Args:
+        folder: Holds a folder a start, with a folder a point.
+    """
+    for path in sorted(folder.glob(f"*/*/{RESULT_FILE}")):
+        if (path.parent / TRACKED_FILE).exists():
+            continue
+        try:
+            record = RunRecord.read(path.parent)
+        except (ValueError, OSError):
+            continue
+        if record.identity in identities and record.sweep.get("name") in sweeps:
+            yield path.parent, record
 
 
 def summary(points: list[Point]) -> str:
@@ -157,6 +229,12 @@ def summary(points: list[Point]) -> str:
         if counts_as_failure(outcome) and not outcome.get("skipped") and outcome["status"] != NOT_RUN:
             log = point.folder / CONSOLE_FILE
             logs.append(f"log of point {point.number}: {log if log.exists() else point.folder}")
+    kept = [point.folder for point in points if point.outcome.get("tracked") is False]
+    if kept:
+        logs.append(
+            f"{len(kept)} runs could not be sent to the store and are kept: harness-report --sync {kept[0].parent}"
+            " sends them, and so does the same sweep started again"
+        )
     counts = Counter("skipped" if p.outcome.get("skipped") else str(p.outcome["status"]) for p in points)
     total = f"{len(points)} points: {', '.join(f'{number} {status}' for status, number in sorted(counts.items()))}"
     heading = [f"every point with {shared}"] if shared else []

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from harness import __version__, config, distributed, forgetting, models, record, tracking
+from harness import __version__, config, distributed, forgetting, kept, models, record, tracking
 from harness.config import ConfigError, Experiment, TrackingKind
 from harness.interrupts import kill_as_interrupt
 from harness.provenance import command_line
@@ -47,19 +47,72 @@ def prepare(cfg: DictConfig) -> Inputs:
         ConfigError: Something in the configuration, or a file that it names, is wrong.
     """
     experiment = config.build(cfg)
-    folder = models.resolve(experiment.model)
-    revisions = {
-        "model": models.revision(experiment.model, folder),
-        "data": experiment.task.revision(),
-        "forgetting": forgetting.revision(experiment.forgetting.text),
-    }
+    folder, model = _backbone(experiment)
+    revisions = {"model": model, **_texts(experiment)}
     identity = config.identity(experiment, revisions, __version__)
     return Inputs(experiment, folder, revisions, identity)
+
+
+def _backbone(experiment: Experiment) -> tuple[Path, str]:
+    """A backbone's folder and the hash of its files."""
+    folder = models.resolve(experiment.model)
+    return folder, models.revision(experiment.model, folder)
+
+
+def _texts(experiment: Experiment) -> dict[str, str]:
+    """The hashes of the rows and of the general text that a run reads."""
+    return {"data": experiment.task.revision(), "forgetting": forgetting.revision(experiment.forgetting.text)}
 
 
 def identify(cfg: DictConfig) -> str:
     """The identity of the run that a configuration describes, without loading a model."""
     return prepare(cfg).identity
+
+
+class Identities:
+    """The identities of the runs that many configurations describe, as `identify` gives them.
+
+    In the life of this object each different section is checked once, and each backbone and data set asked once for
+    the hashes of its files: what changes on disk afterwards is seen by the next.
+    """
+
+    def __init__(self) -> None:
+        self.made: dict[str, Any] = {}
+        config.register_resolvers()
+
+    def __call__(self, plain: dict[str, Any]) -> str:
+        """The identity of a resolved configuration.
+
+        Args:
+            plain: Its sections as plain values, without Hydra's own.
+
+        Raises:
+            ConfigError: Something in it, or a file that it names, is wrong.
+        """
+        if (plain.get("sweep") or {}).get("budget") is not None:
+            plain = self._within_budget(plain)
+        experiment = config.assemble(plain, self._section)
+        resolved = experiment.resolved
+        _, model = self._once("backbone", resolved["model"], lambda: _backbone(experiment))
+        texts = self._once("texts", (resolved["task"], resolved["forgetting"]), lambda: _texts(experiment))
+        return config.identity(experiment, {"model": model, **texts}, __version__)
+
+    def _section(self, key: str, values: Any) -> tuple[Any, Any]:
+        return self._once(key, values, lambda: config.make_section(key, values))
+
+    def _within_budget(self, plain: dict[str, Any]) -> dict[str, Any]:
+        """The configuration with the size that a budget comes to, which depends on neither seed nor training."""
+        sweep = plain["sweep"]
+        decisive = [plain.get(key) for key in ("model", "task", "method")], sweep["budget"]
+        sized = self._once("sized", decisive, lambda: config.assemble(plain, self._section).resolved["method"])
+        return {**plain, "method": sized, "sweep": {**sweep, "budget": None}}
+
+    def _once(self, kind: str, given: Any, make: "Callable[[], Any]") -> Any:
+        # Not by equality: 1, 1.0 and true are equal, and a seed may not be true.
+        place = f"{kind} {given!r}"
+        if place not in self.made:
+            self.made[place] = make()
+        return self.made[place]
 
 
 def job(cfg: DictConfig) -> dict[str, Any]:
@@ -74,10 +127,11 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     inputs = prepare(cfg)
-    store = inputs.experiment.tracking
-    if store.kind is not TrackingKind.none:
+    store, hydra = inputs.experiment.tracking, HydraConfig.get()
+    # A sweep asked before its first point; if the store fails meanwhile, the others run and keep their records.
+    if store.kind is not TrackingKind.none and OmegaConf.is_missing(hydra.job, "num"):
         tracking.check(str(store.uri))
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    run_dir = Path(hydra.runtime.output_dir)
     processes = distributed.wanted(inputs.experiment)
     with kill_as_interrupt():
         result = run(inputs, run_dir) if processes == 1 else _run_together(inputs, run_dir, processes)
@@ -213,15 +267,24 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: dist
     resident_from_here = speed.reset_peak_resident_size()
 
     # config -> task data
+    kept.new_run()
+    rows_of = inputs.revisions["data"], experiment.resolved["task"]
+    backbone_of = inputs.revisions["model"], experiment.resolved["model"]
     with speed.timed(cost, "load_seconds"):
-        data = task.load()
-    result.provenance["data"] = data.notes
+        data = kept.once("rows", rows_of, task.load)
+    result.provenance["data"] = dict(data.notes)
     configuration = models.load_config(inputs.folder, task.labels_count, task.regression)
-    tokenizer = models.load_tokenizer(inputs.folder, architectures.architecture(configuration))
+    architecture = architectures.architecture(configuration)
+    tokenizer = kept.once("tokenizer", backbone_of, lambda: models.load_tokenizer(inputs.folder, architecture))
     task.check_method(method)
     models.check_fit(inputs.folder, tokenizer, configuration, task.lengths(), method.virtual_tokens())
     with speed.timed(cost, "tokenize_seconds"):
-        features = {split: task.encode(rows, tokenizer) for split, rows in data.splits.items()}
+        features = kept.once(
+            "features",
+            (rows_of, backbone_of),
+            lambda: {split: task.encode(rows, tokenizer) for split, rows in data.splits.items()},
+        )
+    result.provenance["from_earlier_run"] = kept.used()
     wanted = experiment.forgetting
     text = forgetting.read_text(wanted.text, tokenizer, wanted.tokens) if wanted.text else None
     trained_on = _with_something_to_learn(features, experiment, result)
@@ -385,8 +448,6 @@ def gather_scores(
 
 
 def _write_config(run_dir: Path, resolved: dict[str, Any]) -> None:
-    from omegaconf import OmegaConf
-
     run_dir.mkdir(parents=True, exist_ok=True)
     record.write_atomically(run_dir / record.CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(resolved)))
 

@@ -46,7 +46,19 @@ from harness.record import (
 )
 from harness.store import RUN_ID_TAG, Store, check, parse, read_history, read_sqlite, redact
 
-__all__ = ["SyncOutcome", "check", "create", "finished", "read_curves", "read_runs", "redact", "send", "sweeps", "sync"]
+__all__ = [
+    "SyncOutcome",
+    "check",
+    "create",
+    "durations",
+    "finished",
+    "read_curves",
+    "read_runs",
+    "redact",
+    "send",
+    "sweeps",
+    "sync",
+]
 
 PENDING_TAG = "harness.pending"
 SWEEP_PARENT_TAG = "harness.sweep"
@@ -354,17 +366,40 @@ def finished(
         ConnectionError: The store cannot be read.
     """
     points: dict[str, dict[str, Any]] = {}
-    for run in _fetch(parse(uri), sweep=sweep, identities=identities, tables=("tags", "latest_metrics")):
+    chosen_tags = ("status", "error", "sweep", "stage", "primary_metric")
+    names = (*chosen_tags, "identity", "validation.*", "development.*")
+    for run in _fetch(parse(uri), sweep, identities, tables=("tags", "latest_metrics"), names=names):
         tags = run["tags"]
         scores: dict[str, dict[str, float]] = {"validation": {}, "development": {}}
         for key, value in run["metrics"].items():
             split, _, metric = key.partition(".")
             if split in scores:
                 scores[split][metric] = value
-        chosen = {key: tags.get(key) for key in ("status", "error", "sweep", "stage", "primary_metric")}
+        chosen = {key: tags.get(key) for key in chosen_tags}
         chosen |= {key: run[key] for key in ("run_id", "mlflow_run_id", "ended_at")} | {"scores": scores}
         points[tags.get("identity", "")] = chosen  # oldest first, so the newest stays
     return points
+
+
+def durations(uri: str) -> dict[tuple[str, ...], list[float]]:
+    """Return the names of method, task and model -> the seconds that each finished run of them took.
+
+    A server is not asked: paging through all of its runs could take longer than what is known by it saves.
+
+    Raises:
+        ConfigError: The URI names no store.
+        ConnectionError: The store cannot be read.
+    """
+    store = parse(uri)
+    found: dict[tuple[str, ...], list[float]] = {}
+    if store.path is None:
+        return found
+    kind = ("method", "task", "model")
+    for run in _fetch(store, tables=("tags", "latest_metrics"), names=(*kind, "status", "cost.total_seconds")):
+        if run["tags"].get("status") == "finished" and "cost.total_seconds" in run["metrics"]:
+            place = tuple(run["tags"].get(name, "") for name in kind)
+            found.setdefault(place, []).append(run["metrics"]["cost.total_seconds"])
+    return found
 
 
 def read_runs(uri: str, sweep: str | None = None) -> list[dict[str, Any]]:
@@ -427,6 +462,7 @@ def _fetch(
     identities: Iterable[str] | None = None,
     run_ids: Iterable[str] | None = None,
     tables: tuple[str, ...] = (),
+    names: tuple[str, ...] = ("*",),
 ) -> list[dict[str, Any]]:
     limits = {"sweep": None if sweep is None else [sweep], "identity": identities, RUN_ID_TAG: run_ids}
     wanted = {key: sorted(values) for key, values in limits.items() if values is not None}
@@ -435,7 +471,7 @@ def _fetch(
     elif not store.path.exists() or not store.path.stat().st_size:
         runs = []
     else:
-        runs = read_sqlite(store, wanted, tables)
+        runs = read_sqlite(store, wanted, tables, names)
     return sorted(runs, key=lambda run: (run["ended_at"] or 0, run["run_id"]))
 
 

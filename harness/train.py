@@ -5,13 +5,16 @@ resumed run finds again, tokens counted without padding, evaluation kept out of 
 loss that is not finite. tests/benchmarks compares its step time with a plain loop's and with Trainer's.
 """
 
+import logging
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from harness import measure
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from torch import dtype as Dtype
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
+
+log = logging.getLogger(__name__)
 
 LOG_STEPS = 10
 # Left out of the median step time: the first steps fill caches and make the optimizer's state.
@@ -345,7 +350,10 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "random": random,
         }
-        torch.save(state, partial)
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(self.checkpoint)
 
     def _restore(self) -> None:
@@ -353,8 +361,12 @@ class Trainer:
 
         if not self.checkpoint.is_file():
             return
-        # weights_only: a checkpoint is data, nothing in it is executed.
-        state = torch.load(self.checkpoint, map_location=self.collate.device, weights_only=True)
+        try:
+            # weights_only: a checkpoint is data, nothing in it is executed.
+            state = torch.load(self.checkpoint, map_location=self.collate.device, weights_only=True)
+        except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+            log.warning("%s is damaged (%s); training starts anew", self.checkpoint, type(error).__name__)
+            return
         self.progress = Progress(**state["progress"])
         self._load(state["trained"])
         self.best = state["best"]
@@ -406,7 +418,8 @@ class Trainer:
 
     def discard_checkpoint(self) -> None:
         """Remove the checkpoint of a run that needs it no more."""
-        self.checkpoint.unlink(missing_ok=True)
+        for path in (self.checkpoint, self.checkpoint.with_suffix(".partial")):
+            path.unlink(missing_ok=True)
         if self.checkpoint.parent.is_dir() and not any(self.checkpoint.parent.iterdir()):
             self.checkpoint.parent.rmdir()
 

@@ -6,11 +6,10 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,10 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 from pebble import CONSTS, ProcessExpired, ProcessFuture, ProcessPool
 
+from harness import kept
+from harness.claims import Claim
 from harness.config import ConfigError, register_resolvers
-from harness.points import CONSOLE_FILE
+from harness.points import CONSOLE_FILE, TAKEN
 
 # Every library that would otherwise start as many threads as there are cores, in each worker.
 THREAD_VARIABLES = (
@@ -34,6 +35,8 @@ THREAD_VARIABLES = (
 )
 # The status of a worker that left without a word; pebble waits for ever for one that leaves with 0.
 SILENT_EXIT = 70
+# The status of a worker whose clock, that of faulthandler, ended it.
+TIMED_OUT = 1
 # How long pebble waits for a process that outstays its time to end itself.
 GRACE_SECONDS = 60
 # How long an interrupted run has to save a checkpoint and its record before it is killed.
@@ -49,19 +52,25 @@ class Worker:
     between taking a task and saying so breaks the whole pool.
     """
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, threads: int, gpu: str | None = None) -> None:
+        self.threads, self.gpu = threads, gpu
         self.pool: ProcessPool | None = None
 
-    def start(self, task: Task, config: DictConfig, context: HydraContext) -> ProcessFuture[Any]:
-        """Begin a point."""
+    def start(
+        self, task: Task, config: DictConfig, context: HydraContext, seconds: float | None, claim: Claim | None
+    ) -> ProcessFuture[Any]:
+        """Begin a point.
+
+        Args:
+            seconds: How long it may take; null: no limit.
+            claim: What no two processes may do at a time; null where there is no store to share.
+        """
         if self.pool is None or not self.pool.active:
             self.stop()
             # spawn: a forked torch inherits locks and threads in an unknown state.
-            self.pool = ProcessPool(1, 0, _prepare, (self.threads, os.getpid()), get_context("spawn"))
-        seconds = seconds_allowed(config)
+            self.pool = ProcessPool(1, 0, _prepare, (self.threads, self.gpu), get_context("spawn"))
         return self.pool.schedule(
-            run_in_worker, args=(task, config, context, seconds), timeout=seconds and seconds + GRACE_SECONDS
+            run_in_worker, args=(task, config, context, seconds, claim), timeout=seconds and seconds + GRACE_SECONDS
         )
 
     def stop(self) -> None:
@@ -77,19 +86,16 @@ def stop_all(workers: list[Worker]) -> None:
         list(threads.map(Worker.stop, workers))
 
 
-def seconds_allowed(config: DictConfig | None) -> float | None:
-    minutes = config.sweep.timeout_minutes if config is not None else None
-    return None if minutes is None else minutes * 60
-
-
 def outcome_of(future: Future[Any], allowed: float | None, elapsed: float) -> tuple[dict[str, Any], bool]:
     """What became of a point, and whether its worker was lost and so could record nothing."""
     try:
         return future.result(), False
     except (ProcessExpired, TimeoutError) as error:
-        if allowed is not None and elapsed >= allowed:
+        status = getattr(error, "exitcode", TIMED_OUT)
+        # The time until the worker was there counts in `elapsed` too, so its status decides.
+        if allowed is not None and elapsed >= allowed and status == TIMED_OUT:
             return _failed(f"took longer than sweep.timeout_minutes={allowed / 60:g} and was stopped"), True
-        return _failed(_death(getattr(error, "exitcode", None))), True
+        return _failed(_death(status)), True
     except (CancelledError, Exception) as error:
         return _failed(f"its worker process could not be used: {type(error).__name__}: {error}"), True
 
@@ -105,15 +111,20 @@ def _failed(error: str) -> dict[str, Any]:
     return {"status": "failed", "error": error, "scores": {}}
 
 
-def _prepare(threads: int, parent: int) -> None:
+def _prepare(threads: int, gpu: str | None) -> None:
     """Runs first in a new worker, before anything imports torch, which reads the variables once."""
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    # Threads that wait for the next parallel section would else spin, and keep the other workers from the core.
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    kept.begin()
     faulthandler.enable()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     # Told to go, a worker unwinds; the signal that pebble sends after the word must not cut that short half-way.
     Finalize(None, signal.signal, (signal.SIGTERM, signal.SIG_IGN), exitpriority=1000)
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     own, leave = os.getpid(), os._exit
 
     def leave_loudly(status: int) -> None:
@@ -122,15 +133,30 @@ def _prepare(threads: int, parent: int) -> None:
     os._exit = leave_loudly  # type: ignore[assignment]
 
 
-def _die_with(parent: int) -> None:
+def _die_with_parent() -> None:
     """End this worker when the sweep was killed, else a sweep started again would run beside it."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGKILL)
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run_in_worker(task: Task, config: DictConfig, context: HydraContext, seconds: float | None) -> dict[str, Any]:
-    """Run a point as a Hydra job, its output in `console.log` of its directory; never raises.
+def run_in_worker(
+    task: Task, config: DictConfig, context: HydraContext, seconds: float | None, claim: Claim | None
+) -> dict[str, Any]:
+    """Run a point, unless another sweep is at it, or has done it by now; never raises.
+
+    The claim is this process's: a sweep that was killed may leave a worker for a moment, which still holds it.
+    """
+    if claim is None:
+        return _run_alone(task, config, context, seconds)
+    with claim.hold() as held:
+        if not held:
+            return {"status": TAKEN}
+        return claim.result() or _run_alone(task, config, context, seconds)
+
+
+def _run_alone(task: Task, config: DictConfig, context: HydraContext, seconds: float | None) -> dict[str, Any]:
+    """Run a point as a Hydra job, its output in `console.log` of its directory.
 
     Past `seconds` the process ends, and `console.log` shows where it hung. A clock of C ends also what no signal
     handler of Python would, and leaves the run no time to record that it was interrupted.

@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from toy_sweep import ToySweep
 
-from harness import launcher
+from harness import launcher, tracking
 from harness import points as sweep_points
 from harness.config import ConfigError
 from harness.record import RunRecord
+from harness.slots import available_cores, visible_gpus
 
 ACTS = ["finish", "raise", "exit", "kill", "leave", "hang", "garbage", "diverge", "record_then_die"]
 
@@ -49,7 +51,7 @@ def disaster(tmp_path_factory):
         ("kill", "failed", "its worker process was killed by SIGKILL (perhaps the machine ran out of memory)"),
         ("leave", "failed", "its worker process ended with exit status 70"),
         ("hang", "failed", "took longer than sweep.timeout_minutes=0.05 and was stopped"),
-        ("wrong", "failed", "train.rate=1: there is no key train.rate; Valid: learning_rate"),
+        ("wrong", "failed", "train.rate=1: there is no key train.rate; Valid: device, learning_rate, resume"),
         ("record_then_die", "finished", ""),
     ],
 )
@@ -100,8 +102,8 @@ def test_workers_live_on_and_compute_with_their_threads(toy, monkeypatch):
     points = [["act=report", f"seed={seed}"] for seed in range(5)]
     outcomes = toy.launch(points, "hydra.launcher.workers=2", "hydra.launcher.threads=1")
     assert 1 <= len({outcome["pid"] for outcome in outcomes}) <= 2
-    expected = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HARNESS_TOY": "inherited"}
-    assert all(outcome["environment"] == expected for outcome in outcomes)
+    expected = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HARNESS_TOY": "inherited"}
+    assert all(expected.items() <= outcome["environment"].items() for outcome in outcomes)
     assert os.environ["OMP_NUM_THREADS"] == "5"
     assert not [child for child in multiprocessing.active_children() if "pebble" in child.name]
 
@@ -132,7 +134,8 @@ def test_rerun_runs_points_again(toy, rerun, skipped):
     points = [["act=diverge"], ["act=tie"]]
     for point, status in zip(points, ("diverged", "finished"), strict=True):
         with toy.hydra(point, None) as (_, config):
-            toy.stored[launcher.identify(sweep_points.without_hydra(config))] = {"status": status, "scores": {}}
+            plain = OmegaConf.to_container(sweep_points.without_hydra(config), resolve=True)
+            toy.stored[launcher.identities()(plain)] = {"status": status, "scores": {}}
     outcomes = toy.launch([[*point, f"sweep.rerun={rerun}"] for point in points])
     assert sum(outcome.get("skipped", False) for outcome in outcomes) == skipped
 
@@ -176,7 +179,7 @@ def test_workers_die_with_a_sweep_that_was_killed(tmp_path):
         "from harness.workers import _prepare\n"
         "from pebble import ProcessPool\n"
         "if __name__ == '__main__':\n"
-        "    pool = ProcessPool(1, 0, _prepare, (1, os.getpid()), get_context('spawn'))\n"
+        "    pool = ProcessPool(1, 0, _prepare, (1, None), get_context('spawn'))\n"
         "    print(pool.schedule(os.getpid).result(), flush=True)\n"
         "    pool.schedule(time.sleep, args=(600,))\n"
         "    time.sleep(600)\n"
@@ -214,9 +217,74 @@ def test_the_table_names_every_point_and_the_log_of_each_failure(toy, capsys):
 
 def test_more_workers_than_cores_are_warned_of(toy, capsys):
     """Points that slow each other down are worth a sentence."""
-    cores = launcher.available_cores()
+    cores = available_cores()
     toy.launch([["seed=1"]], f"hydra.launcher.workers={cores + 1}")
     assert f"is more than the {cores} cores" in capsys.readouterr().err
+
+
+def test_long_points_are_run_first(toy, monkeypatch, capsys):
+    """By what earlier runs of the store took; of what nobody knows it comes before."""
+    seconds = {("narrow", "None", "None"): [90.0, 110.0], ("wide", "None", "None"): [5.0]}
+    monkeypatch.setattr(tracking, "durations", lambda uri: seconds)
+    points = [[f"method={method}", "train.learning_rate=2"] for method in ("wide", "narrow", "single")]
+    toy.launch(points, "hydra.launcher.workers=1")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    assert [line.split()[1] for line in lines] == ["method=single", "method=narrow", "method=wide"]
+
+
+def test_points_share_the_gpus(toy, monkeypatch):
+    """Each worker sees one GPU, and there are as many workers as slots."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    outcomes = toy.launch([["act=report", "train.device=cuda", f"seed={seed}"] for seed in range(2)])
+    seen = [outcome["environment"]["CUDA_VISIBLE_DEVICES"] for outcome in outcomes]
+    assert sorted(seen) == ["3", "5"]
+    with toy.hydra(["sweep.slots_per_gpu=2"], None) as (context, config):
+        plugin = launcher.LocalLauncher()
+        plugin.setup(hydra_context=context, task_function=lambda _: None, config=config)
+        plugin.identify = launcher.identities()
+        points = plugin._points([["train.device=auto", f"seed={seed}"] for seed in range(9)], 0)
+        assert plugin._slots(points) == ["3", "5", "3", "5"]
+        assert plugin._slots(points[:3]) == ["3", "5", "3"]
+        on_cpu = plugin._points([["train.device=cpu"], ["train.device=cpu", "seed=1"]], 0)
+        assert set(plugin._slots(on_cpu)) == {None}
+
+
+def test_a_gpu_that_is_not_there_is_asked_for_in_vain(toy, monkeypatch):
+    """The points that ask for one fail before anything starts, and a sweep of nothing else is refused."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConfigError, match=r"train\.device=cuda: there is no GPU here"):
+        toy.launch([["train.device=cuda"], ["train.device=cuda", "seed=1"]])
+    outcomes = toy.launch([["train.device=cuda"], ["train.device=auto"]])
+    assert [outcome["status"] for outcome in outcomes] == ["failed", "finished"]
+
+
+def test_gpus_are_found_by_the_drivers_tool(tmp_path, monkeypatch):
+    """Their names are those that CUDA_VISIBLE_DEVICES takes; a GPU in parts is its parts."""
+    listed = tmp_path / "nvidia-smi"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def found(*lines):
+        listed.write_text("#!/bin/sh\ncat <<'E'\n" + "\n".join(lines) + "\nE\n")
+        listed.chmod(0o755)
+        return visible_gpus()
+
+    whole = "GPU 0: NVIDIA H200 (UUID: GPU-1a2b-3c)"
+    assert found(whole, "GPU 1: NVIDIA H200 (UUID: GPU-4d)") == ["GPU-1a2b-3c", "GPU-4d"]
+    assert found(whole, "  MIG 1g.18gb Device 0: (UUID: MIG-5e-6f)") == ["MIG-5e-6f"]
+    assert found("No devices found.") == []
+
+
+def test_a_point_that_was_cut_off_goes_on_from_its_checkpoint(toy):
+    """Unless everything is to be done anew, or the user says otherwise."""
+    with toy.hydra([], None) as (context, config):
+        plugin = launcher.LocalLauncher()
+        plugin.setup(hydra_context=context, task_function=lambda _: None, config=config)
+        plugin.identify = launcher.identities()
+        points = plugin._points([["seed=1"], ["sweep.rerun=all"], ["train.resume=false"]], 0)
+        for point in points:
+            plugin._compose(point)
+        assert [point.config.train.resume for point in points] == [True, False, False]
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,24 @@ def test_an_interrupted_run_is_recorded_and_goes_on_to_the_same_scores(
     assert steps == [json.loads(line)["step"] for line in (tmp_path / "whole/steps.jsonl").read_text().splitlines()]
 
 
+def test_a_checkpoint_that_was_cut_short_is_no_obstacle(
+    tiny_experiment: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a machine that lost its power may leave one: the run says so and starts anew."""
+    options = [*tiny_experiment, "train.epochs=1"]
+    inputs = runner.prepare(compose("config", [*options, "train.resume=true"]))
+    checkpoint = Path("runs/checkpoints", inputs.identity, "checkpoint.pt")
+    checkpoint.parent.mkdir(parents=True)
+    whole = carry_out(tmp_path / "whole", *options)
+    for content in (b"", b"PK\x03\x04 the beginning of an archive"):
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_bytes(content)
+        resumed = carry_out(tmp_path / "resumed", *options, "train.resume=true")
+        assert scores_of(resumed) == scores_of(whole)
+        assert "is damaged" in caplog.text
+        assert not checkpoint.parent.exists()
+
+
 def test_a_store_that_fails_after_the_run_loses_nothing(
     tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -24,10 +24,10 @@ CONFIG = """
 defaults: [method: wide, override hydra/launcher: local, _self_]
 act: finish
 seed: 0
-train: {learning_rate: "${method.learning_rate}"}
+train: {learning_rate: "${method.learning_rate}", resume: false, device: cpu}
 evaluate: {validation: true}
-sweep: {name: null, stage: run, rerun: none, timeout_minutes: null, fail_fast: false}
-tracking: {kind: local, uri: "sqlite:///toy.db", experiment: toy}
+sweep: {name: null, stage: run, rerun: none, timeout_minutes: null, fail_fast: false, slots_per_gpu: 1}
+tracking: {kind: local, uri: "sqlite:///FOLDER/toy.db", experiment: toy}
 hydra:
   searchpath: ["file://CONF"]
   output_subdir: null
@@ -50,7 +50,7 @@ def task(cfg: DictConfig) -> Any:
         case "tie":
             return {"status": "finished", "scores": {"primary_metric": "x", "development": {"x": 0.5}}}
         case "report":
-            names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HARNESS_TOY")
+            names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "HARNESS_TOY")
             return {"status": "finished", "pid": os.getpid(), "environment": {n: os.environ.get(n) for n in names}}
         case "diverge":
             return {"status": "diverged", "error": "the loss is NaN at step 3", "scores": {}}
@@ -84,11 +84,12 @@ class ToySweep:
         self.stored: dict[str, dict[str, Any]] = {}
         self.questions = 0
         self.asked: list[tuple[list[str], str]] = []
-        monkeypatch.setattr(launcher, "identify", identity)
-        compose = launcher.LocalLauncher._compose
-        monkeypatch.setattr(launcher.LocalLauncher, "_compose", lambda *given: self._note(compose(*given)))
+        monkeypatch.setattr(launcher, "identities", lambda: identity)
+        resolve = launcher.LocalLauncher._points
+        monkeypatch.setattr(launcher.LocalLauncher, "_points", lambda *given: self._note(resolve(*given)))
         monkeypatch.setattr(tracking, "check", lambda uri: None)
         monkeypatch.setattr(tracking, "finished", self._finished)
+        monkeypatch.setattr(tracking, "durations", lambda uri: {})
         monkeypatch.setattr(tracking, "send", lambda folder, uri, experiment: self.sent.append(RunRecord.read(folder)))
         points.outcomes.clear()
         launcher.register(launcher.LocalLauncher)
@@ -96,14 +97,15 @@ class ToySweep:
         self.configurations = folder / "conf"
         (self.configurations / "method").mkdir(parents=True)
         text = CONFIG.replace("CONF", str(conf_root() / "conf")).replace("SWEEP", str(folder / "sweep"))
+        text = text.replace("FOLDER", str(folder))
         (self.configurations / "config.yaml").write_text(text)
         for name, rates in METHODS.items():
             method = {"name": name, "learning_rate": rates[0], "learning_rates": rates}
             OmegaConf.save(OmegaConf.create(method), self.configurations / "method" / f"{name}.yaml")
 
-    def _note(self, point: points.Point) -> points.Point:
-        self.asked.append((point.overrides, point.stage))
-        return point
+    def _note(self, asked: list[points.Point]) -> list[points.Point]:
+        self.asked += [(point.overrides, point.stage) for point in asked]
+        return asked
 
     def _finished(self, uri: str, sweep: str, identities: list[str]) -> dict[str, Any]:
         self.questions += 1
@@ -146,9 +148,7 @@ def values(returned: Any) -> list[dict[str, Any]]:
     return [one.return_value for one in returned]
 
 
-def identity(cfg: DictConfig) -> str:
+def identity(plain: dict[str, Any]) -> str:
     """As the real one: everything but the sweep and the store decides."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
     decisive = {key: value for key, value in plain.items() if key not in ("sweep", "tracking")}
     return hashlib.sha256(str(decisive).encode()).hexdigest()
