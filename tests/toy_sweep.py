@@ -16,7 +16,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from harness import launcher, points, sweeper, tracking
+from harness import clusters, launcher, points, sweeper, tracking
 from harness.config import conf_root
 from harness.record import RunRecord
 
@@ -66,9 +66,23 @@ def task(cfg: DictConfig) -> Any:
             time.sleep(600)
         case "garbage":
             return lambda: None
+        case "count":
+            note(Path(cfg.folder) / "began", cfg.seed)
+            time.sleep(cfg.wait)
+            note(Path(cfg.folder) / "ended", cfg.seed)
+            return {"status": "finished", "scores": {}}
+        case "kill_parent":
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(600)
         case "record_then_die":
             record(cfg, "finished").write(Path(cfg.folder))
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def note(file: Path, seed: int) -> None:
+    """Add a line, whole also where several processes add theirs."""
+    with file.open("a") as lines:
+        lines.write(f"{seed} {os.getpid()}\n")
 
 
 def record(cfg: DictConfig, status: str) -> RunRecord:
@@ -90,9 +104,10 @@ class ToySweep:
         monkeypatch.setattr(tracking, "check", lambda uri: None)
         monkeypatch.setattr(tracking, "finished", self._finished)
         monkeypatch.setattr(tracking, "durations", lambda uri: {})
+        monkeypatch.setattr(tracking, "create", lambda uri, experiment, sweep: None)
         monkeypatch.setattr(tracking, "send", lambda folder, uri, experiment: self.sent.append(RunRecord.read(folder)))
         points.outcomes.clear()
-        launcher.register(launcher.LocalLauncher)
+        launcher.register(launcher.LocalLauncher, clusters.RayLauncher, clusters.SlurmLauncher)
         sweeper.register()
         self.configurations = folder / "conf"
         (self.configurations / "method").mkdir(parents=True)
