@@ -42,9 +42,14 @@ if TYPE_CHECKING:
 
 PLUGIN_MODULE = "hydra_plugins.harness"
 SWEEP_WITHOUT_FILE = "multirun"
+EMPTY = "the sweep is empty: one of its lists of values has nothing in it"
 # What each sweep.rerun leaves alone. A point that failed, ran out of memory or was cut off is always tried again: its
 # cause may be gone, and starting the same command again is how one goes on. A diverged one would diverge again.
-LEFT_ALONE: dict[str, tuple[str, ...]] = {"none": ("finished", "diverged"), "failed": ("finished",), "all": ()}
+LEFT_ALONE: dict[str, tuple[str, ...]] = {
+    "none": ("finished", "stopped", "diverged"),
+    "failed": ("finished", "stopped"),
+    "all": (),
+}
 
 
 class LocalLauncher(Launcher):
@@ -91,7 +96,7 @@ class LocalLauncher(Launcher):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigError(f"hydra.launcher.{key}={value}: a positive whole number is needed")
         if not points:
-            raise ConfigError("the sweep is empty: one of its lists of values has nothing in it")
+            raise ConfigError(EMPTY)
         cores = available_cores()
         if self.workers and self.workers * self.threads > cores:
             print(

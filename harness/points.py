@@ -80,7 +80,7 @@ def counts_as_failure(outcome: dict[str, Any]) -> bool:
     """A trial that diverged is a finding about its learning rate; any other point that did not finish is a failure."""
     if outcome["status"] == "diverged":
         return outcome.get("stage") != "tune"
-    return outcome["status"] != "finished"
+    return outcome["status"] not in ("finished", "stopped")
 
 
 def store_and_sweep(point: Point) -> tuple[str, str] | None:
