@@ -16,6 +16,8 @@ RATE = "train.learning_rate"
 EDGE_SHARE = 0.05
 # Of a value that is drawn: what it is called in tables is then what it is.
 DIGITS = 3
+# To find a point that was not tried yet: a narrow range may have no other.
+ATTEMPTS = 50
 
 # Dotted key -> value.
 Settings = dict[str, float]
@@ -159,11 +161,25 @@ class Tpe:
         )
         self.failed = optuna.trial.TrialState.FAIL
         self.asked: list[Any] = []
+        self.seen: list[Settings] = []
 
     def ask(self) -> list[Settings]:
-        self.asked = [self.study.ask(self.space) for _ in range(min(self.parallel, self.left))]
-        self.left -= len(self.asked)
-        return [{one.key: one.told(trial.params[one.key]) for one in self.ranges} for trial in self.asked]
+        self.asked = []
+        points = [self._ask() for _ in range(min(self.parallel, self.left))]
+        self.left -= len(points)
+        return points
+
+    def _ask(self) -> Settings:
+        """A new point; near the end of a range Optuna may come back to one, which would be a trial for nothing."""
+        for attempt in range(ATTEMPTS):
+            trial = self.study.ask(self.space)
+            point = {one.key: one.told(trial.params[one.key]) for one in self.ranges}
+            if point not in self.seen or attempt == ATTEMPTS - 1:
+                break
+            self.study.tell(trial, state=self.failed)
+        self.asked.append(trial)
+        self.seen.append(point)
+        return point
 
     def tell(self, scores: Sequence[float | None], diverged: Sequence[bool]) -> None:
         """A diverged trial counts as worse than any other; one that failed otherwise says nothing about its point."""

@@ -84,6 +84,16 @@ def test_tpe_comes_nearer_to_the_best_than_random_points_do() -> None:
     assert far("tpe") < 0.7 * far("random")
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_tpe_asks_for_no_point_twice_where_there_are_others(seed: int) -> None:
+    """At the end of a range it comes back to the same few digits; a range of two values has no other."""
+    pytest.importorskip("optuna")
+    rates = list(asked("tpe", 30, seed, best=1e-4))
+    assert len(set(rates)) == len(rates) == 30
+    found = searcher((Range(RATE, (1e-3, 1.001e-3)),), budget("tpe", 4), "lora", higher_is_better=True)
+    assert len(found.ask()) == 2
+
+
 def test_tpe_follows_from_its_seed_and_the_scores() -> None:
     """The same again, and a diverged trial says something about its place that a failed one does not."""
     pytest.importorskip("optuna")

@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.config import Quantization, TrainConfig
 
@@ -26,7 +26,7 @@ class Method(Protocol):
     name: str
     learning_rate: float
     learning_rates: list[float]
-    second_range: dict[str, list[float]]
+    second_range: dict[str, Any]
 
     def check(self, key: str) -> None:
         """Refuse hyper-parameters that can't be right; `key` is the configuration key to name."""
@@ -71,7 +71,7 @@ class MethodDefaults:
     name: str
     learning_rate: float
     learning_rates: list[float]
-    second_range: dict[str, list[float]] = field(default_factory=dict, kw_only=True)
+    second_range: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
     def check(self, key: str) -> None:
         """Nothing to refuse."""
