@@ -87,7 +87,7 @@ def exit_status(outcomes: list[dict[str, Any]]) -> int:
     """The exit status for what ended; a single run's failure is told here, a sweep's has its table."""
     if len(outcomes) == 1 and "point" not in outcomes[0]:
         outcome = outcomes[0]
-        if outcome["status"] != "finished":
+        if outcome["status"] not in ("finished", "stopped"):
             refused = outcome["status"] == points.REFUSED
             print(outcome["error"] if refused else f"{outcome['status']}: {outcome['error']}", file=sys.stderr)
             return MISTAKEN if refused else INTERRUPTED if outcome["status"] == "interrupted" else FAILED

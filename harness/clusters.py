@@ -26,7 +26,7 @@ from typing import Any
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from harness.claims import Claim
+from harness.point_claims import Claim
 from harness.config import PACKAGE, ConfigError, conf_root, near_misses
 from harness.launcher import LocalLauncher, hydra_config
 from harness.mistakes import MISTAKES, explain

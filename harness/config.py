@@ -79,6 +79,14 @@ class Stage(Enum):
     final = "final"
 
 
+class Search(Enum):
+    """How the equal-budget sweeper finds what to try."""
+
+    grid = "grid"
+    random = "random"
+    tpe = "tpe"
+
+
 @dataclass
 class ModelConfig:
     """The backbone.
@@ -165,8 +173,14 @@ class TrackingConfig:
 
 @dataclass
 class SweepConfig:
+    """How a sweep goes about its points; conf/config.yaml explains each key."""
+
     name: str | None
     stage: Stage
+    search: Search | None
+    searched: list[str] | None
+    chosen_from: str | None
+    stop_share: float | None
     rerun: Rerun
     budget: float | None
     timeout_minutes: float | None
@@ -450,6 +464,8 @@ def check_values(built: dict[str, Any]) -> list[str]:
     ]
     if not 0 <= train.warmup_share <= 1:
         mistakes.append(f"train.warmup_share={train.warmup_share}: a share from 0 to 1 is allowed")
+    if sweep.stop_share is not None and not 0 < sweep.stop_share < 1:
+        mistakes.append(f"sweep.stop_share={sweep.stop_share}: a share between 0 and 1 is allowed")
     if not 0 <= train.weight_decay < float("inf"):
         mistakes.append(f"train.weight_decay={train.weight_decay}: zero or a positive number is allowed")
     return mistakes
@@ -460,7 +476,7 @@ NOT_IDENTITY = {
     "model": ("name", "path", "revision"),
     "task": ("data_dir",),
     "train": ("resume", "checkpoint_dir", "checkpoint_minutes", "keep_adapter", "device", "distributed", "processes"),
-    "method": ("learning_rate", "learning_rates"),
+    "method": ("learning_rate", "learning_rates", "second_range"),
     "forgetting": ("text",),
 }
 
@@ -469,7 +485,8 @@ def identity(experiment: Experiment, revisions: dict[str, str], version: str) ->
     """SHA-256 (hexadecimal) over everything that decides the result.
 
     The learning rate counts once, as `train.learning_rate`: the method's own is only where its default comes from.
-    Paths do not count, the content behind them does, through the revisions.
+    Paths do not count, the content behind them does, through the revisions. A run that is stopped on its way is
+    another than the whole one.
     """
     decisive = {
         section: {key: value for key, value in values.items() if key not in NOT_IDENTITY.get(section, ())}
@@ -478,5 +495,7 @@ def identity(experiment: Experiment, revisions: dict[str, str], version: str) ->
         for section, values in experiment.resolved.items()
         if section not in ("measure", "tracking", "sweep")
     }
-    content = {"config": decisive, **revisions, "version": version}
+    content: dict[str, Any] = {"config": decisive, **revisions, "version": version}
+    if experiment.sweep.stop_share is not None:
+        content["stop_share"] = experiment.sweep.stop_share
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

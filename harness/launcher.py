@@ -20,7 +20,7 @@ from hydra.plugins.plugin import Plugin
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from harness.claims import outcome_of_stored
+from harness.point_claims import outcome_of_stored
 from harness.config import ConfigError, resolved
 from harness.mistakes import MISTAKES, explain, key_of
 from harness.points import (
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 PLUGIN_MODULE = "hydra_plugins.harness"
 SWEEP_WITHOUT_FILE = "multirun"
+EMPTY = "the sweep is empty: one of its lists of values has nothing in it"
 # How often a point is looked at again that another sweep works on.
 TAKEN_SECONDS = 1.0
 
@@ -96,7 +97,7 @@ class LocalLauncher(Launcher):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigError(f"hydra.launcher.{key}={value}: a positive whole number is needed")
         if not points:
-            raise ConfigError("the sweep is empty: one of its lists of values has nothing in it")
+            raise ConfigError(EMPTY)
 
     def _slots(self, points: list[Point]) -> list[str | None]:
         """The GPU of each worker, null for the CPU; a point that asks for a GPU where there is none has failed."""

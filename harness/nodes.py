@@ -13,7 +13,7 @@ from typing import Any
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from harness.claims import Claim
+from harness.point_claims import Claim
 from harness.store import parse
 from harness.workers import Task, Worker, outcome_of
 

@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, open_dict
 
-from harness.claims import Claim
+from harness.point_claims import Claim
 from harness.config import ConfigError, Rerun, near_misses
 from harness.mistakes import key_of
 from harness.progress import Kind, score_text, spell, table
@@ -27,7 +27,11 @@ CONSOLE_FILE = "console.log"
 
 # What each sweep.rerun leaves alone. A point that failed, ran out of memory or was cut off is always tried again: its
 # cause may be gone, and starting the same command again is how one goes on. A diverged one would diverge again.
-LEFT_ALONE: dict[str, tuple[str, ...]] = {"none": ("finished", "diverged"), "failed": ("finished",), "all": ()}
+LEFT_ALONE: dict[str, tuple[str, ...]] = {
+    "none": ("finished", "stopped", "diverged"),
+    "failed": ("finished", "stopped"),
+    "all": (),
+}
 
 # What became of every run and point of this process: Hydra's main returns nothing, the exit status needs it.
 outcomes: list[dict[str, Any]] = []
@@ -117,7 +121,7 @@ def counts_as_failure(outcome: dict[str, Any]) -> bool:
     """A trial that diverged is a finding about its learning rate; any other point that did not finish is a failure."""
     if outcome["status"] == "diverged":
         return outcome.get("stage") != "tune"
-    return outcome["status"] != "finished"
+    return outcome["status"] not in ("finished", "stopped")
 
 
 def check_rerun(settings: dict[str, Any]) -> None:

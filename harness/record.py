@@ -63,9 +63,10 @@ COST_FIELDS = (
 
 
 class Status(StrEnum):
-    """How a run ended."""
+    """How a run ended; a stopped one was told to end on its way (`sweep.stop_share`), and a checkpoint goes on."""
 
     finished = "finished"
+    stopped = "stopped"
     failed = "failed"
     diverged = "diverged"
     out_of_memory = "out_of_memory"

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 FILES = (
     "report.md report.html report.tex scores.csv comparisons.csv across.csv costs.csv runs.csv tuning.csv "
-    "predictions.csv failures.csv"
+    "predictions.csv failures.csv noise.csv"
 ).split()
 # Pictures that a report may have; those over a size of a method are named after it, as in score_vs_rank.
 PICTURES = "score_vs_* seeds learning_rates learning_curves memory predicted_vs_measured forgetting".split()
@@ -245,21 +245,27 @@ def _load(options: Options) -> "Runs":
 
 def build(frame: "pd.DataFrame", sweep: str | None, curves: "pd.DataFrame | None" = None) -> Report:
     """Make a report from the frame of `scores.load`, which must not be empty; the same frame gives the same report."""
-    from harness.reporting import across, pairwise, pictures, render, scores
+    from harness.reporting import across, noise, pairwise, pictures, render, scores
 
     summary, tuning, failures = scores.summary(frame), scores.tuning(frame), scores.failures(frame)
     found = pairwise.compare_tasks(frame, summary)
     together = across.over_tasks(frame, summary)
     summary = pairwise.annotated(summary, found)
     costs, predictions = scores.costs(frame), scores.predictions(frame)
-    extra = [render.prediction_table(predictions), render.tuning_table(tuning), render.failure_table(failures)]
+    scatter = noise.noise(frame)
+    extra = [
+        noise.noise_table(scatter),
+        render.prediction_table(predictions),
+        render.tuning_table(tuning),
+        render.failure_table(failures),
+    ]
     tables = [render.across_table(together)] if together else []
     tables += render.score_tables(summary, found) + render.pair_tables(found) + render.cost_tables(costs)
     tables += [table for table in extra if table is not None]
     title = render.TITLE + (f": {scores.plain(sweep)}" if sweep else "")
     frames = {"scores": summary, "costs": costs, "runs": frame.drop(columns=["artifact_uri"]), "tuning": tuning}
     frames |= {"comparisons": pairwise.pairs(found), **({"across": together.table} if together else {})}
-    frames |= {"predictions": predictions, "failures": failures}
+    frames |= {"predictions": predictions, "failures": failures, "noise": scatter}
     notes = render.protocol(summary, not tuning.empty) + render.odd(frame)
     return Report(title, render.opening(frame), tables, notes, frames, pictures.draw(frame, curves), curves)
 

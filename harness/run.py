@@ -38,6 +38,8 @@ class Inputs:
     folder: Path
     revisions: dict[str, str]
     identity: str
+    # The identity of the same run to its end: what a run that was stopped goes on as.
+    whole: str
 
 
 def prepare(cfg: DictConfig) -> Inputs:
@@ -49,8 +51,9 @@ def prepare(cfg: DictConfig) -> Inputs:
     experiment = config.build(cfg)
     folder, model = _backbone(experiment)
     revisions = {"model": model, **_texts(experiment)}
-    identity = config.identity(experiment, revisions, __version__)
-    return Inputs(experiment, folder, revisions, identity)
+    to_the_end = replace(experiment, sweep=replace(experiment.sweep, stop_share=None))
+    identities = (config.identity(one, revisions, __version__) for one in (experiment, to_the_end))
+    return Inputs(experiment, folder, revisions, *identities)
 
 
 def _backbone(experiment: Experiment) -> tuple[Path, str]:
@@ -119,7 +122,7 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     """Run one point in the current Hydra job and record how it ended, also when it failed.
 
     Returns:
-        status, error, identity, run_id, scores, run_dir, seconds, tracked.
+        status, error, identity, run_id, scores, run_dir, seconds, tracked, checkpoint (of a run that was stopped).
 
     Raises:
         ConfigError: A user's mistake, found before anything was computed.
@@ -144,6 +147,7 @@ def job(cfg: DictConfig) -> dict[str, Any]:
         "run_dir": str(run_dir),
         "seconds": result.cost["total_seconds"],
         "tracked": _track(result, run_dir, inputs.experiment),
+        "checkpoint": result.provenance.get("checkpoint"),
     }
 
 
@@ -197,8 +201,8 @@ def run(inputs: Inputs, run_dir: Path, processes: distributed.Processes | None =
         log.error("%s: %s", result.status, result.error, exc_info=result.status is Status.failed)
     if not processes.is_first:
         return result
-    if result.status is Status.finished:
-        log.info("finished: %s; %s", describe(result), run_dir / record.RESULT_FILE)
+    if result.status in (Status.finished, Status.stopped):
+        log.info("%s: %s; %s", result.status, describe(result), run_dir / record.RESULT_FILE)
     result.cost["total_seconds"] = time.perf_counter() - start
     result.ended_at = datetime.now(UTC).isoformat()
     for name, value in result.cost.items():
@@ -328,9 +332,10 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: dist
         lambda batch: task.loss(adapter, batch),
         lambda: score("development"),
         task.primary_metric,
-        inputs.identity,
+        inputs.whole,
         experiment.measure.costs,
         processes,
+        experiment.sweep.stop_share,
     )
     try:
         trainer.fit()
@@ -369,7 +374,11 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: dist
         trained.ask_for_general_text()
     with speed.timed(cost, "measure_seconds"):
         trained.measure(meter)
-    trainer.discard_checkpoint()
+    if trainer.stopped:
+        result.status = Status.stopped
+        result.provenance["checkpoint"] = str(trainer.checkpoint)
+    else:
+        trainer.discard_checkpoint()
 
 
 def _with_something_to_learn(

@@ -17,10 +17,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from harness import launcher, points
-from harness.config import ConfigError
+from harness.choice import Candidate, Trial, choices_table
+from harness.config import ConfigError, Search, near_misses
 from harness.metrics import higher_is_better
 from harness.mistakes import MISTAKES, explain, key_of
-from harness.progress import SCORE_DIGITS, primary_score, table
+from harness.search import Budget, ranges_of, searcher
 from harness.store import redact
 
 # What the equal-budget sweeper decides itself, and where to say it instead.
@@ -29,6 +30,7 @@ DECIDED = {
     "seed": "hydra.sweeper.tuning_seed and hydra.sweeper.seeds",
     "evaluate.validation": "nothing: trials leave it untouched, final runs score it",
     "sweep.stage": "nothing: it is tune, then final",
+    "sweep.stop_share": "hydra.sweeper.rungs",
 }
 
 
@@ -67,34 +69,36 @@ class GridSweeperConf:
     params: dict[str, str] | None = None
 
 
-@dataclass
-class Candidate:
-    """A point of the grid while its learning rate is chosen; `scores` maps a rate to its development score."""
-
-    overrides: list[str]
-    rates: list[float]
-    error: str | None = None
-    scores: dict[float, float | None] | None = None
-    chosen: float | None = None
-    higher_is_better: bool = True
-
-    @property
-    def name(self) -> str:
-        return " ".join(o for o in self.overrides if not o.startswith(("hydra.", "sweep."))) or "the default"
-
-
 class EqualBudgetSweeper(Sweeper):
-    """The same number of trials over each method's own learning rates, then the chosen one with fresh seeds.
+    """The same number of trials over each method's own ranges, then the best of them with fresh seeds.
 
     Args:
         params: Grid, as in Hydra's basic sweeper: key -> values separated by commas. The command line comes over it.
-        trials: Learning rates tried a point, the same for every method (see `spread`).
-        tuning_seed: Seed of the trials.
-        seeds: Seeds of the final runs; the tuning seed is not among them, its luck chose the rate.
+        search: grid, random or tpe.
+        trials: Points tried of each method on each task, the same for all.
+        second_range: Search the methods' second range too, where they declare one.
+        tuning_seed: Seed of the trials, and of what is drawn.
+        seeds: Seeds of the final runs; the tuning seed is not among them, its luck chose.
+        startup_trials: Of tpe: how many are random before it learns from them.
+        parallel_trials: Of tpe: how many of a method are asked for at once.
+        rungs: Shares of the steps at which the worse half of each method's trials is stopped; empty: none is.
     """
 
-    def __init__(self, params: DictConfig | None, trials: int, tuning_seed: int, seeds: list[int]) -> None:
-        self.params, self.trials, self.tuning_seed, self.seeds = params, trials, tuning_seed, list(seeds)
+    def __init__(
+        self,
+        params: DictConfig | None,
+        search: str,
+        trials: int,
+        second_range: bool,
+        tuning_seed: int,
+        seeds: list[int],
+        startup_trials: int,
+        parallel_trials: int,
+        rungs: list[float],
+    ) -> None:
+        self.params, self.second_range, self.seeds, self.rungs = params, second_range, list(seeds), list(rungs)
+        self.given: dict[str, Any] = {"search": search, "trials": trials, "tuning_seed": tuning_seed}
+        self.given |= {"startup_trials": startup_trials, "parallel_trials": parallel_trials}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.configuration = hydra_context, config
@@ -106,73 +110,144 @@ class EqualBudgetSweeper(Sweeper):
         """Tune, choose, run the chosen.
 
         Raises:
-            ConfigError: A number of trials that a method has no learning rates for, or a key that is decided here.
+            ConfigError: A budget that a method can't be given, or a key that is decided here.
         """
-        self._check(arguments)
-        save_configuration(self.configuration)
+        self.budget = self._check(arguments)
         candidates = [self._candidate(overrides) for overrides in grid(self.params, arguments, self.context)]
-        if candidates and all(candidate.error for candidate in candidates):
+        if not candidates:
+            raise ConfigError(launcher.EMPTY)
+        if all(candidate.error for candidate in candidates):
             raise ConfigError("\n".join(dict.fromkeys(str(candidate.error) for candidate in candidates)))
-        trials = [
-            (candidate, rate, [*candidate.overrides, *self._trial(rate)])
-            for candidate in candidates
-            for rate in candidate.rates
-        ]
-        with stopping(self.starter) as launch:
-            tuned = launch([overrides for *_, overrides in trials], 0)
-            self._choose(candidates, trials, tuned)
-            finals = self._finals(candidates)
-            return [tuned, launch(finals, len(trials)) if finals else []]
+        save_configuration(self.configuration)
+        self.batches: list[Sequence[JobReturn]] = []
+        with stopping(self.starter) as self.launch:
+            if self._tune(candidates) and self._choose(candidates):
+                self._run([override for candidate in candidates for override in self._finals(candidate)])
+        return self.batches
 
-    def _choose(self, candidates: list[Candidate], trials: list[Any], tuned: Sequence[JobReturn]) -> None:
-        for (candidate, rate, _), returned in zip(trials, tuned, strict=True):
-            candidate.scores = {**(candidate.scores or {}), rate: trial_score(returned.return_value)}
+    def _run(self, told: list[list[str]]) -> list[dict[str, Any]] | None:
+        """Launch points and return their outcomes; null when one failed and `sweep.fail_fast` ends the sweep."""
+        returned = self.launch(told, sum(map(len, self.batches)))
+        self.batches.append(returned)
+        outcomes = [one.return_value for one in returned]
+        failed = self.configuration.sweep.fail_fast and any(map(points.counts_as_failure, outcomes))
+        return None if failed else outcomes
+
+    def _tune(self, candidates: list[Candidate]) -> bool:
+        """Run all trials; false when the sweep ends here."""
+        while asked := [(candidate, trials) for candidate in candidates if (trials := candidate.ask())]:
+            if not self._try(asked):
+                return False
+            for candidate, trials in asked:
+                candidate.tell(trials)
+        return True
+
+    def _try(self, asked: list[tuple[Candidate, list[Trial]]]) -> bool:
+        """Run trials to their end, or to the rung where the worse half of each candidate's is stopped."""
+        for share in (*self.rungs, None):
+            going_on = [(c, trial) for c, trials in asked for trial in trials if trial.score is None]
+            if going_on:
+                outcomes = self._run([[*c.overrides, *self._trial(trial, share)] for c, trial in going_on])
+                if outcomes is None:
+                    return False
+                for (_, trial), outcome in zip(going_on, outcomes, strict=True):
+                    trial.outcome = outcome
+            if share is not None:
+                kept = [(candidate, candidate.better_half(trials)) for candidate, trials in asked]
+                for (_, trials), (_, better) in zip(asked, kept, strict=True):
+                    discard_checkpoints([trial for trial in trials if not any(trial is one for one in better)])
+                asked = kept
+        return True
+
+    def _trial(self, trial: Trial, share: float | None) -> list[str]:
+        fixed = [f"seed={self.budget.seed}", "evaluate.validation=false", "sweep.stage=tune", *self._searched(trial)]
+        # From rung to rung by the checkpoint, which the next command finds too.
+        rung = ["train.resume=true"] * bool(self.rungs) + [f"sweep.stop_share={share!r}"] * (share is not None)
+        return [*told_settings(trial), *fixed, *rung]
+
+    def _searched(self, trial: Trial) -> list[str]:
+        return [f"sweep.search={self.budget.search.name}", f"sweep.searched=[{','.join(trial.settings)}]"]
+
+    def _choose(self, candidates: list[Candidate]) -> bool:
+        """Choose, and show it; false when nothing is left to run."""
         for candidate in candidates:
-            choose(candidate)
+            candidate.choose()
         points.outcomes.extend({"status": "failed", "error": c.error, "point": c.name} for c in candidates if c.error)
-        print(choices_table(candidates), flush=True)
+        print(choices_table(candidates, self.budget.search is not Search.grid), flush=True)
+        return any(candidate.chosen for candidate in candidates)
 
-    def _finals(self, candidates: list[Candidate]) -> list[list[str]]:
-        return [
-            [*c.overrides, f"train.learning_rate={c.chosen!r}", f"seed={seed}", "sweep.stage=final"]
-            for c in candidates
-            if c.chosen is not None
-            for seed in self.seeds
-        ]
+    def _finals(self, candidate: Candidate) -> list[list[str]]:
+        if candidate.chosen is None:
+            return []
+        why = [*self._searched(candidate.chosen), f'sweep.chosen_from="{candidate.reason()}"']
+        chosen = told_settings(candidate.chosen)
+        return [[*candidate.overrides, *chosen, f"seed={seed}", "sweep.stage=final", *why] for seed in self.seeds]
 
-    def _check(self, arguments: list[str]) -> None:
+    def _check(self, arguments: list[str]) -> Budget:
         for key in (*map(key_of, arguments), *(self.params or {})):
             if key in DECIDED:
                 raise ConfigError(f"{key}: the equal_budget sweeper decides it; use {DECIDED[key]}")
-        if not isinstance(self.trials, int) or self.trials < 1:
-            raise ConfigError(f"hydra.sweeper.trials={self.trials}: a positive whole number is needed")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or self.tuning_seed in self.seeds:
+        search = str(self.given["search"])
+        if search not in Search.__members__:
+            raise ConfigError(
+                f"hydra.sweeper.search={search}: there is no such search; {near_misses(search, Search.__members__)}"
+            )
+        for key in ("trials", "startup_trials", "parallel_trials"):
+            if not _is_whole(self.given[key], 1):
+                raise ConfigError(f"hydra.sweeper.{key}={self.given[key]}: a positive whole number is needed")
+        seed = self.given["tuning_seed"]
+        if not all(_is_whole(one, 0) for one in (seed, *self.seeds)):
+            raise ConfigError(f"hydra.sweeper.seeds={self.seeds}, tuning_seed={seed}: whole numbers from 0 are needed")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or seed in self.seeds:
             raise ConfigError(
                 f"hydra.sweeper.seeds={self.seeds}: at least one seed is needed, none twice,"
-                f" and not tuning_seed {self.tuning_seed}, whose luck chose the learning rate"
+                f" and not tuning_seed {seed}, whose luck chose the hyper-parameters"
+            )
+        if not isinstance(self.second_range, bool):
+            raise ConfigError(f"hydra.sweeper.second_range={self.second_range}: true or false is needed")
+        self._check_rungs(search)
+        numbers = {key: self.given[key] for key in ("trials", "startup_trials", "parallel_trials")}
+        return Budget(Search[search], seed=seed, **numbers)
+
+    def _check_rungs(self, search: str) -> None:
+        numbers = [rung for rung in self.rungs if isinstance(rung, float) and 0 < rung < 1]
+        if len(numbers) < len(self.rungs) or sorted(set(numbers)) != numbers:
+            raise ConfigError(f"hydra.sweeper.rungs={self.rungs}: ascending shares between 0 and 1 are needed")
+        if self.rungs and search == Search.tpe.name:
+            raise ConfigError(
+                f"hydra.sweeper.rungs={self.rungs}: tpe learns from whole trials; use search=grid or random"
             )
 
     def _candidate(self, overrides: list[str]) -> Candidate:
         loader = self.context.config_loader
         try:
             config = loader.load_sweep_config(self.configuration, overrides)
-            rates = OmegaConf.select(config, "method.learning_rates")
-            name = str(OmegaConf.select(config, "method.name"))
+            method: Any = OmegaConf.to_container(config.method, resolve=True)
             higher = higher_is_better(str(OmegaConf.select(config, "task.primary_metric")))
         except MISTAKES as error:
-            return Candidate(overrides, [], explain(error, overrides))
-        if rates is None or len(set(rates)) < self.trials:
-            raise ConfigError(
-                f"hydra.sweeper.trials={self.trials}: method {name} has {len(set(rates or ()))} learning rates in"
-                " method.learning_rates, and every method gets the same number of trials"
-            )
+            return Candidate(overrides, explain(error, overrides))
+        ranges = ranges_of(method, self.second_range)
+        for one in ranges[1:]:
+            if any(key_of(override) == one.key for override in overrides):
+                raise ConfigError(f"{one.key}: the equal_budget sweeper searches it; hydra.sweeper.second_range=false")
         return Candidate(
-            overrides, spread(sorted({float(rate) for rate in rates}), self.trials), higher_is_better=higher
+            overrides, None, searcher(ranges, self.budget, str(method.get("name")), higher), ranges, higher
         )
 
-    def _trial(self, rate: float) -> list[str]:
-        fixed = ["evaluate.validation=false", "sweep.stage=tune"]
-        return [f"train.learning_rate={rate!r}", f"seed={self.tuning_seed}", *fixed]
+
+def told_settings(trial: Trial) -> list[str]:
+    return [f"{key}={value!r}" for key, value in trial.settings.items()]
+
+
+def discard_checkpoints(trials: list[Trial]) -> None:
+    """Remove what stopped trials would go on from, of those that will not."""
+    for trial in trials:
+        if checkpoint := trial.outcome.get("checkpoint"):
+            Path(checkpoint).unlink(missing_ok=True)
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def grid(params: DictConfig | None, arguments: list[str], context: HydraContext) -> list[list[str]]:
@@ -197,45 +272,6 @@ def save_configuration(config: DictConfig) -> None:
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "multirun.yaml").write_text(redact(OmegaConf.to_yaml(config)), encoding="utf-8")
-
-
-def spread(rates: list[float], number: int) -> list[float]:
-    """Take `number` of the sorted rates, evenly over their whole range, both ends included; the middle one for one."""
-    if number == 1:
-        return [rates[(len(rates) - 1) // 2]]
-    return [rates[round(i * (len(rates) - 1) / (number - 1))] for i in range(number)]
-
-
-def trial_score(outcome: dict[str, Any]) -> float | None:
-    """The development score of a trial; null, which never wins, for one that did not finish."""
-    return primary_score(outcome, "development") if outcome["status"] == "finished" else None
-
-
-def choose(candidate: Candidate) -> None:
-    """Choose the rate with the best development score; of equals the smaller."""
-    if candidate.error:
-        return
-    scored = {rate: score for rate, score in (candidate.scores or {}).items() if score is not None}
-    if scored:
-        best = max if candidate.higher_is_better else min
-        candidate.chosen = best(sorted(scored), key=lambda rate: scored[rate])
-    else:
-        candidate.error = f"{candidate.name}: none of its {len(candidate.rates)} trials has a development score"
-
-
-def choices_table(candidates: list[Candidate]) -> str:
-    """Each point's trials and choice; a choice on the edge of its range says that the range may be too narrow."""
-    rows = []
-    for candidate in candidates:
-        scores = candidate.scores or {}
-        trials = ", ".join(
-            f"{rate:g}: {'-' if (score := scores.get(rate)) is None else f'{score:.{SCORE_DIGITS}f}'}"
-            for rate in candidate.rates
-        )
-        chosen = "" if candidate.chosen is None else f"{candidate.chosen:g}"
-        edge = candidate.chosen in (candidate.rates[0], candidate.rates[-1]) if len(candidate.rates) > 1 else False
-        rows.append([candidate.name, trials, chosen, candidate.error or ("edge of its range" if edge else "")])
-    return table(["tuned", "learning rate: development score", "chosen", "note"], rows)
 
 
 def register() -> None:

@@ -64,7 +64,7 @@ PENDING_TAG = "harness.pending"
 SWEEP_PARENT_TAG = "harness.sweep"
 ARTIFACT_FOLDER = "mlartifacts"
 CURVES = "development."
-MLFLOW_STATUS = {"finished": "FINISHED", "interrupted": "KILLED"}  # every other status is FAILED
+MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}  # every other status is FAILED
 
 LOCK_SECONDS = 600
 ANSWERS, ANSWERS_SHOWN = "answers.json", 50

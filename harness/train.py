@@ -80,6 +80,7 @@ class Trainer:
         identity: Names the checkpoint, so that the same experiment finds it again.
         metered: Count the memory and the operations of one step; the scores are the same bits without.
         processes: Share each batch and take the same steps; null: this process is alone.
+        stop_share: Stop at the first evaluation past this share of the steps and keep a checkpoint; null: at the end.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Trainer:
         identity: str,
         metered: bool = True,
         processes: Processes | None = None,
+        stop_share: float | None = None,
     ) -> None:
         self.adapter = adapter
         self.features = features
@@ -116,6 +118,9 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(features) / rows_a_step)
         self.total_steps = settings.max_steps or math.ceil(settings.epochs * self.steps_per_epoch)
         self.evaluation_steps = max(1, math.ceil(self.steps_per_epoch / settings.evaluations_per_epoch))
+        # The schedule is of all steps, also where training stops earlier: what goes on must end as if it never had.
+        self.last_step = self._last_step(stop_share)
+        self.stopped = False
         self.optimizer = adapter.optimizer(self.trained, settings) or make_optimizer(self.trained, settings)
         self.schedule = make_schedule(self.optimizer, settings, self.total_steps)
         self.metered_step = self._largest_step() if metered else None
@@ -161,12 +166,22 @@ class Trainer:
                 if stop:
                     raise KeyboardInterrupt
                 start = time.perf_counter()
+        self.stopped = self.last_step < self.total_steps and not self._stalled()
+        if self.stopped:
+            self._save_checkpoint()
         self._load(self.best)
         return self.progress
 
+    def _last_step(self, stop_share: float | None) -> int:
+        """The step of the evaluation to stop at, so that stopping adds none that the whole run has not."""
+        if stop_share is None:
+            return self.total_steps
+        evaluations = math.ceil(stop_share * self.total_steps / self.evaluation_steps)
+        return min(evaluations * self.evaluation_steps, self.total_steps)
+
     def _steps(self) -> "Iterator[tuple[list[Batch], int]]":
         """This process's batches of each optimizer step from where the run stands, and the weight of all processes'."""
-        while self.progress.step < self.total_steps:
+        while self.progress.step < self.last_step:
             epoch, done = divmod(self.progress.step, self.steps_per_epoch)
             order = bucketed(self.lengths, self.settings.batch_size, self.data_seed, epoch)
             size = self.settings.gradient_accumulation_steps
@@ -175,7 +190,7 @@ class Trainer:
                 shares = [share for indices in together if (share := self.processes.share(indices))]
                 weight = sum(self.features[row]["weight"] for indices in together for row in indices)
                 yield [self.collate(self.features, share) for share in shares], weight
-                if self.progress.step == self.total_steps:
+                if self.progress.step == self.last_step:
                     return
 
     def _largest_step(self) -> int:
@@ -367,6 +382,8 @@ class Trainer:
         except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
             log.warning("%s is damaged (%s); training starts anew", self.checkpoint, type(error).__name__)
             return
+        if state["progress"]["step"] > self.last_step:
+            return  # of a run that went on from here before
         self.progress = Progress(**state["progress"])
         self._load(state["trained"])
         self.best = state["best"]

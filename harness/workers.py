@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from pebble import CONSTS, ProcessExpired, ProcessFuture, ProcessPool
 
 from harness import kept
-from harness.claims import Claim
+from harness.point_claims import Claim
 from harness.config import ConfigError, register_resolvers
 from harness.points import CONSOLE_FILE, TAKEN
 

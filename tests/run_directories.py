@@ -35,6 +35,8 @@ def write_run(
     steps: list[dict[str, Any]] | None = None,
     scores: dict[str, Any] | None = None,
     ended_at: str | None = None,
+    data_seed: int | None = None,
+    search: dict[str, Any] | None = None,
 ) -> Path:
     """Write one run directory below `folder`; every call makes a run of its own, later than those before."""
     number = next(_numbers)
@@ -72,9 +74,9 @@ def write_run(
             },
             "train": {"learning_rate": learning_rate, "epochs": 3, "batch_size": 32},
             "seed": seed,
-            "data_seed": seed,
+            "data_seed": seed if data_seed is None else data_seed,
             "evaluate": {"validation": stage != "tune"},
-            "sweep": {"name": sweep, "stage": stage},
+            "sweep": {"name": sweep, "stage": stage, **(search or {})},
             "tracking": {"kind": "local", "uri": "sqlite:///mlflow.db", "experiment": "peft-harness"},
         },
         scores=found if scores is None else scores,

@@ -47,7 +47,7 @@ def test_a_report_is_printed_and_written(store: str, tmp_path: Path, capsys: pyt
     assert float(rows["lora"]["mean"]) == pytest.approx(0.805)
     assert rows["lora"]["failed"] == "1"
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(
-        {*report.FILES} - {"tuning.csv", "predictions.csv", "comparisons.csv", "across.csv"}
+        {*report.FILES} - {"tuning.csv", "predictions.csv", "comparisons.csv", "across.csv", "noise.csv"}
         | {f"{name}.{kind}" for name in ("score_vs_parameters", "score_vs_seconds", "seeds") for kind in ("svg", "png")}
     )
 

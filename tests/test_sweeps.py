@@ -39,7 +39,22 @@ def header(name: str) -> str:
 
 def test_there_are_sweeps() -> None:
     named = {"all_methods", "lora_rank", "lora_targets", "adapter_size", "prompt_length", "prefix_length", SOLVED}
+    named |= {"glue_methods", "glue_tuned", "learning_rate", "seed_noise"}
     assert named <= set(SWEEPS)
+
+
+@pytest.mark.parametrize("name", ["glue_methods", "glue_tuned", "learning_rate", "seed_noise"])
+def test_a_comparison_gives_every_method_the_same_rows_steps_and_batches(name: str) -> None:
+    """No axis touches them, and no method's own file does."""
+    fixed = {"task.max_train_rows", "train.epochs", "train.max_steps", "train.batch_size"}
+    methods, *others = axes(name)
+    assert not {override.partition("=")[0] for values in others for override in values} & fixed
+    seen = set()
+    for method in methods:
+        cfg = compose(name, [method])
+        seen.add((cfg.task.max_train_rows, cfg.train.epochs, cfg.train.max_steps, cfg.train.batch_size))
+    assert len(methods) > 1
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize("name", SWEEPS)

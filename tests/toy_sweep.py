@@ -26,18 +26,21 @@ act: finish
 seed: 0
 train: {learning_rate: "${method.learning_rate}", resume: false, device: cpu}
 evaluate: {validation: true}
-sweep: {name: null, stage: run, rerun: none, timeout_minutes: null, fail_fast: false, slots_per_gpu: 1}
+sweep: {name: null, stage: run, rerun: none, timeout_minutes: null, fail_fast: false, slots_per_gpu: 1, search: null,
+  searched: null, chosen_from: null, stop_share: null}
 tracking: {kind: local, uri: "sqlite:///FOLDER/toy.db", experiment: toy}
 hydra:
   searchpath: ["file://CONF"]
   output_subdir: null
   sweep: {dir: SWEEP, subdir: "${hydra.job.num}"}
 """
-METHODS = {"wide": [0.1, 0.2, 0.3, 0.4, 0.5], "narrow": [1.0, 2.0, 3.0], "single": [1.0]}
+METHODS = {"wide": [0.1, 0.2, 0.3, 0.4, 0.5], "narrow": [1.0, 2.0, 3.0], "single": [1.0], "falling": [2.0, 1.0]}
+METHODS |= {"none": [], "zero": [0.0, 1.0], "scaled": [0.1, 0.3]}
+SECOND_RANGES = {"scaled": {"alpha": [1, 4, 16]}, "single": {"rank": [1, 2]}}
 
 
 def task(cfg: DictConfig) -> Any:
-    """Do what `act` says; the development score is best at a learning rate of 0.3, or of 3 and diverges above."""
+    """Do what `act` says; the development score is best at a learning rate of 0.3; narrow diverges below 2."""
     match cfg.act:
         case "finish":
             print("a word from the worker")
@@ -45,7 +48,11 @@ def task(cfg: DictConfig) -> Any:
             scores = {"primary_metric": "accuracy", "development": {"accuracy": score}, "validation": None}
             if cfg.evaluate.validation:
                 scores["validation"] = {"accuracy": score / 2}
-            status = "diverged" if cfg.method.name == "narrow" and cfg.train.learning_rate < 2 else "finished"
+            if cfg.method.name == "scaled":
+                scores["development"]["accuracy"] -= abs(cfg.method.alpha - 4)
+            status = "finished" if cfg.sweep.stop_share is None else "stopped"
+            if cfg.method.name == "narrow" and cfg.train.learning_rate < 2:
+                status = "diverged"
             return {"status": status, "error": None, "scores": scores, "seconds": 0.5}
         case "tie":
             return {"status": "finished", "scores": {"primary_metric": "x", "development": {"x": 0.5}}}
@@ -115,7 +122,8 @@ class ToySweep:
         text = text.replace("FOLDER", str(folder))
         (self.configurations / "config.yaml").write_text(text)
         for name, rates in METHODS.items():
-            method = {"name": name, "learning_rate": rates[0], "learning_rates": rates}
+            method = {"name": name, "learning_rate": 1.0, "learning_rates": rates, "alpha": 8}
+            method["second_range"] = SECOND_RANGES.get(name, {})
             OmegaConf.save(OmegaConf.create(method), self.configurations / "method" / f"{name}.yaml")
 
     def _note(self, asked: list[points.Point]) -> list[points.Point]:
@@ -125,6 +133,14 @@ class ToySweep:
     def _finished(self, uri: str, sweep: str, identities: list[str]) -> dict[str, Any]:
         self.questions += 1
         return {key: value for key, value in self.stored.items() if key in identities}
+
+    def remember(self, outcomes: list[dict[str, Any]]) -> None:
+        """Hold outcomes as the store would."""
+        for outcome in outcomes:
+            scores = {split: outcome["scores"].get(split) or {} for split in ("development", "validation")}
+            metric = outcome["scores"].get("primary_metric")
+            known = {"status": outcome["status"], "error": None, "primary_metric": metric, "scores": scores}
+            self.stored[outcome["identity"]] = known
 
     def launch(self, told: list[list[str]], *settings: str, function: Any = task) -> list[dict[str, Any]]:
         """Run points through the launcher alone and return their outcomes."""
@@ -164,6 +180,8 @@ def values(returned: Any) -> list[dict[str, Any]]:
 
 
 def identity(plain: dict[str, Any]) -> str:
-    """As the real one: everything but the sweep and the store decides."""
+    """As the real one: everything but the sweep and the store decides, and where the run is stopped."""
+    plain = {**plain, "train": {key: value for key, value in plain["train"].items() if key != "resume"}}
     decisive = {key: value for key, value in plain.items() if key not in ("sweep", "tracking")}
+    decisive["stop_share"] = plain["sweep"]["stop_share"]
     return hashlib.sha256(str(decisive).encode()).hexdigest()

@@ -1,9 +1,9 @@
 """What a fine-tuning method is; each file beside this one is a family of them."""
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.config import Quantization, TrainConfig
 
@@ -26,6 +26,7 @@ class Method(Protocol):
     name: str
     learning_rate: float
     learning_rates: list[float]
+    second_range: dict[str, Any]
 
     def check(self, key: str) -> None:
         """Refuse hyper-parameters that can't be right; `key` is the configuration key to name."""
@@ -59,11 +60,18 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class MethodDefaults:
-    """The keys of every method, and what most methods answer; implementations of `Method` inherit it."""
+    """The keys of every method, and what most methods answer; implementations of `Method` inherit it.
+
+    Attributes:
+        learning_rate: Where `train.learning_rate` comes from unless it is given.
+        learning_rates: What equal-budget sweeps try: these, or any between the ends.
+        second_range: One more hyper-parameter for them (`hydra.sweeper.second_range=true`): its key and such values.
+    """
 
     name: str
     learning_rate: float
     learning_rates: list[float]
+    second_range: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
     def check(self, key: str) -> None:
         """Nothing to refuse."""

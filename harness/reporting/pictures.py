@@ -43,7 +43,7 @@ def draw(frame: pd.DataFrame, curves: pd.DataFrame | None = None) -> dict[str, d
         }
         for column in plot_scores.sizes(runs):
             # A name from a configuration becomes part of a file's.
-            name = re.sub(r"\W+", "_", column.removeprefix("param.method.").removeprefix("config."))
+            name = re.sub(r"\W+", "_", plot_scores.size_name(column))
             figures[f"score_vs_{name}"] = plot_scores.score_against_size(runs, column)
         figures["seeds"] = plot_scores.seed_spread(runs)
         figures["learning_rates"] = plot_scores.learning_rates(frame)

@@ -1,5 +1,6 @@
 """Pictures of scores: over seeds, learning rates, steps and a method's size, and against what was forgotten."""
 
+import re
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -7,7 +8,7 @@ import pandas as pd
 from harness.metrics import higher_is_better
 from harness.reporting.plot_costs import REFERENCES
 from harness.reporting.plots import appearance, figure_of, legend, place_labels, places
-from harness.reporting.scores import FINISHED, LEARNING_RATE, MAJORITY, label
+from harness.reporting.scores import FINISHED, LEARNING_RATE, MAJORITY, label, searched
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +80,7 @@ def learning_rates(frame: pd.DataFrame) -> "Figure | None":
     runs = runs.assign(rate=pd.to_numeric(runs[LEARNING_RATE], errors="coerce")).dropna(subset=["rate", "development"])
     if runs.empty:
         return None
-    runs = runs.assign(configuration=label(runs, without=("train.learning_rate",)))
+    runs = runs.assign(configuration=label(runs, without=searched(frame)))
     tasks = sorted(runs["task"].unique())
     most = int(runs.groupby("task")["configuration"].nunique().max())
     figure, axes = figure_of(len(tasks), 2, 6.5, ROW * most + 1.1)
@@ -176,15 +177,31 @@ def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame) -> "Figure | None
 
 
 def sizes(points: pd.DataFrame) -> list[str]:
-    """Find the parameters that set a method's size, such as method.rank: numbers of which a sweep has a few."""
+    """Find what the score is drawn over: numbers of which a sweep has a few, such as method.rank or learning rates.
+
+    Learning rates that were chosen from trials are no such axis: each is of another configuration.
+    """
     found = []
+    given = points[points["stage"] == "run"]
+    if LEARNING_RATE in given and _values(given, LEARNING_RATE) >= SIZES:
+        found.append(LEARNING_RATE)
     for column in sorted(str(column) for column in points if str(column).startswith("param.method.")):
         if column.removeprefix("param.method.").rpartition(".")[2] in NO_SIZES:
             continue
-        numbers = pd.to_numeric(points[column], errors="coerce")
-        if numbers.groupby([points["task"], points["method"]]).nunique().max() >= SIZES:
+        if _values(points, column) >= SIZES:
             found.append(column)
     return found
+
+
+def _values(points: pd.DataFrame, column: str) -> float:
+    """The most numbers that one method on one task has there."""
+    numbers = pd.to_numeric(points[column], errors="coerce")
+    return numbers.groupby([points["task"], points["method"]]).nunique().max()
+
+
+def size_name(column: str) -> str:
+    """What a parameter is called beside an axis: `rank` of `param.method.rank`."""
+    return column.rpartition(".")[2] if column == LEARNING_RATE else re.sub(r"^param\.method\.(config\.)?", "", column)
 
 
 def score_against_size(points: pd.DataFrame, column: str) -> "Figure":
@@ -210,7 +227,7 @@ def score_against_size(points: pd.DataFrame, column: str) -> "Figure":
             panel.set_xscale("log", base=2)
         values = sorted(runs["size"].unique())
         panel.set_xticks(values, [f"{value:g}" for value in values])
-        panel.set_xlabel(column.removeprefix("param.method.").removeprefix("config.").replace("_", " "))
+        panel.set_xlabel(size_name(column).replace("_", " "))
         panel.set_ylabel(f"{runs['metric'].iloc[0] or 'score'} ({runs['split'].iloc[0]})")
         panel.set_title(task, loc="left")
     legend(figure, handles)

@@ -98,6 +98,16 @@ def test_a_size_is_a_number_that_a_sweep_varies(frames: tuple[pd.DataFrame, pd.D
     assert plot_scores.sizes(points[points["param.method.rank"] != "4"]) == []
 
 
+def test_learning_rates_that_were_chosen_are_no_axis(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    """Those that a sweep varies are; the curve's file is named after them."""
+    points = pictures.points(frames[0]).drop(columns="param.method.rank")
+    points["param.train.learning_rate"] = [str(10.0 ** -(place % 3)) for place in range(len(points))]
+    assert plot_scores.sizes(points.assign(stage="final")) == []
+    [column] = plot_scores.sizes(points.assign(stage="run"))
+    assert plot_scores.size_name(column) == "learning_rate"
+    assert plot_scores.size_name("param.method.config.num_virtual_tokens") == "num_virtual_tokens"
+
+
 def test_listed_methods_look_different() -> None:
     """No two methods of the list share colour and marker, and an unlisted one keeps its own."""
     assert len({plots.appearance(method) for method in plots.METHODS}) == len(plots.METHODS)

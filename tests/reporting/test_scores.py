@@ -8,7 +8,7 @@ import pytest
 from run_directories import store_of, write_run
 
 from harness.record import MEMORY
-from harness.reporting import scores
+from harness.reporting import render, scores
 
 
 def frame_of(tmp_path: Path, *run_dirs: Path) -> pd.DataFrame:
@@ -156,6 +156,47 @@ def test_a_choice_at_the_end_of_its_grid_is_flagged(tmp_path: Path) -> None:
     frame = frame_of(tmp_path, *trials)
     assert list(scores.tuning(frame)["edge"]) == ["lowest"]
     assert scores.summary(frame).empty
+
+
+def test_drawn_trials_are_held_against_the_range_they_were_drawn_from(tmp_path: Path) -> None:
+    """The best of the drawn rates is flagged where it lies near an end of what could be drawn; stopped ones count."""
+    runs, search = tmp_path / "runs", {"search": "random", "searched": ["train.learning_rate"]}
+    found = {}
+    for best in (5e-4, 9.6e-4):
+        trials = [
+            write_run(runs, stage="tune", learning_rate=rate, development=score, search=search, sweep=str(best))
+            for rate, score in ((2e-4, 0.6), (3e-4, 0.7), (best, 0.9))
+        ]
+        # A trial that was stopped has a score so far, and one that then went on has two records.
+        trials += [
+            write_run(runs, stage="tune", learning_rate=rate, status="stopped", search=search, sweep=str(best))
+            for rate in (best, 2.5e-4)
+        ]
+        place = tmp_path / str(best)
+        place.mkdir()
+        frame = frame_of(place, *trials)
+        assert scores.failures(frame).empty
+        [found[best]] = scores.tuning(frame).to_dict("records")
+    assert [row["edge"] for row in found.values()] == ["", "highest"]
+    row = found[5e-4]
+    assert (row["search"], row["trials"], row["stopped"], row["without_score"]) == ("random", 4, 1, 0)
+    assert (row["best"], row["median"], row["worst"]) == (0.9, 0.7, 0.6)
+    table = render.tuning_table(scores.tuning(frame))
+    assert table is not None
+    assert table.rows[0][-1] == "highest of its range: the best may lie beyond; 1 stopped on the way"
+
+
+def test_a_second_range_makes_one_row_of_trials(tmp_path: Path) -> None:
+    """Points that differ in it are trials of one configuration, and the choice names both."""
+    runs, search = tmp_path / "runs", {"search": "grid", "searched": ["train.learning_rate", "method.alpha"]}
+    trials = [
+        write_run(runs, stage="tune", learning_rate=rate, development=score, search=search, options={"alpha": alpha})
+        for rate, alpha, score in ((1e-4, 4, 0.6), (1e-4, 16, 0.7), (1e-3, 4, 0.8), (1e-3, 16, 0.75))
+    ]
+    final = write_run(runs, stage="final", learning_rate=1e-3, search=search, options={"alpha": 4}, seed=1)
+    [row] = scores.tuning(frame_of(tmp_path, *trials, final)).to_dict("records")
+    assert (row["configuration"], row["trials"]) == ("lora", 4)
+    assert (row["chosen"], row["chosen_second"], row["used"]) == (1e-3, "alpha=4", "0.001")
 
 
 def test_control_characters_are_removed() -> None:
