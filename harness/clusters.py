@@ -26,10 +26,10 @@ from typing import Any
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from harness.point_claims import Claim
 from harness.config import PACKAGE, ConfigError, conf_root, near_misses
 from harness.launcher import LocalLauncher, hydra_config
 from harness.mistakes import MISTAKES, explain
+from harness.point_claims import Claim
 from harness.points import NOT_RUN, TAKEN, Point
 from harness.store import CONNECT_SECONDS
 

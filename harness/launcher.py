@@ -20,9 +20,9 @@ from hydra.plugins.plugin import Plugin
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from harness.point_claims import outcome_of_stored
 from harness.config import ConfigError, resolved
 from harness.mistakes import MISTAKES, explain, key_of
+from harness.point_claims import outcome_of_stored
 from harness.points import (
     NOT_RUN,
     TAKEN,

@@ -185,7 +185,7 @@ def read_sqlite(
     return list(runs.values())
 
 
-def read_history(store: Store, prefix: str, sweep: str | None) -> list[tuple[str, str, int, float]]:
+def read_history(store: Store, prefix: str, sweeps: list[str] | None) -> list[tuple[str, str, int, float]]:
     """Read every metric by step whose name starts with a prefix: run id, name, step, value; first logged, first read.
 
     Raises:
@@ -196,10 +196,12 @@ def read_history(store: Store, prefix: str, sweep: str | None) -> list[tuple[str
         JOIN experiments e ON e.experiment_id = r.experiment_id AND e.lifecycle_stage = 'active'
         JOIN tags t ON t.run_uuid = m.run_uuid AND t.key = '{RUN_ID_TAG}'
         LEFT JOIN tags s ON s.run_uuid = m.run_uuid AND s.key = 'sweep'
-        WHERE substr(m.key, 1, ?) = ? AND NOT m.is_nan AND (? IS NULL OR s.value = ?)
+        WHERE substr(m.key, 1, ?) = ? AND NOT m.is_nan
+        AND (? IS NULL OR s.value IN (SELECT value FROM json_each(?)))
         ORDER BY t.value, m.key, m.step, m.timestamp"""
     try:
         with closing(sqlite3.connect(f"file:{quote(str(store.path))}?mode=ro", timeout=20, uri=True)) as connection:
-            return connection.execute(query, (len(prefix), prefix, sweep, sweep)).fetchall()
+            wanted = None if sweeps is None else json.dumps(sweeps)
+            return connection.execute(query, (len(prefix), prefix, wanted, wanted)).fetchall()
     except sqlite3.Error as error:
         raise ConnectionError(f"the tracking store {store.uri} cannot be read: {error}") from None

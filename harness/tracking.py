@@ -11,9 +11,12 @@ Names in the store:
     metrics    `validation.*`, `development.*`, `majority.*`, `base.*`, `forgetting.*` (final scores), `cost.*` (the
                names of `harness.record.COST_FIELDS`, nested ones dotted), `train.*` (by step: loss, learning_rate, ...)
     tags       `method`, `task`, `model`, `status`, `error`, `identity`, `sweep`, `stage`, `primary_metric`,
-               `git_commit`, `git_dirty`, `harness.version`, `harness.run_id`; on the parent of a sweep `harness.sweep`
+               `git_commit`, `git_dirty`, `harness.version`, `harness.sent_on` (a day, UTC), `harness.run_id`; on the
+               parent of a sweep `harness.sweep`
     artifacts  `result.json`, `config.yaml`, `run.log`, `steps.jsonl`, `predictions.parquet`, `soft_prompt.csv`,
-               `adapter/`, and the tables `soft_prompt.json` and `answers.json`, the first answers generated or chosen
+               `adapter/`, and the tables `soft_prompt.json` and `answers.json`, the first predictions; on the parent of
+               a sweep `report/`, which `attach` puts there
+    inputs     the task's rows, with their revision as digest
 """
 
 import hashlib
@@ -21,15 +24,21 @@ import json
 import logging
 import os
 import re
+import sqlite3
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
+from harness import server_copy
 from harness.config import ConfigError
 from harness.entries import final_metrics, milliseconds, run_name, run_params, run_tags, step_metrics
 from harness.record import (
@@ -60,16 +69,25 @@ __all__ = [
     "sync",
 ]
 
-PENDING_TAG = "harness.pending"
+VIEW_TAG = "mlflow.sharedViewState."
+PENDING_TAG, NOTE_TAG = "harness.pending", "mlflow.note.content"
 SWEEP_PARENT_TAG = "harness.sweep"
+# A day, UTC: by it a copy of a server's runs is brought up to date.
+SENT_ON_TAG = "harness.sent_on"
 ARTIFACT_FOLDER = "mlartifacts"
+REPORT_FOLDER = "report"
+EXPERIMENT_NOTE = (
+    "Fine-tuning methods compared by peft-harness. A run is one fine-tuning: `validation.*` are its final scores, "
+    "`development.*` chose its checkpoint, `cost.*` is what it took, `train.*` was logged by step. The runs of a sweep "
+    "lie below a parent run, whose artifacts hold the sweep's report: `report/report.html`."
+)
 CURVES = "development."
 MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}  # every other status is FAILED
 
 LOCK_SECONDS = 600
 ANSWERS, ANSWERS_SHOWN = "answers.json", 50
 # MLflow's own limits (mlflow.utils.validation): longer values and larger batches are refused.
-VALUE_LENGTH, TAG_LENGTH, PARAMS_A_BATCH, METRICS_A_BATCH = 6000, 8000, 100, 1000
+VALUE_LENGTH, TAG_LENGTH, DIGEST_LENGTH, PARAMS_A_BATCH, METRICS_A_BATCH = 6000, 8000, 36, 100, 1000
 
 # No usage statistics to the network, no four minutes of retries, no progress bars and links amid our own output.
 _ENVIRONMENT = {
@@ -206,7 +224,7 @@ def _experiment_id(client: Any, store: Store, name: str) -> str:
         if store.path:
             location = str(store.path.parent / ARTIFACT_FOLDER / re.sub(r"[^\w.-]+", "_", name))
         # Else the MLflow UI takes it for one about prompts and agents, and hides the metrics.
-        tags = {"mlflow.experimentKind": "custom_model_development"}
+        tags = {"mlflow.experimentKind": "custom_model_development", NOTE_TAG: EXPERIMENT_NOTE}
         try:
             return str(client.create_experiment(name, artifact_location=location, tags=tags))
         except Exception:
@@ -257,7 +275,7 @@ def _send(client: Any, store: Store, run_dir: Path, record: RunRecord, experimen
     for rest in client.search_runs([experiment_id], f"tags.`{PENDING_TAG}` = {_quoted(record.run_id)}"):
         client.delete_run(rest.info.run_id)
     started, ended = milliseconds(record.started_at, run_dir), milliseconds(record.ended_at, run_dir)
-    tags = run_tags(record) | {PENDING_TAG: record.run_id}
+    tags = run_tags(record) | {PENDING_TAG: record.run_id, SENT_ON_TAG: datetime.now(UTC).date().isoformat()}
     if record.sweep.get("name"):
         tags["mlflow.parentRunId"] = _sweep_parent(client, experiment_id, record.sweep["name"], started, ended)
     tags = {name: store.scrub(value)[:TAG_LENGTH] for name, value in tags.items()}
@@ -278,7 +296,7 @@ def _sweep_parent(client: Any, experiment_id: str, name: str, started: int, ende
     if parents:
         parent, ended = parents[0].info, max(ended, parents[0].info.end_time or 0)
     else:
-        tags = {SWEEP_PARENT_TAG: name, "mlflow.note.content": f"The runs of the sweep {name}."}
+        tags = {SWEEP_PARENT_TAG: name, NOTE_TAG: f"The runs of the sweep {name}."}
         parent = client.create_run(experiment_id, start_time=started, tags=tags, run_name=f"sweep {name}").info
     client.set_terminated(parent.run_id, "FINISHED", ended)
     return str(parent.run_id)
@@ -301,7 +319,28 @@ def _log(client: Any, store: Store, run_id: str, run_dir: Path, record: RunRecor
         client.log_batch(run_id, params=params[start : start + PARAMS_A_BATCH])
     for start in range(0, len(metrics), METRICS_A_BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_BATCH])
+    _log_data(client, run_id, record)
     _log_artifacts(client, store, run_id, run_dir)
+
+
+def _log_data(client: Any, run_id: str, record: RunRecord) -> None:
+    """Log the task's rows as an input, under their revision: the hash of their files, or a version."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    revision = (record.provenance.get("revisions") or {}).get("data")
+    task = record.config.get("task")
+    if not revision or not isinstance(task, dict) or not task.get("name"):
+        return
+    source = {"task": task["name"], "revision": str(revision), "version": task.get("version")}
+    rows = (record.provenance.get("data") or {}).get("rows")
+    data = Dataset(
+        task["name"],
+        str(revision)[:DIGEST_LENGTH],
+        "harness",
+        json.dumps({key: value for key, value in source.items() if value is not None}),
+        profile=None if rows is None else json.dumps({"rows": rows}),
+    )
+    client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training and evaluation")])])
 
 
 def _log_artifacts(client: Any, store: Store, run_id: str, run_dir: Path) -> None:
@@ -326,11 +365,11 @@ def _log_artifacts(client: Any, store: Store, run_id: str, run_dir: Path) -> Non
 
 
 def _log_answers(client: Any, store: Store, run_id: str, path: Path) -> None:
-    """Show the first answers that were generated or chosen as a table."""
+    """Show the first predictions as a table: texts that were generated or chosen, or labels."""
     import pandas as pd
 
     frame = pd.read_parquet(path)
-    if not {"prompt", "prediction"} <= set(frame):
+    if not {"split", "prediction"} <= set(frame):
         return
     shown = frame[frame["split"] != "development"] if set(frame["split"]) - {"development"} else frame
     shown = shown.head(ANSWERS_SHOWN).dropna(axis="columns", how="all")
@@ -364,6 +403,133 @@ def sync(folder: Path, uri: str, experiment: str) -> SyncOutcome:
         except (ValueError, OSError) as error:
             outcome.damaged[path.parent] = str(error)
     return outcome
+
+
+# --- Reports --------------------------------------------------------------------------------------------------------
+
+
+def attach(
+    files: Iterable[Path],
+    uri: str,
+    sweep: str,
+    text: str,
+    columns: Sequence[str] = (),
+    lowest_first: bool = False,
+    anywhere: bool = True,
+) -> str | None:
+    """Put the files of a report on the parent run of its sweep, and its first sentences into that run's description.
+
+    They lie under `report/` there, in place of those of an earlier report. MLflow's pages get a view of the sweep's
+    runs, with columns of their own.
+
+    Args:
+        files: The report's.
+        uri: The store.
+        sweep: The sweep that the report is about.
+        text: Markdown.
+        columns: Metrics that the view shows; its runs are sorted by the first.
+        lowest_first: How they are sorted.
+        anywhere: Whether it may also go into a store that is not whole: a copy of a file, whose artifacts lie with
+            the original.
+
+    Returns:
+        Id of the parent run; null where the store is not whole and `anywhere` is false.
+
+    Raises:
+        ConfigError: The store cannot be used, or has no runs of the sweep.
+        ConnectionError: The store failed.
+    """
+    check(uri)
+    store = parse(uri)
+    runs = _fetch(store, sweep=sweep, tables=("tags",))
+    if not runs:
+        raise ConfigError(f"sweep={sweep}: there is nothing to attach a report to in {store.uri}")
+    with _lock(store), _client(store) as client:
+        experiment = client.get_experiment(client.get_run(runs[-1]["mlflow_run_id"]).info.experiment_id)
+        whole = store.path is None or Path(experiment.artifact_location).is_relative_to(
+            store.path.parent / ARTIFACT_FOLDER
+        )
+        if not whole and not anywhere:
+            return None
+        started, ended = min(run["started_at"] for run in runs), max(run["ended_at"] for run in runs)
+        parent = _sweep_parent(client, experiment.experiment_id, sweep, started, ended)
+        for run in runs:
+            if run["tags"].get("mlflow.parentRunId", parent) != parent:
+                client.set_tag(run["mlflow_run_id"], "mlflow.parentRunId", parent)
+        _replace_report(client, store, parent, list(files))
+        client.set_tag(parent, NOTE_TAG, store.scrub(text)[:TAG_LENGTH])
+        if NOTE_TAG not in experiment.tags:
+            client.set_experiment_tag(experiment.experiment_id, NOTE_TAG, EXPERIMENT_NOTE)
+        if columns:
+            view = _view(sweep, columns, lowest_first, ended)
+            client.set_experiment_tag(experiment.experiment_id, VIEW_TAG + _view_key(sweep), view)
+    return parent
+
+
+def _view_key(sweep: str) -> str:
+    return hashlib.sha256(sweep.encode()).hexdigest()[:16]
+
+
+def _view(sweep: str, columns: Sequence[str], lowest_first: bool, moment: int) -> str:
+    """Describe a view as MLflow's pages keep those that their users save."""
+    metrics = [f"metrics.`{name}`" for name in columns]
+    state = {
+        "searchFilter": f"tags.sweep = {_quoted(sweep)}",
+        "orderByKey": metrics[0],
+        "orderByAsc": lowest_first,
+        "selectedColumns": metrics,
+    }
+    named = {"name": f"sweep {sweep}", "createdAt": moment, "updatedAt": moment, "state": json.dumps(state)}
+    return json.dumps(named)
+
+
+def views(uri: str) -> dict[str, str]:
+    """Return the views of a store in a file: their name -> path on the server that shows the store."""
+    query = "SELECT key, value, experiment_id FROM experiment_tags WHERE substr(key, 1, ?) = ? ORDER BY value"
+    store = parse(uri)
+    found: dict[str, str] = {}
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(store.path))}?mode=ro", uri=True)) as connection:
+            for key, value, experiment in connection.execute(query, (len(VIEW_TAG), VIEW_TAG)):
+                share = urlencode({"viewStateShareKey": key.removeprefix(VIEW_TAG)})
+                found[json.loads(value)["name"]] = f"/#/experiments/{experiment}/runs?{share}"
+    except (sqlite3.Error, ValueError, KeyError, TypeError):
+        return found
+    return found
+
+
+def _replace_report(client: Any, store: Store, parent: str, files: list[Path]) -> None:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    new = {f"{REPORT_FOLDER}/{path.name}" for path in files}
+    repository = get_artifact_repository(client.get_run(parent).info.artifact_uri, tracking_uri=store.uri)
+    for old in client.list_artifacts(parent, REPORT_FOLDER):
+        if old.path not in new:
+            repository.delete_artifacts(old.path)
+    for path in files:
+        client.log_artifact(parent, str(path), REPORT_FOLDER)
+
+
+def browse(uri: str, port: int) -> int:
+    """Run MLflow's own pages on a store, on this machine alone, until they are stopped; return their exit status.
+
+    Raises:
+        ConfigError: The store is a server's, which has pages of its own, or there is none.
+    """
+    store = parse(uri)
+    if store.path is None:
+        raise ConfigError(f"ui=true: {store.uri} has pages of its own; open it in a browser")
+    if not store.path.exists():
+        raise ConfigError(f"tracking.uri={redact(uri)}: there is no such store; run harness first")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store.uri]
+    command += ["--default-artifact-root", str(store.path.parent / ARTIFACT_FOLDER)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # Eight processes for jobs that judge answers, of which there are none here.
+    environment = {**_ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    try:
+        return subprocess.run(command, env=environment, check=False).returncode
+    except KeyboardInterrupt:
+        return 0
 
 
 # --- Reading --------------------------------------------------------------------------------------------------------
@@ -418,8 +584,8 @@ def durations(uri: str) -> dict[tuple[str, ...], list[float]]:
     return found
 
 
-def read_runs(uri: str, sweep: str | None = None) -> list[dict[str, Any]]:
-    """Return every run of the store, or of one sweep, oldest first; a store that does not exist yet has none.
+def read_runs(uri: str, sweep: str | Collection[str] | None = None) -> list[dict[str, Any]]:
+    """Return every run of the store, or of one sweep or some, oldest first; a store that is not there yet has none.
 
     Each has `run_id`, `mlflow_run_id`, `name`, `started_at`, `ended_at` (milliseconds UTC), `artifact_uri`, and
     `params`, `tags`, `metrics` (name -> value), with the names that this module's docstring lists.
@@ -431,17 +597,20 @@ def read_runs(uri: str, sweep: str | None = None) -> list[dict[str, Any]]:
     return _fetch(parse(uri), sweep=sweep, tables=("tags", "params", "latest_metrics"))
 
 
-def read_curves(uri: str, sweep: str | None = None) -> list[tuple[str, str, int, float]]:
+def read_curves(uri: str, sweep: str | Collection[str] | None = None) -> list[tuple[str, str, int, float]]:
     """Return each evaluation on the development split while training: run id, metric, step, value.
 
-    A server is asked once a run and metric.
+    A server is asked once a run and metric, and never again.
 
     Raises:
         ConfigError: The URI names no store.
         ConnectionError: The store cannot be read.
     """
     store = parse(uri)
-    rows = read_history(store, CURVES, sweep) if store.path is not None else _server_history(store, sweep)
+    if store.path and not store.path.exists():
+        return []
+    sweeps = _several(sweep)
+    rows = read_history(store, CURVES, sweeps) if store.path is not None else _server_history(store, sweeps)
     first: dict[tuple[str, str, int], float] = {}
     for run_id, key, step, value in rows:
         # The final score stands at the last step too, logged later: it is that of the checkpoint that was kept.
@@ -449,18 +618,38 @@ def read_curves(uri: str, sweep: str | None = None) -> list[tuple[str, str, int,
     return [(*place, value) for place, value in first.items()]
 
 
-def _server_history(store: Store, sweep: str | None) -> list[tuple[str, str, int, float]]:
+def _server_history(store: Store, sweep: list[str] | None) -> list[tuple[str, str, int, float]]:
     runs = _fetch(store, sweep=sweep)
-    with _client(store) as client:
-        return [
-            (run["run_id"], key, item.step, item.value)
-            for run in runs
-            for key in sorted(run["metrics"])
-            if key.startswith(CURVES)
-            for item in sorted(
-                client.get_metric_history(run["mlflow_run_id"], key), key=lambda item: (item.step, item.timestamp)
-            )
-        ]
+    copy = server_copy.load(store)
+    unread = [run for run in runs if run["mlflow_run_id"] not in copy.curves]
+    if unread:
+        with _client(store) as client:
+            for run in unread:
+                names = sorted(key for key in run["metrics"] if key.startswith(CURVES))
+                points = [
+                    (key, item.step, item.value, item.timestamp)
+                    for key in names
+                    for item in client.get_metric_history(run["mlflow_run_id"], key)
+                ]
+                ordered = sorted(points, key=lambda point: (point[0], point[1], point[3]))
+                copy.curves[run["mlflow_run_id"]] = [point[:3] for point in ordered]
+        copy.save(copy.day or datetime.now(UTC).date())
+    return [(run["run_id"], *point) for run in runs for point in copy.curves[run["mlflow_run_id"]]]
+
+
+def download(uri: str, mlflow_run_id: str, name: str) -> Path:
+    """Return a file of a server's run, kept on this machine once it was asked for.
+
+    Raises:
+        ConnectionError: The server failed, or has no such file.
+    """
+    store = parse(uri)
+    path = server_copy.load(store).file(mlflow_run_id, name)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as partial, _client(store) as client:
+            Path(client.download_artifacts(mlflow_run_id, name, partial)).replace(path)
+    return path
 
 
 def sweeps(uri: str) -> dict[str, int]:
@@ -474,13 +663,13 @@ def sweeps(uri: str) -> dict[str, int]:
 
 def _fetch(
     store: Store,
-    sweep: str | None = None,
+    sweep: str | Collection[str] | None = None,
     identities: Iterable[str] | None = None,
     run_ids: Iterable[str] | None = None,
     tables: tuple[str, ...] = (),
     names: tuple[str, ...] = ("*",),
 ) -> list[dict[str, Any]]:
-    limits = {"sweep": None if sweep is None else [sweep], "identity": identities, RUN_ID_TAG: run_ids}
+    limits = {"sweep": _several(sweep), "identity": identities, RUN_ID_TAG: run_ids}
     wanted = {key: sorted(values) for key, values in limits.items() if values is not None}
     if store.path is None:
         runs = _read_server(store, wanted)
@@ -491,34 +680,71 @@ def _fetch(
     return sorted(runs, key=lambda run: (run["ended_at"] or 0, run["run_id"]))
 
 
+def _several(values: str | Collection[str] | None) -> list[str] | None:
+    return None if values is None else [values] if isinstance(values, str) else sorted(values)
+
+
 def _read_server(store: Store, wanted: dict[str, list[str]]) -> list[dict[str, Any]]:
-    text = f"tags.`{RUN_ID_TAG}` != ''"
-    text += "".join(
-        f" AND tags.`{key}` = {_quoted(allowed[0])}" for key, allowed in wanted.items() if len(allowed) == 1
-    )
-    runs: list[dict[str, Any]] = []
+    """Ask for single runs and points; for anything else bring the copy on this machine up to date."""
+    sets = {key: set(allowed) for key, allowed in wanted.items()}
+    few = {key: allowed for key, allowed in wanted.items() if len(allowed) == 1 and key != "sweep"}
     with _client(store) as client:
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        token: str | None = ""
-        while experiments and token is not None:
-            page = client.search_runs(experiments, text, max_results=1000, page_token=token or None)
-            runs += [
-                {
-                    "mlflow_run_id": run.info.run_id,
-                    "run_id": run.data.tags[RUN_ID_TAG],
-                    "name": run.info.run_name,
-                    "started_at": run.info.start_time,
-                    "ended_at": run.info.end_time,
-                    "artifact_uri": run.info.artifact_uri,
-                    "params": run.data.params,
-                    "tags": run.data.tags,
-                    "metrics": run.data.metrics,
-                }
-                for run in page
-            ]
-            token = page.token or None
-    sets = {key: set(allowed) for key, allowed in wanted.items()}
+        if few:
+            runs = _pages(client, experiments, {key: allowed[0] for key, allowed in few.items()})
+        else:
+            runs = _refreshed(client, store, experiments)
     return [run for run in runs if all(run["tags"].get(key) in allowed for key, allowed in sets.items())]
+
+
+def _refreshed(client: Any, store: Store, experiments: list[str]) -> list[dict[str, Any]]:
+    """Ask for the runs that were sent since the copy was made, and leave out those that were deleted since.
+
+    The order in which runs came is not among the things that a server can be asked for; the day, a tag, is.
+    """
+    from mlflow.entities import ViewType
+
+    copy, today = server_copy.load(store), datetime.now(UTC).date()
+    days = copy.days(today)
+    if days is None:
+        copy.runs = {}
+    for text in [{}] if days is None else [{SENT_ON_TAG: day} for day in days]:
+        copy.runs |= {run["mlflow_run_id"]: run for run in _pages(client, experiments, text)}
+    gone = {run["mlflow_run_id"] for run in _pages(client, experiments, {}, ViewType.DELETED_ONLY)} if days else set()
+    copy.runs = {key: run for key, run in copy.runs.items() if key not in gone and run["experiment_id"] in experiments}
+    copy.curves = {key: points for key, points in copy.curves.items() if key in copy.runs}
+    copy.save(today)
+    return list(copy.runs.values())
+
+
+def _pages(
+    client: Any, experiments: list[str], wanted: dict[str, str], view: int | None = None
+) -> list[dict[str, Any]]:
+    """Page through the runs whose tags have these values."""
+    text = f"tags.`{RUN_ID_TAG}` != ''"
+    text += "".join(f" AND tags.`{key}` = {_quoted(value)}" for key, value in wanted.items())
+    runs: list[dict[str, Any]] = []
+    token: str | None = ""
+    while experiments and token is not None:
+        views = {} if view is None else {"run_view_type": view}
+        page = client.search_runs(experiments, text, max_results=1000, page_token=token or None, **views)
+        runs += [
+            {
+                "mlflow_run_id": run.info.run_id,
+                "run_id": run.data.tags[RUN_ID_TAG],
+                "experiment_id": run.info.experiment_id,
+                "name": run.info.run_name,
+                "started_at": run.info.start_time,
+                "ended_at": run.info.end_time,
+                "artifact_uri": run.info.artifact_uri,
+                "params": dict(run.data.params),
+                "tags": dict(run.data.tags),
+                "metrics": dict(run.data.metrics),
+            }
+            for run in page
+        ]
+        token = page.token or None
+    return runs
 
 
 def _quoted(value: str) -> str:

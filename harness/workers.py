@@ -20,8 +20,8 @@ from omegaconf import DictConfig
 from pebble import CONSTS, ProcessExpired, ProcessFuture, ProcessPool
 
 from harness import kept
-from harness.point_claims import Claim
 from harness.config import ConfigError, register_resolvers
+from harness.point_claims import Claim
 from harness.points import CONSOLE_FILE, TAKEN
 
 # Every library that would otherwise start as many threads as there are cores, in each worker.

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,8 @@ import pytest
 from run_directories import new_store, store_of, write_run
 
 from harness import report
+from harness.config import conf_root
+from harness.reporting import render
 
 EVIL = "<script>alert(1)</script>"
 
@@ -262,3 +265,95 @@ def test_help_is_fast() -> None:
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert time.monotonic() - began < 1.5
     assert all(key in shown for key in ("sweep=", "out=", "tracking.uri=", "tracking.experiment=", "--sync"))
+
+
+# --- Definitions ----------------------------------------------------------------------------------------------------
+
+
+def define(text: str, name: str = "mine") -> None:
+    """Write a definition into the working directory."""
+    Path("reports").mkdir(exist_ok=True)
+    Path("reports", f"{name}.yaml").write_text(text)
+
+
+def test_a_definition_chooses_what_is_shown(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Title, rows, columns with a figure of the runs, baseline and pictures are those of the file, in report/NAME."""
+    define(
+        "title: Mine <b>\nsweep: grid\nmethod: [lora, full]\ncolumns: [n, validation.loss]\nbaseline: lora\n"
+        "plots: [seeds]\n"
+    )
+    report.main(["mine", f"tracking.uri={store}"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("Mine <b>\n")
+    out = Path("report", "mine")
+    assert sorted(path.name for path in out.iterdir() if path.suffix in (".svg", ".png")) == ["seeds.png", "seeds.svg"]
+    [head] = [line for line in (out / "report.md").read_text().splitlines() if line.startswith("| method | accuracy")]
+    assert head == "| method | accuracy | n | validation.loss | remarks |"
+    with (out / "scores.csv").open(newline="") as file:
+        rows = {row["configuration"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"lora", "full", "majority class"}
+    assert float(rows["lora"]["validation.loss"]) == 0.5
+    assert "<h1>Mine &lt;b&gt;</h1>" in (out / "report.html").read_text()
+
+
+def test_a_flag_counts_instead_of_the_definition(store: str, tmp_path: Path) -> None:
+    """Also where the definition has several values and the flag one."""
+    define("sweep: [grid, other]\nmethod: [lora, full]")
+    report.main(["mine", f"tracking.uri={store}", "method=ia3", f"out={tmp_path / 'out'}"])
+    with (tmp_path / "out" / "runs.csv").open(newline="") as file:
+        assert [row["method"] for row in csv.DictReader(file)] == ["ia3"]
+    assert not Path("report").exists()
+
+
+def test_the_baseline_is_what_others_are_held_against(tmp_path: Path) -> None:
+    """Where a definition or a flag names it."""
+    for method, every in (("full", 10), ("lora", 9)):
+        for seed in range(2):
+            wrong = [(row + seed) % every == 0 for row in range(90)]
+            run_dir = write_run(tmp_path / "runs", method=method, seed=seed, score=1 - sum(wrong) / 90)
+            table = {"split": "validation", "idx": range(90), "label": 0, "prediction": [int(flag) for flag in wrong]}
+            pd.DataFrame(table).to_parquet(run_dir / "predictions.parquet", index=False)
+    report.main([f"store={tmp_path / 'runs'}", f"out={tmp_path / 'out'}", "baseline=lora", "plots=seeds"])
+    assert "## micro/sentiment: against lora" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("path", sorted((conf_root() / "reports").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_definition_is_one(path: Path) -> None:
+    """Its keys are known, its sweeps are there, and what it names can be drawn and shown."""
+    if path.stem == "claims":
+        pytest.skip("the ledger of claims has a format of its own")
+    options = report.parse([path.stem])
+    assert options.name == path.stem
+    assert all((conf_root() / "sweeps" / f"{sweep}.yaml").exists() for sweep in options.sweep or ())
+    assert all(any(fnmatch(name, known) for known in report.PICTURES) for name in options.plots or ())
+    assert all(name in render.COLUMNS or "." in name for name in options.columns or ())
+    assert all((conf_root() / "conf" / "method" / f"{name}.yaml").exists() for name in options.method or ())
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "sentence"),
+    [
+        ("", "glue_minlm", "glue_minlm: there is no key and no definition of a report of this name; did you mean"),
+        ("swep: grid", "mine", "reports/mine.yaml: mine.swep: no such key; did you mean sweep?"),
+        ("sweep: {a: 1}", "mine", "reports/mine.yaml: mine.sweep: "),
+        ("- sweep", "mine", "reports/mine.yaml: keys with values are needed, such as sweep: NAME"),
+        ("sweep: [", "mine", "reports/mine.yaml cannot be read: "),
+        ("sweep: grid", "mine columns=intervall", "columns=intervall: there is no such column; did you mean interval?"),
+        ("columns: [validation.los]", "mine", "columns=validation.los: there is no such column; did you mean"),
+        ("sweep: grid\nbaseline: lroa", "mine", "baseline=lroa: no run is of such a method; did you mean lora?"),
+        ("plots: [seed]", "mine", "plots=seed: there is no such picture; did you mean seeds?"),
+        ("sweep: gird", "mine", "sweep=gird: no runs found in tracking.uri={store}; did you mean grid?"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_definition_is_one_sentence(
+    text: str, arguments: str, sentence: str, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file, the key, what is allowed; exit status 2 and nothing written."""
+    define(text)
+    with pytest.raises(SystemExit) as ended:
+        report.main([*arguments.split(), f"tracking.uri={store}"])
+    shown = capsys.readouterr()
+    assert ended.value.code == 2
+    assert sentence.format(store=store) in shown.err
+    assert (shown.err.count("\n"), shown.out) == (1, "")
+    assert not Path("report").exists()

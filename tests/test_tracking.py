@@ -8,15 +8,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import date
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from browsing import free_port, serving
 from run_directories import new_store, store_of, write_run
 
-from harness import tracking
+from harness import report, server_copy, tracking
 from harness.record import CONFIG_FILE, LOG_FILE, RESULT_FILE, STEPS_FILE, TRACKED_FILE
+from harness.store import Store
 
 SECRET = "s3cret-pass"
 
@@ -96,18 +100,19 @@ def test_a_run_arrives_whole(tmp_path: Path) -> None:
     assert run["started_at"] == pd.Timestamp("2026-11-01T10:00:00Z").value // 10**6
 
 
-def test_the_first_answers_are_a_table(tmp_path: Path) -> None:
-    """Fifty of validation; a run whose answers are no texts has none."""
-    generated, classified = (write_run(tmp_path / name) for name in ("generated", "classified"))
+def test_the_first_predictions_are_a_table(tmp_path: Path) -> None:
+    """Fifty of validation, texts or labels; a run that kept none has none."""
+    generated, classified, without = (write_run(tmp_path / name) for name in ("generated", "classified", "without"))
     splits, answers = ["development"] * 5 + ["validation"] * 60, [f"answer {number}" for number in range(65)]
     frame = pd.DataFrame({"split": splits, "prompt": "<b>why?</b>", "label": "x", "prediction": answers})
     frame.to_parquet(generated / "predictions.parquet")
-    frame.drop(columns="prompt").to_parquet(classified / "predictions.parquet")
-    runs = tracking.read_runs(store_of(tmp_path, generated, classified))
-    table, none = (Path(run["artifact_uri"]) / "answers.json" for run in runs)
+    frame.drop(columns="prompt").assign(prediction=1).to_parquet(classified / "predictions.parquet")
+    runs = tracking.read_runs(store_of(tmp_path, generated, classified, without))
+    table, labels, none = (Path(run["artifact_uri"]) / "answers.json" for run in runs)
     content = json.loads(table.read_text())
     rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
     assert [row["prediction"] for row in rows] == [f"answer {number}" for number in range(5, 55)]
+    assert json.loads(labels.read_text())["columns"] == ["split", "label", "prediction"]
     assert not none.exists()
 
 
@@ -349,3 +354,187 @@ def test_copies_within_a_store_are_not_sent(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "runs")
     (tmp_path / "second").mkdir()
     assert tracking.sync(tmp_path, new_store(tmp_path / "second"), "tests").sent == []
+
+
+# --- What the pages of MLflow show ----------------------------------------------------------------------------------
+
+
+def of_sweep(uri: str, tag: str = "harness.sweep") -> list[tuple[str, str]]:
+    """Id and artifact folder of the parents of sweeps."""
+    query = "SELECT r.run_uuid, r.artifact_uri FROM runs r JOIN tags t ON t.run_uuid = r.run_uuid AND t.key = ?"
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as connection:
+        return connection.execute(query, [tag]).fetchall()
+
+
+def tags_of(uri: str, run: str) -> dict[str, str]:
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as connection:
+        return dict(connection.execute("SELECT key, value FROM tags WHERE run_uuid = ?", [run]).fetchall())
+
+
+def test_a_report_lies_with_its_sweep_once(tmp_path: Path) -> None:
+    """Its files are the parent run's artifacts; another report takes their place, and nothing becomes a run."""
+    uri = store_of(tmp_path, *(write_run(tmp_path / "runs", seed=seed) for seed in range(2)))
+    files = [tmp_path / name for name in ("report.html", "failures.csv", "seeds.png")]
+    for path in files:
+        path.write_text(f"first {path.name}")
+    first = tracking.attach(files, uri, "grid", "# One")
+    files[0].write_text("second")
+    assert tracking.attach([files[0], files[2]], uri, "grid", "# Two") == first
+    [(parent, artifacts)] = of_sweep(uri)
+    assert parent == first
+    there = {path.name: path.read_text() for path in (Path(artifacts) / "report").iterdir()}
+    assert there == {"report.html": "second", "seeds.png": "first seeds.png"}
+    assert tags_of(uri, parent)["mlflow.note.content"] == "# Two"
+    assert all(run["tags"]["mlflow.parentRunId"] == parent for run in tracking.read_runs(uri))
+    assert len(tracking.read_runs(uri)) == 2
+
+
+def test_a_view_of_a_sweep_shows_its_metrics(tmp_path: Path) -> None:
+    """Sorted by the first; the same report leaves the same view."""
+    uri = store_of(tmp_path, write_run(tmp_path / "runs"))
+    for _ in range(2):
+        tracking.attach([], uri, "grid", "x", ["validation.accuracy", "cost.train_seconds"])
+    [(name, path)] = tracking.views(uri).items()
+    assert (name, path.partition("?")[0]) == ("sweep grid", "/#/experiments/1/runs")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
+        query = "SELECT value FROM experiment_tags WHERE key = ?"
+        [(value,)] = connection.execute(query, [tracking.VIEW_TAG + path.partition("=")[2]]).fetchall()
+    state = json.loads(json.loads(value)["state"])
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`validation.accuracy`", False)
+    assert state["selectedColumns"] == ["metrics.`validation.accuracy`", "metrics.`cost.train_seconds`"]
+    assert state["searchFilter"] == "tags.sweep = 'grid'"
+
+
+def test_a_sweep_whose_parent_was_deleted_gets_another(tmp_path: Path) -> None:
+    """Its runs are nested under the new one."""
+    uri = store_of(tmp_path, write_run(tmp_path / "runs"))
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection, connection:
+        connection.execute("UPDATE runs SET lifecycle_stage = 'deleted' WHERE name = 'sweep grid'")
+    (tmp_path / "report.html").write_text("x")
+    parent = tracking.attach([tmp_path / "report.html"], uri, "grid", "x")
+    assert [run["tags"]["mlflow.parentRunId"] for run in tracking.read_runs(uri)] == [parent]
+
+
+def test_a_copy_of_a_store_takes_no_report_by_itself(tmp_path: Path) -> None:
+    """Its artifacts lie with the original, which nobody meant to change."""
+    store_of(tmp_path, write_run(tmp_path / "runs"))
+    (tmp_path / "copy").mkdir()
+    shutil.copyfile(tmp_path / "mlflow.db", tmp_path / "copy" / "mlflow.db")
+    (tmp_path / "report.html").write_text("x")
+    copy = f"sqlite:///{tmp_path}/copy/mlflow.db"
+    assert tracking.attach([tmp_path / "report.html"], copy, "grid", "x", anywhere=False) is None
+    assert not list((tmp_path / "mlartifacts").rglob("report.html"))
+
+
+def test_a_report_of_no_runs_is_not_attached(tmp_path: Path) -> None:
+    """There must be runs of the sweep."""
+    with pytest.raises(ValueError, match=r"^sweep=grid: there is nothing to attach a report to"):
+        tracking.attach([], store_of(tmp_path), "grid", "x")
+
+
+def test_the_rows_of_a_task_are_an_input(tmp_path: Path) -> None:
+    """Name and revision, the same for runs on the same rows; an experiment says what it is."""
+    run_dirs = [write_run(tmp_path / "runs", seed=seed) for seed in range(2)]
+    for run_dir in run_dirs:
+        content = json.loads((run_dir / RESULT_FILE).read_text())
+        content["provenance"] |= {"revisions": {"data": "a" * 64}, "data": {"rows": {"train": 200}}}
+        (run_dir / RESULT_FILE).write_text(json.dumps(content))
+    uri = store_of(tmp_path, *run_dirs, write_run(tmp_path / "runs"))
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as connection:
+        found = connection.execute("SELECT name, digest, dataset_source, dataset_profile FROM datasets").fetchall()
+        inputs = connection.execute("SELECT count(*) FROM inputs WHERE destination_type = 'RUN'").fetchone()
+        note = connection.execute("SELECT value FROM experiment_tags WHERE key = 'mlflow.note.content'").fetchone()
+    [(name, digest, source, profile)] = found
+    assert (name, digest, json.loads(profile)) == ("micro/sentiment", "a" * 36, {"rows": {"train": 200}})
+    assert json.loads(source)["revision"] == "a" * 64
+    assert inputs == (2,)
+    assert "report/report.html" in note[0]
+
+
+# --- A server -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mlflow_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A real tracking server on this machine, which keeps the artifacts, and an empty cache of our own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    uri = new_store(tmp_path)
+    (tmp_path / "mlflow.db").rename(tmp_path / "server.db")
+    port = free_port()
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", uri.replace("mlflow.db", "server.db")]
+    command += ["--artifacts-destination", str(tmp_path / "kept")]
+    with serving(command, port, tmp_path / "server.log") as address:
+        yield address
+
+
+def with_predictions(folder: Path, method: str, wrong: int) -> Path:
+    """A run directory with a curve, and predictions of which some are wrong."""
+    steps = [{"step": step, "development.accuracy": step / 100, "loss": 1.0} for step in (10, 20)]
+    run_dir = write_run(folder, method=method, score=1 - wrong / 40, steps=steps)
+    table = {"split": "validation", "idx": range(40), "label": 0, "prediction": [int(row < wrong) for row in range(40)]}
+    pd.DataFrame(table).to_parquet(run_dir / "predictions.parquet", index=False)
+    return run_dir
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_server_is_read_whole_and_then_only_for_what_is_new(tmp_path: Path, mlflow_server: str) -> None:
+    """Rows, curves and predictions are those of a store in a file; what was read is not asked for again."""
+    run_dirs = [with_predictions(tmp_path / "runs", method, wrong) for method, wrong in (("full", 2), ("lora", 30))]
+    for run_dir in run_dirs:
+        tracking.send(run_dir, mlflow_server, "tests")
+    local = store_of(tmp_path, *run_dirs)
+    runs, here = tracking.read_runs(mlflow_server), tracking.read_runs(local)
+    for one, other in zip(runs, here, strict=True):
+        del one["metrics"]["cost.track_seconds"], other["metrics"]["cost.track_seconds"]
+        assert (one["run_id"], one["params"], one["metrics"]) == (other["run_id"], other["params"], other["metrics"])
+    assert tracking.read_curves(mlflow_server) == tracking.read_curves(local)
+
+    report.main([f"tracking.uri={mlflow_server}", f"out={tmp_path / 'out'}", "sweep=grid", "attach=true"])
+    assert "full better" in (tmp_path / "out" / "comparisons.csv").read_text()
+    assert f'href="{mlflow_server}/#/runs/' in (tmp_path / "out" / "report.html").read_text()
+    [(_, artifacts)] = of_sweep(f"sqlite:///{tmp_path}/server.db")
+    assert list((tmp_path / "kept").rglob("report/report.html")), artifacts
+
+    asked: list[str] = []
+    third = with_predictions(tmp_path / "runs", "head", 20)
+    tracking.send(third, mlflow_server, "tests")
+    with pytest.MonkeyPatch.context() as patch:
+        from mlflow import MlflowClient
+
+        history, pages = MlflowClient.get_metric_history, MlflowClient.search_runs
+        patch.setattr(MlflowClient, "get_metric_history", lambda *a: (asked.append(a[1]), history(*a))[1])
+        patch.setattr(MlflowClient, "search_runs", lambda *a, **k: (asked.append(a[2]), pages(*a, **k))[1])
+        curves = tracking.read_curves(mlflow_server)
+    assert {run for run, *_ in curves} == {
+        json.loads((d / RESULT_FILE).read_text())["run_id"] for d in [*run_dirs, third]
+    }
+    searches = [text for text in asked if "harness.run_id" in text]
+    assert sum("harness.sent_on" not in text for text in searches) == 1, "only deleted runs are asked for as a whole"
+    assert len(asked) - len(searches) == 1, "one curve is new"
+
+    server = sqlite3.connect(tmp_path / "server.db")
+    with closing(server), server:
+        server.execute("UPDATE runs SET lifecycle_stage = 'deleted' WHERE name LIKE 'head%'")
+    assert sorted(run["tags"]["method"] for run in tracking.read_runs(mlflow_server)) == ["full", "lora"]
+
+
+def test_a_damaged_copy_of_a_server_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is in its files; and days are asked for only where they are few."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    store = Store("http://127.0.0.1:5000")
+    copy = server_copy.load(store)
+    assert (copy.day, copy.runs, copy.days(date(2026, 11, 2))) == (None, {}, None)
+    copy.runs, copy.curves = {"a": {"run_id": "1", "metrics": {"x": math.inf}}}, {"a": [("development.loss", 1, 0.5)]}
+    copy.save(date(2026, 11, 1))
+    again = server_copy.load(store)
+    assert (again.day, again.runs, again.curves) == (date(2026, 11, 1), copy.runs, copy.curves)
+    assert again.days(date(2026, 11, 2)) == ["2026-10-31", "2026-11-01", "2026-11-02", "2026-11-03"]
+    assert again.days(date(2027, 1, 1)) is None
+    assert server_copy.load(Store(store.uri, token="other")).runs == {}
+    for content in ("{", "[]", '{"day": "x", "runs": {}}', '{"day": "2026-11-01", "runs": 3}'):
+        (copy.folder / "runs.json").write_text(content)
+        assert server_copy.load(store).day is None
+    with pytest.raises(ValueError, match="no id of an MLflow run"):
+        copy.file("../../x", "y")

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from harness.reporting.render import Table
+from harness.reporting.render import Table, shortened
 
 # Without them the characters start commands, make ligatures, or print as others.
 ESCAPED = {
@@ -45,13 +45,14 @@ PREAMBLE = r"""\documentclass{article}
 """
 # The last letter that T1 fonts have in the order of Unicode.
 LAST_LETTER = 0x17F
+SPECIAL = re.compile(rf"[{re.escape(''.join(ESCAPED))}\x00-\x1f\x7f-\x9f{chr(LAST_LETTER + 1)}-\U0010ffff]")
 # Columns of sentences, which break into lines.
 SENTENCES = ("remarks", "reason")
 
 
 def escape(text: str) -> str:
     """Make a text that LaTeX prints as it stands; letters beyond Latin are written as their number, as in U+4E2D."""
-    return re.sub(r"[^A-Za-z0-9 ]", lambda found: _escaped(found.group()), text)
+    return SPECIAL.sub(lambda found: _escaped(found.group()), text)
 
 
 def _escaped(character: str) -> str:
@@ -59,13 +60,13 @@ def _escaped(character: str) -> str:
         return ESCAPED[character]
     if ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0:
         return " "
-    return character if ord(character) <= LAST_LETTER else f"U+{ord(character):04X}"
+    return f"U+{ord(character):04X}"
 
 
 def document(title: str, lead: str, tables: Sequence[Table], notes: Sequence[str]) -> str:
     """Write a report as a document that pdflatex, xelatex and lualatex set; each table can be copied into a paper."""
     parts = [rf"\section*{{{escape(title)}}}", escape(lead), r"\footnotesize"]
-    parts += [_table(table) for table in tables]
+    parts += [_table(shortened(table)) for table in tables]
     parts.append("\n".join([r"\begin{itemize}", *(rf"\item {escape(note)}" for note in notes), r"\end{itemize}"]))
     return PREAMBLE + "\n\n".join(parts) + "\n\\end{document}\n"
 

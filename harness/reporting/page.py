@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.reporting.render import NONE, Table, number, size
+from harness.reporting.render import MOST_ROWS, NONE, Table, number, shortened, size
 
 # Fewer rows are seen at a glance.
 FILTER_ROWS = 6
@@ -20,6 +20,9 @@ RUN_COSTS = {
     "seconds": ("cost.train_seconds", lambda value: number(value, 1)),
     "peak": ("cost.train_peak_bytes", size),
 }
+
+
+RUN_COLUMNS = "name task method seed stage status newest development validation mlflow_run_id".split()
 
 
 def page(
@@ -50,7 +53,7 @@ def page(
         from harness.reporting.interactive import script
 
         scripts.insert(0, script())
-    contents = list(tables)
+    contents = list(map(shortened, tables))
     sections = [_plot_section(plot) for plot in plots]
     sections += [_section(table, place) for place, table in enumerate(contents)]
     if pictures:
@@ -92,11 +95,13 @@ def _plots(runs: pd.DataFrame | None, curves: pd.DataFrame | None) -> list[dict[
     if runs is None or runs.empty:
         return []
     from harness.reporting import interactive
-    from harness.reporting.pictures import points
+    from harness.reporting.pictures import points, telling
 
     scored = points(runs)
     if scored.empty:
         return []
+    if len(scored) > MOST_ROWS:
+        scored, _ = telling(scored)
     found = [interactive.runs_plot(scored)]
     found += [interactive.curves_plot(scored, curves)] if curves is not None else []
     return [plot for plot in found if plot is not None]
@@ -156,7 +161,10 @@ def _run_list(runs: pd.DataFrame, server: str | None, place: int) -> tuple[Table
     columns = ["run", "task", "method", "seed", "stage", "status", "development", "validation"]
     costs = {heading: item for heading, item in RUN_COSTS.items() if item[0] in runs}
     cells, links = [], []
-    for _, run in runs.iterrows():
+    # The newest of more runs than a browser sorts at once.
+    shown = runs.iloc[-MOST_ROWS:]
+    caption = f"The newest {MOST_ROWS:,} of {len(runs):,} runs; all are in runs.csv." * (len(runs) > MOST_ROWS)
+    for run in shown[[*RUN_COLUMNS, *(column for column, _ in costs.values())]].to_dict("records"):
         text = [str(run[name]) for name in ("name", "task", "method")]
         text += [NONE if pd.isna(run["seed"]) else str(run["seed"]), str(run["stage"])]
         text += [str(run["status"]) if run["newest"] else f"{run['status']}, run again later"]
@@ -164,7 +172,7 @@ def _run_list(runs: pd.DataFrame, server: str | None, place: int) -> tuple[Table
         cells.append((*text, *(write(run[column]) for column, write in costs.values())))
         links.append(f"{server.rstrip('/')}/#/runs/{run['mlflow_run_id']}" if server else None)
     left = ("run", "task", "method", "stage", "status")
-    return Table("All runs", (*columns, *costs), cells, "", left), place, links
+    return Table("All runs", (*columns, *costs), cells, caption, left), place, links
 
 
 def _provenance(runs: pd.DataFrame | None) -> str:
@@ -174,6 +182,7 @@ def _provenance(runs: pd.DataFrame | None) -> str:
     names = {
         "Sweep": "sweep",
         "harness": "harness.version",
+        "Commit": "git_commit",
         "Model": "model",
         "Model revision": "param.model.revision",
         "Task": "task",

@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pandas as pd
 
-from harness.config import ConfigError
+from harness import tracking
+from harness.config import ConfigError, near_misses
 from harness.metrics import higher_is_better
 from harness.record import PREDICTIONS_FILE
 from harness.reporting.comparison import (
@@ -65,28 +66,45 @@ class Pairwise:
     notes: tuple[str, ...]
 
 
-def compare_tasks(frame: pd.DataFrame, summary: pd.DataFrame) -> list[Pairwise]:
+def compare_tasks(
+    frame: pd.DataFrame, summary: pd.DataFrame, baseline: str | None = None, server: str | None = None
+) -> list[Pairwise]:
     """Compare the methods of each task.
 
     Args:
         frame: A row a run (`scores.load`).
         summary: The main table (`scores.summary`).
+        baseline: What the others are held against, a method or a row's name; null for full fine-tuning.
+        server: Tracking URI of the server that has the predictions; null where they are on this machine.
+
+    Raises:
+        ConfigError: No task has the baseline.
     """
+    if baseline is not None:
+        there = {*summary["method"], *summary["configuration"]} - {"", MAJORITY}
+        if baseline not in there:
+            raise ConfigError(f"baseline={baseline}: no run is of such a method; {near_misses(baseline, there)}")
     runs = compared(frame)
     runs = runs[runs["status"] == FINISHED].assign(configuration=label(runs))
-    return [_of_task(str(task), rows, runs[runs["task"] == task]) for task, rows in summary.groupby("task", sort=True)]
+    return [
+        _of_task(str(task), rows, runs[runs["task"] == task], baseline or BASELINE, server)
+        for task, rows in summary.groupby("task", sort=True)
+    ]
 
 
-def _of_task(task: str, rows: pd.DataFrame, runs: pd.DataFrame) -> Pairwise:
+def _of_task(task: str, rows: pd.DataFrame, runs: pd.DataFrame, wanted: str, server: str | None) -> Pairwise:
     metric, split = str(rows["metric"].iloc[0]), str(rows["split"].iloc[0])
     scored = rows[(rows["configuration"] != MAJORITY) & (rows["n"] > 0)]
     names = list(scored["configuration"])
-    baseline = next(iter([*scored["configuration"][scored["method"] == BASELINE], *names]), "")
+    asked = scored["configuration"][(scored["configuration"] == wanted) | (scored["method"] == wanted)]
+    baseline = next(iter([*asked, *names]), "")
     kept = names[:MOST_METHODS]
     if baseline not in kept:
         kept[-1:] = [baseline] if baseline else []
-    groups = dict(list(runs[runs[split].notna()].groupby("configuration")))
-    found, notes = _resampled({name: groups[name] for name in kept}, split, metric)
+    needed = ["configuration", "artifact_uri", "mlflow_run_id", split]
+    chosen = runs[runs[split].notna() & runs["configuration"].isin(kept)]
+    groups = dict(list(chosen[needed].groupby("configuration")))
+    found, notes = _resampled({name: groups[name] for name in kept}, split, metric, server)
     if len(kept) < len(names):
         notes.insert(0, f"Of {len(names)} methods the {len(kept)} best are compared.")
     comparisons = tuple(compare(found, higher_is_better(metric))) if len(found) > 1 else ()
@@ -112,13 +130,19 @@ def _of_task(task: str, rows: pd.DataFrame, runs: pd.DataFrame) -> Pairwise:
     )
 
 
-def _resampled(groups: dict[str, pd.DataFrame], split: str, metric: str) -> tuple[dict[str, Resampled], list[str]]:
+def _resampled(
+    groups: dict[str, pd.DataFrame], split: str, metric: str, server: str | None
+) -> tuple[dict[str, Resampled], list[str]]:
     """Read and resample what can be read; say of the rest why it cannot."""
     predictions: dict[str, list[pd.DataFrame]] = {}
     reasons: dict[str, str] = {}
     for name, runs in groups.items():
         try:
-            predictions[name] = [read_predictions(predictions_of(uri), split) for uri in runs["artifact_uri"]]
+            files = [
+                predictions_of(uri, run, server)
+                for uri, run in zip(runs["artifact_uri"], runs["mlflow_run_id"], strict=True)
+            ]
+            predictions[name] = [read_predictions(file, split) for file in files]
         except ConfigError as error:
             reasons[name] = str(error)
     found: dict[str, Resampled] = {}
@@ -135,22 +159,28 @@ def _resampled(groups: dict[str, pd.DataFrame], split: str, metric: str) -> tupl
     kinds: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         kinds.setdefault(reason, []).append(name)
-    return found, [f"Not compared: {_few(names)} ({reason})." for reason, names in kinds.items()]
+    return found, [f"Not compared: {few(names)} ({reason})." for reason, names in kinds.items()]
 
 
-def predictions_of(artifact_uri: str) -> Path:
-    """Where the predictions of a run are.
+def predictions_of(artifact_uri: str, mlflow_run_id: str = "", server: str | None = None) -> Path:
+    """Where the predictions of a run are; those that only a server has are fetched.
 
     Raises:
-        ConfigError: They are not on this machine.
+        ConfigError: There are none.
     """
     parts = urlsplit(artifact_uri)
+    if parts.scheme in ("", "file"):
+        file = Path(unquote(parts.path) if parts.scheme else artifact_uri) / PREDICTIONS_FILE
+        if artifact_uri and file.is_file():
+            return file
+    if server is not None and mlflow_run_id:
+        try:
+            return tracking.download(server, mlflow_run_id, PREDICTIONS_FILE)
+        except (ConnectionError, OSError, ValueError):
+            raise ConfigError("the server has no predictions of it, or does not give them away") from None
     if parts.scheme not in ("", "file"):
         raise ConfigError("its predictions are with a server and not on this machine")
-    file = Path(unquote(parts.path) if parts.scheme else artifact_uri) / PREDICTIONS_FILE
-    if not artifact_uri or not file.is_file():
-        raise ConfigError("it kept no predictions, or they are no longer where the store says")
-    return file
+    raise ConfigError("it kept no predictions, or they are no longer where the store says")
 
 
 def _resamples(predictions: dict[str, list[pd.DataFrame]], metric: str) -> int:
@@ -161,7 +191,8 @@ def _resamples(predictions: dict[str, list[pd.DataFrame]], metric: str) -> int:
     return min(RESAMPLES, max(FEWEST_RESAMPLES, MOST_COMPUTATIONS // len(runs)))
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """Name three at most, and count the rest."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

@@ -1,11 +1,17 @@
 """All pictures of a report: those that a store has numbers for, each as `svg` and `png`."""
 
 import re
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from harness.config import ConfigError, near_misses
+from harness.metrics import higher_is_better
 from harness.reporting import plot_costs, plot_scores
+from harness.reporting.plot_costs import COSTS, REFERENCES, front
+from harness.reporting.plot_scores import MOST_DRAWN
 from harness.reporting.plots import SETTINGS, encoded
 from harness.reporting.scores import FINISHED, compared, label, split_of
 
@@ -27,31 +33,78 @@ def points(frame: pd.DataFrame) -> pd.DataFrame:
     return runs[(runs["status"] == FINISHED) & runs["score"].notna()]
 
 
-def draw(frame: pd.DataFrame, curves: pd.DataFrame | None = None) -> dict[str, dict[str, bytes]]:
+def telling(points: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Keep what pictures have room for: of each task the best configurations, the best of each reference, and every
+    configuration that no other one beats at its cost.
+
+    Returns:
+        Those runs, and a sentence for each task that was cut.
+    """
+    kept, notes = [], []
+    for task, runs in points.groupby("task", sort=True):
+        names = runs.groupby(["configuration", "method"])["score"].mean().reset_index()
+        if len(names) > MOST_DRAWN:
+            higher = higher_is_better(runs["metric"].iloc[0])
+            names = names.sort_values(["score", "configuration"], ascending=[not higher, True])
+            chosen = set(names["configuration"][:MOST_DRAWN])
+            chosen |= set(names[names["method"].isin(REFERENCES)].drop_duplicates("method")["configuration"])
+            means = names.set_index("configuration")["score"]
+            for cost in COSTS.values():
+                if cost.column in runs:
+                    on = front(runs.groupby("configuration")[cost.column].mean(), means, higher)
+                    chosen |= set(on.index[on])
+            runs = runs[runs["configuration"].isin(chosen)]
+            notes.append(
+                f"Pictures of {task} show {len(chosen)} of its {len(names):,} methods: the {MOST_DRAWN} best, the "
+                "references, and those that no other beats at its cost."
+            )
+        kept.append(runs)
+    return pd.concat(kept).sort_index() if kept else points, notes
+
+
+def draw(
+    frame: pd.DataFrame, curves: pd.DataFrame | None = None, wanted: Sequence[str] | None = None
+) -> dict[str, dict[str, bytes]]:
     """Draw what there are numbers for: file name without ending -> `svg` and `png`; the same numbers, the same bytes.
 
     Args:
         frame: Of `scores.load`.
         curves: Of `curves.load`; without it no learning curves are drawn.
+        wanted: Names of the pictures to draw; null draws all.
+
+    Raises:
+        ConfigError: There is no picture of a name that is wanted, of whatever runs.
     """
     import matplotlib
 
-    runs = points(frame)
+    everything = points(frame)
+    runs, _ = telling(everything)
+    of_size = {
+        # A name from a configuration becomes part of a file's.
+        re.sub(r"\W+", "_", plot_scores.size_name(column)): column
+        for column in plot_scores.sizes(everything)
+    }
+    makers: dict[str, Callable[[], Figure | None]] = {
+        f"score_vs_{name}": partial(plot_costs.score_against_cost, runs, cost) for name, cost in COSTS.items()
+    }
+    makers |= {
+        f"score_vs_{name}": partial(plot_scores.score_against_size, everything, column)
+        for name, column in of_size.items()
+    }
+    makers |= {
+        "seeds": partial(plot_scores.seed_spread, runs),
+        "learning_rates": partial(plot_scores.learning_rates, frame),
+        "learning_curves": partial(plot_scores.learning_curves, runs, curves),
+        "memory": partial(plot_costs.memory_by_category, runs),
+        "predicted_vs_measured": partial(plot_costs.predicted_against_measured, runs),
+        "forgetting": partial(plot_scores.forgetting_against_gain, runs),
+    }
+    for name in wanted or ():
+        # Of a size that these runs do not vary there is nothing to draw, as of a cost that they did not measure.
+        if name not in makers and not name.startswith("score_vs_"):
+            raise ConfigError(f"plots={name}: there is no such picture; {near_misses(name, makers)}")
     with matplotlib.rc_context(SETTINGS):
-        figures: dict[str, Figure | None] = {
-            f"score_vs_{name}": plot_costs.score_against_cost(runs, cost) for name, cost in plot_costs.COSTS.items()
-        }
-        for column in plot_scores.sizes(runs):
-            # A name from a configuration becomes part of a file's.
-            name = re.sub(r"\W+", "_", plot_scores.size_name(column))
-            figures[f"score_vs_{name}"] = plot_scores.score_against_size(runs, column)
-        figures["seeds"] = plot_scores.seed_spread(runs)
-        figures["learning_rates"] = plot_scores.learning_rates(frame)
-        if curves is not None and len(curves):
-            figures["learning_curves"] = plot_scores.learning_curves(runs, curves)
-        figures["memory"] = plot_costs.memory_by_category(runs)
-        figures["predicted_vs_measured"] = plot_costs.predicted_against_measured(runs)
-        figures["forgetting"] = plot_scores.forgetting_against_gain(runs)
+        figures = {name: make() for name, make in makers.items() if wanted is None or name in wanted}
         return {
             name: {kind: encoded(figure, kind) for kind in ("svg", "png")}
             for name, figure in figures.items()

@@ -102,24 +102,24 @@ def _panel(
     axes.margins(y=0.14)
     line = means[means["front"]].sort_values("x")
     axes.plot(line["x"], line["score"], drawstyle="steps-post", color="#999999", linewidth=1.2, zorder=1)
-    for _, run in points.iterrows():
-        colour, marker = appearance(run["method"])
-        axes.plot(run[cost.column], run["score"], marker, color=colour, alpha=0.35, markersize=3.5, mew=0)
-    for _, row in means.iterrows():
-        telling = row["front"] or row["method"] in REFERENCES
-        colour, marker = appearance(row["method"])
+    for method, runs in points.groupby("method", sort=True):
+        colour, marker = appearance(str(method))
+        axes.plot(runs[cost.column], runs["score"], marker, color=colour, alpha=0.35, markersize=3.5, mew=0)
+    for (method, on_front), rows in means.groupby(["method", "front"], sort=True):
+        telling = on_front or not crowded or method in REFERENCES
+        colour, marker = appearance(method)
         drawn = axes.errorbar(
-            row["x"],
-            row["score"],
-            None if math.isnan(row["std"]) or (crowded and not telling) else row["std"],
+            rows["x"],
+            rows["score"],
+            rows["std"] if telling and rows["std"].notna().any() else None,
             fmt=marker,
             color=colour,
-            markersize=8 if row["front"] else 6,
-            markeredgecolor="black" if row["front"] else "none",
+            markersize=8 if on_front else 6,
+            markeredgecolor="black" if on_front else "none",
             elinewidth=0.7,
             capsize=2,
         )
-        handles.setdefault(row["method"], drawn)
+        handles.setdefault(method, drawn)
     majority = points["majority"].dropna()
     if len(majority):
         handles[MAJORITY] = axes.axhline(majority.iloc[-1], linestyle="--", linewidth=1, color="#777777")

@@ -7,8 +7,8 @@ import pandas as pd
 
 from harness.metrics import higher_is_better
 from harness.reporting.plot_costs import REFERENCES
-from harness.reporting.plots import appearance, figure_of, legend, place_labels, places
-from harness.reporting.scores import FINISHED, LEARNING_RATE, MAJORITY, label, searched
+from harness.reporting.plots import LEGEND_LIMIT, appearance, figure_of, legend, place_labels, places
+from harness.reporting.scores import FINISHED, LEARNING_RATE, MAJORITY, NO_OPTIONS, label, searched
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 ROW = 0.19  # inches
 # Curves that stand out among more than this many.
 CURVES_LIMIT = 8
+# Rows of a picture; more are not legible.
+MOST_DRAWN = 100
 # A size of a method is drawn where a sweep has at least this many.
 SIZES = 3
-NO_SIZES = ("learning_rate", "alpha", "seed")
 
 
 def _rows(axes: "Axes", names: "list[str]", task: str, label: str) -> None:
@@ -43,13 +44,13 @@ def seed_spread(points: pd.DataFrame) -> "Figure | None":
         metric = runs["metric"].iloc[0]
         means = runs.groupby("configuration")["score"].mean()
         order = means.sort_values(ascending=not higher_is_better(metric), kind="stable").index.tolist()
-        for place, name in enumerate(order):
-            group = runs[runs["configuration"] == name]
-            colour, marker = appearance(group["method"].iloc[0])
-            panel.plot([means[name]] * 2, [place - 0.35, place + 0.35], color="black", linewidth=1.4)
-            panel.plot(
-                group["score"], [place] * len(group), marker, color=colour, alpha=0.7, markersize=5.5, mew=0, zorder=3
-            )
+        rows = {name: float(place) for place, name in enumerate(order)}
+        for method, group in runs.groupby("method", sort=True):
+            colour, marker = appearance(str(method))
+            heights = group["configuration"].map(rows)
+            panel.plot(group["score"], heights, marker, color=colour, alpha=0.7, markersize=5.5, mew=0, zorder=3)
+        middle = pd.Series(rows)
+        panel.vlines(means[order], middle - 0.35, middle + 0.35, color="black", linewidth=1.4)
         majority = runs["majority"].dropna()
         if len(majority):
             panel.axvline(majority.iloc[-1], linestyle="--", linewidth=1, color="#777777")
@@ -82,7 +83,7 @@ def learning_rates(frame: pd.DataFrame) -> "Figure | None":
         return None
     runs = runs.assign(configuration=label(runs, without=searched(frame)))
     tasks = sorted(runs["task"].unique())
-    most = int(runs.groupby("task")["configuration"].nunique().max())
+    most = min(int(runs.groupby("task")["configuration"].nunique().max()), MOST_DRAWN)
     figure, axes = figure_of(len(tasks), 2, 6.5, ROW * most + 1.1)
     for panel, task in zip(axes, tasks, strict=True):
         _rates_panel(panel, task, runs[runs["task"] == task])
@@ -94,7 +95,7 @@ def _rates_panel(axes: "Axes", task: str, runs: pd.DataFrame) -> None:
     higher = higher_is_better(metric)
     scores = runs.groupby(["configuration", "rate"])["development"].mean()
     best = scores.groupby("configuration").max() if higher else scores.groupby("configuration").min()
-    order = best.sort_values(ascending=not higher, kind="stable").index.tolist()
+    order = best.sort_values(ascending=not higher, kind="stable").index.tolist()[:MOST_DRAWN]
     for place, name in enumerate(order):
         tried = scores[name].sort_index()
         colour = appearance(runs.loc[runs["configuration"] == name, "method"].iloc[0])[0]
@@ -127,13 +128,15 @@ def _rates_panel(axes: "Axes", task: str, runs: pd.DataFrame) -> None:
     _rows(axes, order, task, text)
 
 
-def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame) -> "Figure | None":
+def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame | None) -> "Figure | None":
     """Draw a panel a task: each configuration's development score by step, a mean over its runs.
 
     Args:
         frame: A row a run (`pictures.points`).
-        curves: Of `curves.load`.
+        curves: Of `curves.load`; null where there are none.
     """
+    if curves is None or curves.empty:
+        return None
     from matplotlib.ticker import MaxNLocator
 
     lines = curves.merge(frame[["run_id", "task", "configuration", "method", "metric"]], on="run_id")
@@ -186,7 +189,7 @@ def sizes(points: pd.DataFrame) -> list[str]:
     if LEARNING_RATE in given and _values(given, LEARNING_RATE) >= SIZES:
         found.append(LEARNING_RATE)
     for column in sorted(str(column) for column in points if str(column).startswith("param.method.")):
-        if column.removeprefix("param.method.").rpartition(".")[2] in NO_SIZES:
+        if column.removeprefix("param.method.").rpartition(".")[2] in NO_OPTIONS:
             continue
         if _values(points, column) >= SIZES:
             found.append(column)
@@ -205,14 +208,22 @@ def size_name(column: str) -> str:
 
 
 def score_against_size(points: pd.DataFrame, column: str) -> "Figure":
-    """Draw a panel a task: each method's mean score over its size, the band a sample standard deviation each way."""
+    """Draw a panel a task: each method's mean score over its size, the band a sample standard deviation each way.
+
+    Of more methods than a legend has room for, a panel has the best ones.
+    """
     points = points.assign(size=pd.to_numeric(points[column], errors="coerce")).dropna(subset=["size"])
     tasks = sorted(points["task"].unique())
     figure, axes = figure_of(len(tasks), 3, 4.6, 3.8)
     handles: dict[str, object] = {}
     for panel, task in zip(axes, tasks, strict=True):
         runs = points[points["task"] == task]
-        for method in places(runs["method"]):
+        best = (
+            runs.groupby("method")["score"]
+            .mean()
+            .sort_values(ascending=not higher_is_better(runs["metric"].iloc[0]), kind="stable")
+        )
+        for method in places(best.index[:LEGEND_LIMIT]):
             of_method = runs[runs["method"] == method]
             colour, marker = appearance(method)
             scores = of_method.groupby("size")["score"].agg(["mean", "std"])
@@ -256,14 +267,13 @@ def forgetting_against_gain(points: pd.DataFrame) -> "Figure | None":
         gain = (runs["score"] - runs["base"]) * (1 if higher_is_better(metric) else -1)
         lost = (runs["forgetting.after"] - runs["forgetting.before"]) * (-1 if higher_is_better(general) else 1)
         runs = runs.assign(gain=gain, lost=lost)
-        for _, run in runs.iterrows():
-            colour, marker = appearance(run["method"])
-            panel.plot(run["gain"], run["lost"], marker, color=colour, alpha=0.35, markersize=4, mew=0)
         means = runs.groupby(["configuration", "method"])[["gain", "lost"]].mean().reset_index()
-        for _, row in means.iterrows():
-            colour, marker = appearance(row["method"])
-            [drawn] = panel.plot(row["gain"], row["lost"], marker, color=colour, markersize=8)
-            handles.setdefault(row["method"], drawn)
+        for method in places(runs["method"]):
+            colour, marker = appearance(method)
+            own, mean = runs[runs["method"] == method], means[means["method"] == method]
+            panel.plot(own["gain"], own["lost"], marker, color=colour, alpha=0.35, markersize=4, mew=0)
+            [drawn] = panel.plot(mean["gain"], mean["lost"], marker, color=colour, markersize=8)
+            handles.setdefault(method, drawn)
         panel.axhline(0, linewidth=1, linestyle="--", color="#777777", zorder=1)
         panel.axvline(0, linewidth=1, linestyle="--", color="#777777", zorder=1)
         panel.margins(0.15)

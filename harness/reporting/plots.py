@@ -26,6 +26,8 @@ METHODS = (
 ).split()
 # More methods than this get no legend; the telling points have their names beside them.
 LEGEND_LIMIT = 14
+# Of more names beside points few find a place, and trying takes long.
+MOST_LABELS = 24
 # Offsets from a point in points of the page, the nearest first; the far ones get a line.
 LABEL_PLACES = (
     *((7, 0), (-7, 0), (0, 7), (0, -7), (6, 6), (-6, 6), (6, -6), (-6, -6)),
@@ -120,11 +122,11 @@ def place_labels(
     from matplotlib.transforms import Bbox
 
     figure: Any = axes.figure
-    figure.draw_without_rendering()
+    settle(figure)
     renderer = figure.canvas.get_renderer()
     inside = axes.get_window_extent(renderer)
     taken = [Bbox([[x - 5, y - 5], [x + 5, y + 5]]) for x, y in axes.transData.transform(list(points))]
-    for x, y, text in labels:
+    for x, y, text in labels[:MOST_LABELS]:
         for dx, dy in LABEL_PLACES:
             arrow = {"arrowstyle": "-", "linewidth": 0.5, "color": "#777777"} if max(abs(dx), abs(dy)) > 8 else None
             note = axes.annotate(
@@ -147,6 +149,15 @@ def place_labels(
             note.remove()
 
 
+def settle(figure: Any) -> None:
+    """Find the places of all axes, once: searching for them takes longer than drawing."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+
+
 def legend(figure: "Figure", handles: dict[str, Any]) -> None:
     """List methods beside the panels, unless there are so many that nobody could tell them apart."""
     methods = [name for name in places(handles) if name != MAJORITY]
@@ -157,6 +168,7 @@ def legend(figure: "Figure", handles: dict[str, Any]) -> None:
 
 def encoded(figure: Any, kind: str) -> bytes:
     """A figure as the content of a file, `svg` or `png`."""
+    settle(figure)
     stream = io.BytesIO()
     # No date, no program: the same store gives the same bytes.
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}

@@ -4,21 +4,31 @@ import html
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from harness.record import MEMORY
+from harness.config import ConfigError, near_misses
+from harness.record import COST_FIELDS, MEMORY
 from harness.reporting.across import Across
 from harness.reporting.comparison import NO_DIFFERENCE, NO_SCORE
-from harness.reporting.pairwise import BEST, LEVEL, Pairwise
-from harness.reporting.scores import MAJORITY, MEASURED
+from harness.reporting.pairwise import BEST, LEVEL, Pairwise, few
+from harness.reporting.scores import MAJORITY, MEASURED, SPLITS, means
 from harness.reporting.stats import CONFIDENCE
 
 TITLE = "Fine-tuning methods compared"
 NONE = "–"
 STANDING = {BEST: "★", LEVEL: "≈"}
+# Rows of a table in a file or on the page, and in a terminal.
+MOST_ROWS, MOST_PRINTED = 2000, 100
+# Of the score tables, beside method, score and remarks.
+COLUMNS = tuple("sd n interval groups best base forgetting trainable share seconds tokens_per_second adapter".split())
+# Tasks whose best is named at the top; of more, the table over tasks tells.
+MOST_VERDICTS = 6
+# Options of a method in a table of them.
+MOST_OPTIONS = 4
 # With few seeds and many methods there are more groups than anybody reads.
 MOST_GROUPS = 10
 
@@ -32,6 +42,14 @@ class Table:
     rows: Sequence[tuple[str, ...]]
     caption: str = ""
     text_columns: tuple[str, ...] = field(default=("method", "remarks"))
+
+
+def shortened(table: Table, most: int = MOST_ROWS) -> Table:
+    """Keep the first rows of a table that nobody reads to its end, and say so."""
+    if len(table.rows) <= most:
+        return table
+    caption = f"The first {most:,} of {len(table.rows):,} rows; all are in the CSV files. {table.caption}"
+    return replace(table, rows=table.rows[:most], caption=caption)
 
 
 # --- Cells ----------------------------------------------------------------------------------------------------------
@@ -78,51 +96,78 @@ def size(value: float) -> str:
 def remarks(row: Any) -> str:
     """Tell what a reader must know about a row before believing its mean."""
     kinds = (("collapsed", "no better than majority"), ("diverged", "diverged"), ("failed", "did not finish"))
-    total = row.n + row.diverged + row.failed if row.configuration != MAJORITY else 0
+    total = row["n"] + row["diverged"] + row["failed"] if row["configuration"] != MAJORITY else 0
     parts = [f"{int(row[kind])} of {int(total)} {text}" for kind, text in kinds if row[kind] and total]
     return ", ".join([*parts, *[row["marked"]] * bool(row["marked"])])
+
+
+def figure(name: str, value: float) -> str:
+    """Write a figure that a run has, by its name in the store."""
+    if name.endswith("_bytes"):
+        return size(value)
+    if not name.startswith("cost."):
+        return number(value)
+    return NONE if pd.isna(value) else number(value, 0) if float(value).is_integer() else f"{value:,.4g}"
 
 
 # --- Tables ---------------------------------------------------------------------------------------------------------
 
 
-def score_tables(summary: pd.DataFrame, found: Sequence[Pairwise] = ()) -> list[Table]:
+def with_figures(summary: pd.DataFrame, frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Add to the main table what `columns` names of the runs' own figures, means over the finished runs of a row.
+
+    A figure that these runs could have, on another split or of another cost, is no mistake: it is left out.
+
+    Raises:
+        ConfigError: A column is neither one of `COLUMNS` nor such a figure.
+    """
+    there = {str(name) for name in frame.select_dtypes("number") if re.match(r"\w+\.", str(name))}
+    metrics = {name.partition(".")[2] for name in there}
+    possible = {f"{split}.{metric}" for split in SPLITS for metric in metrics} | {
+        f"cost.{name}" for name in COST_FIELDS
+    }
+    for name in columns:
+        if name not in COLUMNS and name not in there | possible:
+            valid = there if "." in name else COLUMNS
+            raise ConfigError(f"columns={name}: there is no such column; {near_misses(name, valid)}")
+    figures = [name for name in columns if name in there and name not in summary]
+    return summary.merge(means(frame, figures), on=["task", "configuration"], how="left") if figures else summary
+
+
+def score_tables(
+    summary: pd.DataFrame, found: Sequence[Pairwise] = (), columns: Sequence[str] | None = None
+) -> list[Table]:
     """Make a table a task; columns that no run of it has a figure for are left out.
 
     Args:
         summary: The main table, with `groups` and `standing` where methods were compared.
         found: Those comparisons.
+        columns: Names of `COLUMNS` or of figures in the main table, in this order; null for all of `COLUMNS`.
     """
     compared = {one.task: one for one in found}
-    return [_score_table(str(task), rows, compared.get(str(task))) for task, rows in summary.groupby("task", sort=True)]
+    return [
+        _score_table(str(task), rows, compared.get(str(task)), columns or COLUMNS)
+        for task, rows in summary.groupby("task", sort=True)
+    ]
 
 
-def _score_table(task: str, rows: pd.DataFrame, found: Pairwise | None) -> Table:
+def _score_table(task: str, rows: pd.DataFrame, found: Pairwise | None, columns: Sequence[str]) -> Table:
     metric, split = rows["metric"].iloc[0] or "score", rows["split"].iloc[0]
     known = next(iter(rows["forgetting_metric"][rows["forgetting_metric"].fillna("") != ""]), "").replace("_", " ")
+    groups = set(re.findall(r"[A-Za-z]\d*", " ".join(found.groups.values()))) if found else set()
+    available = _columns(rows, known) | {
+        name: [(name, partial(_own_figure, name))]
+        for name in set(columns) - set(COLUMNS)
+        if name in rows and rows[name].notna().any()
+    }
+    if not groups:
+        del available["best"]
+    if not 0 < len(groups) <= MOST_GROUPS:
+        del available["groups"]
     written: dict[str, Callable[[Any], str]] = {
         "method": lambda row: str(row["configuration"]),
         metric: lambda row: number(row["mean"]),
-        "± sd": lambda row: deviation(row["std"], row["n"]),
-        "n": lambda row: str(row["n"]),
-        "95% interval": lambda row: interval(row["low"], row["high"], row["n"]),
-    }
-    groups = set(re.findall(r"[A-Za-z]\d*", " ".join(found.groups.values()))) if found else set()
-    if 0 < len(groups) <= MOST_GROUPS:
-        written["groups"] = lambda row: str(row["groups"])
-    if groups:
-        written["best"] = lambda row: STANDING.get(row["standing"], "")
-    if rows["base"].notna().any():
-        written["backbone alone"] = lambda row: number(row["base"])
-    if rows["forgetting.after"].notna().any():
-        written[f"{known} before"] = lambda row: number(row["forgetting.before"], 3)
-        written["after"] = lambda row: number(row["forgetting.after"], 3)
-    written |= {
-        "trainable": lambda row: number(row["trainable_parameters"], 0),
-        "share": lambda row: share(row["share"]),
-        "seconds": lambda row: number(row["train_seconds"], 1),
-        "tokens/s": lambda row: number(row["tokens_per_second"], 0),
-        "adapter": lambda row: size(row["adapter_file_bytes"]),
+        **{heading: write for name in columns for heading, write in available.get(name, ())},
         "remarks": remarks,
     }
     # Of the majority class nothing was trained or measured.
@@ -131,7 +176,7 @@ def _score_table(task: str, rows: pd.DataFrame, found: Pairwise | None) -> Table
             write(row) if row["configuration"] != MAJORITY or name in ("method", metric) else ""
             for name, write in written.items()
         )
-        for _, row in rows.iterrows()
+        for row in rows.to_dict("records")
     ]
     over = "seeds and examples" if found and found.summaries else "seeds"
     caption = f"Mean {metric} on the {split} split over n runs, ± sample standard deviation (ddof=1), 95% interval of "
@@ -149,6 +194,82 @@ def _score_table(task: str, rows: pd.DataFrame, found: Pairwise | None) -> Table
             caption += f" It takes {len(groups)} groups to say who was not told apart from whom: see comparisons.csv."
     caption = " ".join([caption, *(found.notes if found else ())])
     return Table(task, tuple(written), cells, caption, ("method", "groups", "best", "remarks"))
+
+
+def _columns(rows: pd.DataFrame, known: str) -> dict[str, list[tuple[str, Callable[[Any], str]]]]:
+    """Name of a column -> headings, and how their cells are written; without those that no row has a figure for."""
+    found: dict[str, list[tuple[str, Callable[[Any], str]]]] = {
+        "sd": [("± sd", lambda row: deviation(row["std"], row["n"]))],
+        "n": [("n", lambda row: str(row["n"]))],
+        "interval": [("95% interval", lambda row: interval(row["low"], row["high"], row["n"]))],
+        "groups": [("groups", lambda row: str(row["groups"]))],
+        "best": [("best", lambda row: STANDING.get(row["standing"], ""))],
+        "trainable": [("trainable", lambda row: number(row["trainable_parameters"], 0))],
+        "share": [("share", lambda row: share(row["share"]))],
+        "seconds": [("seconds", lambda row: number(row["train_seconds"], 1))],
+        "tokens_per_second": [("tokens/s", lambda row: number(row["tokens_per_second"], 0))],
+        "adapter": [("adapter", lambda row: size(row["adapter_file_bytes"]))],
+    }
+    if rows["base"].notna().any():
+        found["base"] = [("backbone alone", lambda row: number(row["base"]))]
+    if rows["forgetting.after"].notna().any():
+        found["forgetting"] = [
+            (f"{known} before", lambda row: number(row["forgetting.before"], 3)),
+            ("after", lambda row: number(row["forgetting.after"], 3)),
+        ]
+    return found
+
+
+def _own_figure(name: str, row: Any) -> str:
+    return figure(name, row[name])
+
+
+def option_tables(summary: pd.DataFrame, options: pd.DataFrame) -> list[Table]:
+    """Make a table a task of what was varied of its methods: a row a rank, a set of targets, or both.
+
+    Args:
+        summary: The main table.
+        options: Of `scores.options`.
+    """
+    tables = []
+    for task, chosen in options.groupby("task", sort=True):
+        varied = [name for name in options.columns[3:] if chosen[name].notna().any()][:MOST_OPTIONS]
+        rows = chosen.merge(summary, on=["task", "configuration", "method"])
+        rows = rows[rows["n"] > 0].sort_values(["method", *varied], key=_sortable, kind="stable")
+        metric = rows["metric"].iloc[0] or "score"
+        cells = [
+            (
+                str(row["method"]),
+                *(NONE if pd.isna(row[name]) else listed(row[name]) for name in varied),
+                number(row["mean"]),
+                deviation(row["std"], row["n"]),
+                str(row["n"]),
+                interval(row["low"], row["high"], row["n"]),
+                number(row["trainable_parameters"], 0),
+                share(row["share"]),
+                number(row["train_seconds"], 1),
+            )
+            for row in rows.to_dict("records")
+        ]
+        headings = [name.rpartition(".")[2].replace("_", " ") for name in varied]
+        columns = ("method", *headings, metric, "± sd", "n", "95% interval", "trainable", "share", "seconds")
+        text = [name for name, full in zip(headings, varied, strict=True) if not _numbers(rows[full])]
+        caption = f"What was varied of each method, and its mean {metric}; intervals as above."
+        tables.append(Table(f"{task}: {', '.join(headings)}", columns, cells, caption, ("method", *text)))
+    return tables
+
+
+def listed(text: str) -> str:
+    """Write a list from a configuration as people do."""
+    return ", ".join(re.findall(r'"([^"]*)"', text)) if text.startswith('["') else text
+
+
+def _numbers(values: pd.Series) -> bool:
+    return bool(pd.to_numeric(values.dropna(), errors="coerce").notna().all())
+
+
+def _sortable(values: pd.Series) -> pd.Series:
+    return pd.to_numeric(values) if _numbers(values) else values.fillna("")
 
 
 def pair_tables(found: Sequence[Pairwise]) -> list[Table]:
@@ -343,6 +464,28 @@ def opening(frame: pd.DataFrame) -> str:
     return f"{text} Model{'' if len(models) == 1 else 's'}: {', '.join(models)}."
 
 
+def verdicts(summary: pd.DataFrame, found: Sequence[Pairwise]) -> str:
+    """Name the best method of each task, and say whether it can be told apart from the others."""
+    sentences = []
+    for one in found[:MOST_VERDICTS]:
+        rows = summary[(summary["task"] == one.task) & (summary["configuration"] != MAJORITY) & (summary["n"] > 0)]
+        if len(rows) < 2:
+            continue
+        best = rows[rows["configuration"] == one.best].iloc[0] if one.best else rows.iloc[0]
+        score = f"{best['configuration']} is best with {number(best['mean'])} {one.metric or 'score'}"
+        level = [name for name in rows["configuration"] if name in one.level]
+        if not one.best:
+            rest = "; nothing tells whether by more than chance, as no predictions can be compared"
+        elif level:
+            rest = f", not told apart from {few(level)}"
+        else:
+            rest = f", told apart from {'the other' if len(one.groups) == 2 else f'all {len(one.groups) - 1} others'}"
+        apart = len(rows) - len(one.groups) if one.best else 0
+        rest += f"; {apart} more {'was' if apart == 1 else 'were'} not compared" * bool(apart)
+        sentences.append(f"On {one.task} {score}{rest}.")
+    return " ".join(sentences)
+
+
 def protocol(summary: pd.DataFrame, tuned: bool) -> list[str]:
     """Say which split chose what, and what is counted how."""
     lines = [
@@ -367,7 +510,7 @@ def odd(frame: pd.DataFrame) -> list[str]:
     if marks.empty:
         return []
     kinds = ", ".join(f"{count} {mark}" for mark, count in sorted(marks.value_counts().items()))
-    return [f"Runs of other versions or with missing fields count like the others: {kinds}."]
+    return [f"Runs of other versions, of other people or with missing fields count like the others: {kinds}."]
 
 
 # --- Shown ----------------------------------------------------------------------------------------------------------
@@ -382,7 +525,7 @@ def terminal(tables: Sequence[Table], width: int | None = None) -> Any:
     console = Console(highlight=False)
     # Where the output goes into a file or a pipe there is no width to keep to.
     console = console if console.is_terminal and width is None else Console(highlight=False, width=width or 200)
-    for table in tables:
+    for table in (shortened(table, MOST_PRINTED) for table in tables):
         shown = RichTable(
             title=Text(table.title), caption=Text(table.caption), title_justify="left", caption_justify="left"
         )
@@ -398,7 +541,7 @@ def terminal(tables: Sequence[Table], width: int | None = None) -> Any:
 def markdown(title: str, lead: str, tables: Sequence[Table], notes: Sequence[str], pictures: Sequence[str]) -> str:
     """Write a report as Markdown."""
     parts = [f"# {_escape(title)}", _escape(lead)]
-    for table in tables:
+    for table in map(shortened, tables):
         head = "| " + " | ".join(_escape(column) for column in table.columns) + " |"
         rule = "|" + "|".join(":---" if column in table.text_columns else "---:" for column in table.columns) + "|"
         rows = ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in table.rows]

@@ -15,6 +15,7 @@ from harness import tracking
 from harness.config import ConfigError, near_misses
 from harness.entries import final_metrics, milliseconds, run_name, run_params, run_tags
 from harness.record import RESULT_FILE, SCHEMA_VERSION, RunRecord
+from harness.reporting import others as foreign
 from harness.reporting import scores
 from harness.store import RUN_ID_TAG
 
@@ -43,14 +44,15 @@ class Runs:
 
 
 def load_runs(
-    store: str | Path = DEFAULT_STORE,
+    store: str | Path | None = DEFAULT_STORE,
     *,
-    sweep: str | None = None,
+    sweep: str | Collection[str] | None = None,
     task: str | Collection[str] | None = None,
     model: str | Collection[str] | None = None,
     method: str | Collection[str] | None = None,
     status: str | Collection[str] | None = None,
     since: str | datetime | None = None,
+    others: Collection[str] = (),
 ) -> pd.DataFrame:
     """Read runs into a pandas frame, a row a run, oldest first; an empty frame where there are none.
 
@@ -62,40 +64,48 @@ def load_runs(
 
     Args:
         store: `sqlite:///FILE`, `http://HOST:PORT`, or a folder with run directories anywhere below it. A
-            `result.json` there that cannot be read is skipped with a warning.
-        sweep: Only the runs of this sweep; "" for those of none.
+            `result.json` there that cannot be read is skipped with a warning. None where only `others` are wanted.
+        sweep: Only the runs of this sweep, or of one of these; "" for those of none.
         task: Only those of this task, or of one of these.
         model: As for tasks.
         method: As for tasks.
         status: `finished`, `diverged`, `failed`, `out_of_memory`, `interrupted`, or several.
         since: Only runs that ended at this moment or later: a date, or a date and a time, ISO 8601, UTC unless it says
             otherwise.
+        others: Files or folders of results that others published (`harness.reporting.others`), which become rows too.
 
     Raises:
         ConfigError: There is no such store or folder, or `since` is no date.
         ConnectionError: The store cannot be read.
     """
-    found = read(store, {"task": task, "model": model, "method": method, "status": status}, sweep, since)
+    found = read(store, {"task": task, "model": model, "method": method, "status": status}, sweep, since, others)
     for reason in found.damaged:
         warnings.warn(reason, stacklevel=2)
     return found.frame
 
 
 def read(
-    store: str | Path,
+    store: str | Path | None,
     wanted: Mapping[str, str | Collection[str] | None],
-    sweep: str | None = None,
+    sweep: str | Collection[str] | None = None,
     since: str | datetime | None = None,
+    others: Collection[str] = (),
 ) -> Runs:
     """Read a store, or a folder, and keep what is wanted: column -> one value or several; None wants all.
+
+    What others published is of no sweep, and is there whichever sweep is wanted.
 
     Raises:
         ConfigError: There is no such store or folder, or `since` is no date.
         ConnectionError: The store cannot be read.
     """
     moment = None if since is None else _moment(since)
+    sweeps = None if sweep is None else {sweep} if isinstance(sweep, str) else set(sweep)
     damaged: list[str] = []
-    if "://" in str(store):
+    everything: list[dict[str, Any]] | None = []
+    if store is None:
+        runs = []
+    elif "://" in str(store):
         given = f"tracking.uri={stores.redact(str(store))}"
         place = stores.parse(str(store))
         if place.path and not place.path.exists():
@@ -103,12 +113,15 @@ def read(
         tracking.check(str(store))
         everything = None
         # Of a point that another sweep ran again later, this sweep's run is the newest.
-        runs = tracking.read_runs(str(store), sweep or None)
+        runs = tracking.read_runs(str(store), None if sweeps is None or "" in sweeps else sweeps)
     else:
         everything, damaged = read_folder(Path(store))
         runs = everything
-    if sweep is not None:
-        runs = [run for run in runs if run["tags"].get("sweep", "") == sweep]
+    if sweeps is not None:
+        runs = [run for run in runs if run["tags"].get("sweep", "") in sweeps]
+    if others:
+        published, unread = foreign.read(list(others))
+        runs, damaged = [*runs, *published], [*damaged, *unread]
     frame = scores.tidy(runs)
     for column in ("task", "model", "method", "status"):
         values = wanted.get(column)

@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ MEASURED = (
     "swap_ms",
     "energy_joules",
 )
+SPLITS = ("validation", "development", "majority", "base")
 LATENCY = "cost.latency_ms."
 TAGS = (
     "sweep",
@@ -50,30 +52,41 @@ TAGS = (
     "method",
     "primary_metric",
     "forgetting_metric",
+    "git_commit",
     "harness.version",
 )
 # Parameters that tell configurations apart, most telling first; the others follow in alphabetical order.
-TELLING = ("model.name", "model.pretrained", "model.quantization", "method.rank", "method.alpha", "train.learning_rate")
+TELLING = (
+    "method.variant",
+    "model.name",
+    "model.pretrained",
+    "model.quantization",
+    "method.rank",
+    "method.alpha",
+    "train.learning_rate",
+)
 # Repetitions of a point differ in these, and a place is no property of a result.
 NOT_TELLING = {"seed", "data_seed", "method.name", "task.name", "model.path", "model.revision"} | {
     f"{section}.{key}" for section, keys in NOT_IDENTITY.items() for key in keys if key != "name"
 }
+NO_OPTIONS = ("learning_rate", "alpha", "seed", "variant")
 NOT_TELLING_SECTIONS = ("sweep.", "evaluate.", "plan.")
 
 
-def load(uri: str, sweep: str | None = None) -> pd.DataFrame:
+def load(uri: str, sweep: str | Collection[str] | None = None) -> pd.DataFrame:
     """Read a tracking store into a tidy frame, a row a run, oldest first.
 
     Columns:
         run_id, mlflow_run_id, name, artifact_uri: Which run it is.
-        sweep, stage, status, error, identity, task, model, method, primary_metric, forgetting_metric, harness.version:
-            Its tags; empty text where a run has none.
+        sweep, stage, status, error, identity, task, model, method, primary_metric, forgetting_metric, git_commit,
+            harness.version: Its tags; empty text where a run has none.
         seed, data_seed: Whole numbers, missing where a run has none.
         started_at, ended_at: UTC.
         validation, development, majority, base: The primary metric on each split, that of the commonest answer, and
             that of the backbone alone; NaN where it was not measured.
-        mark: What a reader should know of a record: that another version of the harness wrote it, or that fields are
-            missing; empty text where nothing is odd.
+        source: Who published it, where it is not a run of this harness (`harness.reporting.others`); else empty text.
+        mark: What a reader should know of a record: that another version of the harness wrote it, that fields are
+            missing, or its source; empty text where nothing is odd.
         newest: False where the same point (`identity`) was run again later; tables leave such runs out.
         param.*: The configuration, as text, under its dotted keys.
         validation.*, development.*, majority.*, base.*, forgetting.*, cost.*, train.*: Every metric, under its name in
@@ -81,7 +94,7 @@ def load(uri: str, sweep: str | None = None) -> pd.DataFrame:
 
     Args:
         uri: `sqlite:///mlflow.db`, `http://host:port`, ...
-        sweep: Only the runs of this sweep.
+        sweep: Only the runs of this sweep, or of one of these.
 
     Raises:
         ConfigError: The URI names no store.
@@ -112,15 +125,18 @@ def _row(run: dict[str, Any]) -> dict[str, Any]:
     tags, metrics = run["tags"], run["metrics"]
     row = {key: run[key] for key in ("run_id", "mlflow_run_id", "artifact_uri", "started_at", "ended_at")}
     row |= {"name": plain(run["name"])} | {key: plain(tags.get(key, "")) for key in TAGS}
+    row["source"] = run.get("source", "")
     row["mark"] = "; ".join(dict.fromkeys([*run.get("marks", ()), *_marks(row)]))
     row["stage"] = row["stage"] or "run"
-    for split in ("validation", "development", "majority", "base"):
+    for split in SPLITS:
         row[split] = metrics.get(f"{split}.{row['primary_metric']}", math.nan)
     return row | {f"param.{key}": plain(value) for key, value in run["params"].items()} | metrics
 
 
 def _marks(row: dict[str, Any]) -> list[str]:
     """Say what is odd about a finished run; one that failed early may lack anything."""
+    if row["source"]:
+        return [f"of {row['source']}"]
     if row["status"] not in (FINISHED, ""):
         return []
     expected = ("status", "identity", "task", "model", "method", "primary_metric", "harness.version")
@@ -133,7 +149,13 @@ def _marks(row: dict[str, Any]) -> list[str]:
 
 def plain(text: Any) -> str:
     """Make one line of a text, without the control characters that a terminal would obey."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\s]+", " ", str(text)).strip()
+    return _one_line(str(text))
+
+
+@lru_cache(maxsize=100_000)
+def _one_line(text: str) -> str:
+    """Runs of a store have most of their texts in common."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\s]+", " ", text).strip()
 
 
 def compared(frame: pd.DataFrame) -> pd.DataFrame:
@@ -143,36 +165,44 @@ def compared(frame: pd.DataFrame) -> pd.DataFrame:
 
 def label(frame: pd.DataFrame, without: tuple[str, ...] = ()) -> pd.Series:
     """Name each run's configuration: its method, and what differs between the runs of that method on that task."""
-    labels = pd.Series("", index=frame.index, dtype=object)
-    for (_, method), group in frame.groupby(["task", "method"], sort=True):
-        keys = _telling(group, without)
+    found = sorted(str(column).removeprefix("param.") for column in frame if str(column).startswith("param."))
+    candidates = [key for key in TELLING if key in found] + [key for key in found if key not in TELLING]
+    values = {
+        key: frame[f"param.{key}"].fillna("").to_numpy()
+        for key in candidates
+        if key not in NOT_TELLING and key not in without and not key.startswith(NOT_TELLING_SECTIONS)
+    }
+    codes = {key: pd.factorize(column)[0] for key, column in values.items()}
+    # Most are the same in all runs.
+    codes = {key: numbers for key, numbers in codes.items() if len(numbers) and numbers.max()}
+    labels = np.full(len(frame), "", dtype=object)
+    for (_, method), rows in frame.groupby(["task", "method"], sort=True).indices.items():
+        keys = _telling({key: numbers[rows] for key, numbers in codes.items()})
         short = [key.rpartition(".")[2] for key in keys]
         names = [full if short.count(part) > 1 else part for full, part in zip(keys, short, strict=True)]
         names = ["model" if key == "model.name" else name for key, name in zip(keys, names, strict=True)]
-        for index, row in group.iterrows():
-            parts = [f"{name}={_value(row[f'param.{key}'])}" for name, key in zip(names, keys, strict=True)]
-            labels[index] = " ".join([str(method), *parts])
-    return labels
+        parts = [
+            [f"{name}={value or 'none'}" for value in values[key][rows]] for name, key in zip(names, keys, strict=True)
+        ]
+        labels[rows] = [" ".join([str(method), *row]) for row in zip(*parts, strict=True)] if parts else str(method)
+    return pd.Series(labels, index=frame.index, dtype=object)
 
 
-def _telling(group: pd.DataFrame, without: tuple[str, ...]) -> list[str]:
-    """Find the fewest parameters that tell the group's configurations apart."""
-    found = sorted(column.removeprefix("param.") for column in group if str(column).startswith("param."))
-    candidates = [key for key in TELLING if key in found] + [key for key in found if key not in TELLING]
+def _telling(codes: dict[str, np.ndarray]) -> list[str]:
+    """Find the fewest parameters that tell a group's configurations apart.
+
+    Args:
+        codes: Parameter, most telling first -> a number for each of its values, one a run.
+    """
     chosen: list[str] = []
-    parts, count = np.zeros(len(group), dtype=np.int64), 1
-    for key in candidates:
-        if key in NOT_TELLING or key in without or key.startswith(NOT_TELLING_SECTIONS):
+    parts, count = np.zeros(1, dtype=np.int64), 1
+    for key, numbers in codes.items():
+        if (numbers == numbers[0]).all():
             continue
-        codes = pd.factorize(group[f"param.{key}"].fillna(""))[0]
-        finer, kinds = pd.factorize(parts * (codes.max() + 1) + codes)
+        finer, kinds = pd.factorize(parts * (numbers.max() + 1) + numbers)
         if len(kinds) > count:
             chosen, parts, count = [*chosen, key], finer.astype(np.int64), len(kinds)
     return chosen
-
-
-def _value(value: Any) -> str:
-    return "none" if not isinstance(value, str) or not value else value
 
 
 def split_of(runs: pd.DataFrame) -> str:
@@ -190,6 +220,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """
     runs = compared(frame)
     runs = runs.assign(configuration=label(runs))
+    # Of thousands of groups each is a copy of all columns, and pandas' own texts are slow where they are few.
+    runs = runs[[column for column in runs if not str(column).startswith("param.")]]
+    runs = runs.astype(dict.fromkeys((*TAGS, "mark"), object))
     rows: list[dict[str, Any]] = []
     for task, of_task in runs.groupby("task", sort=True):
         split = split_of(of_task)
@@ -361,6 +394,38 @@ def costs(frame: pd.DataFrame) -> pd.DataFrame:
     names |= {f"{LATENCY}{variant}.1": variant for variant in ("base", "attached", "merged")}
     there = runs.reindex(columns=["task", "configuration", *names]).rename(columns=names)
     return there.groupby(["task", "configuration"], sort=True).mean().reset_index()
+
+
+def options(frame: pd.DataFrame) -> pd.DataFrame:
+    """Find what was varied of a method: a row a configuration of methods of which something was.
+
+    Columns: task, configuration, method, and parameters such as method.rank and method.target_modules, as text; missing
+    where a method has or varies none. Learning rates are tuned, and alpha goes with the rank.
+    """
+    runs = compared(frame)
+    runs = runs[runs["status"] == FINISHED].assign(configuration=label(runs))
+    columns = {
+        str(column): str(column).removeprefix("param.")
+        for column in runs
+        if str(column).startswith("param.method.")
+        and str(column).removeprefix("param.") not in NOT_TELLING
+        and str(column).rpartition(".")[2] not in NO_OPTIONS
+    }
+    groups = runs.groupby(["task", "method"])
+    varied = {column: name for column, name in columns.items() if (groups[column].nunique() > 1).any()}
+    found = runs[["task", "configuration", "method", *varied]].rename(columns=varied)
+    for name in varied.values():
+        several = found.groupby(["task", "method"])[name].transform("nunique") > 1
+        found[name] = found[name].where(several)
+    found = found.drop_duplicates(["task", "configuration"])
+    return found[found[list(varied.values())].notna().any(axis=1)].reset_index(drop=True)
+
+
+def means(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Take the mean of some figures over the finished runs of each configuration: task, configuration, `columns`."""
+    runs = compared(frame)
+    runs = runs[runs["status"] == FINISHED].assign(configuration=label(runs))
+    return runs.groupby(["task", "configuration"], sort=True)[columns].mean().reset_index()
 
 
 def predictions(frame: pd.DataFrame) -> pd.DataFrame:

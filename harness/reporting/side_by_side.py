@@ -21,7 +21,7 @@ from harness.reporting.comparison import (
     resample_methods,
 )
 from harness.reporting.pairwise import predictions_of
-from harness.reporting.render import NONE, Table, interval, number, probability, size
+from harness.reporting.render import NONE, Table, figure, interval, probability
 from harness.reporting.runs import read_folder, read_record
 from harness.reporting.stats import mcnemar
 from harness.store import redact
@@ -64,13 +64,16 @@ def find_runs(names: Sequence[str], store: str) -> list[dict[str, Any]]:
     return runs
 
 
-def tables(a: dict[str, Any], b: dict[str, Any]) -> tuple[str, list[Table], list[str]]:
-    """Hold two runs, as `find_runs` returns them, side by side: first sentences, tables, notes."""
+def tables(a: dict[str, Any], b: dict[str, Any], server: str | None = None) -> tuple[str, list[Table], list[str]]:
+    """Hold two runs, as `find_runs` returns them, side by side: first sentences, tables, notes.
+
+    Predictions that are not on this machine are fetched from `server`, a tracking URI.
+    """
     frame = scores.tidy([a, b])
     notes: list[str] = []
     found = [_configuration(a, b), _figures("Scores", a, b, SCORES)]
     try:
-        found.append(_paired(frame))
+        found.append(_paired(frame, server))
     except ConfigError as error:
         notes.append(f"No paired test: {scores.plain(error)}.")
     found.append(_figures("Costs", a, b, (COSTS,)))
@@ -105,20 +108,12 @@ def _figures(title: str, a: dict[str, Any], b: dict[str, Any], sections: tuple[s
                 last = NONE if not ours or np.isnan(theirs / ours) else f"{theirs / ours:.3g}"
             else:
                 last = NONE if np.isnan(theirs - ours) else f"{theirs - ours:+.4f}"
-            rows.append((key.removeprefix(COSTS), _figure(key, ours), _figure(key, theirs), last))
+            rows.append((key.removeprefix(COSTS), figure(key, ours), figure(key, theirs), last))
     columns = ("figure", A, B, "B / A" if of_costs else "B - A")
     return Table(title, columns, rows, "A dash: not measured.", ("figure",)) if rows else None
 
 
-def _figure(key: str, value: float) -> str:
-    if key.endswith("_bytes"):
-        return size(value)
-    if not key.startswith(COSTS):
-        return number(value)
-    return number(value, 0) if float(value).is_integer() else NONE if np.isnan(value) else f"{value:,.4g}"
-
-
-def _paired(frame: pd.DataFrame) -> Table:
+def _paired(frame: pd.DataFrame, server: str | None) -> Table:
     """Test the two runs on the examples of a split.
 
     Raises:
@@ -133,7 +128,8 @@ def _paired(frame: pd.DataFrame) -> Table:
     if frame[split].isna().any():
         raise ConfigError(f"not both runs have a {metric} on the same split")
     predictions = {
-        name: [read_predictions(predictions_of(row["artifact_uri"]), split)] for name, row in ((A, first), (B, second))
+        name: [read_predictions(predictions_of(row["artifact_uri"], row["mlflow_run_id"], server), split)]
+        for name, row in ((A, first), (B, second))
     }
     pair = compare(resample_methods(predictions, metric), higher_is_better(metric))[0]
     rows = [_cells(f"{metric}, bootstrap of the examples", pair)]

@@ -2,13 +2,13 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from browsing import CHROMIUM, chromium
 from run_directories import store_of, write_run
 
 from harness.reporting import curves, pictures, scores
@@ -16,8 +16,6 @@ from harness.reporting.page import page
 from harness.reporting.render import Table
 
 EVIL = "<script>alert(1)</script>"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking".split()
 STEPS = [{"step": step, "development.accuracy": 0.5 + step / 100, "loss": 1.0} for step in (10, 20, 30)]
 
 
@@ -97,11 +95,9 @@ def browser() -> Iterator[Any]:
     """Debian's Chromium; its tests are skipped where there is none."""
     if CHROMIUM is None:
         pytest.skip("there is no chromium; apt-get install chromium brings it")
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright drives the browser")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    pytest.importorskip("playwright.sync_api", reason="pip install playwright drives the browser")
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 def first_column(view: Any, table: str) -> list[str]:

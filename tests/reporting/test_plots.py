@@ -112,3 +112,23 @@ def test_listed_methods_look_different() -> None:
     """No two methods of the list share colour and marker, and an unlisted one keeps its own."""
     assert len({plots.appearance(method) for method in plots.METHODS}) == len(plots.METHODS)
     assert plots.appearance("of my own") == plots.appearance("of my own")
+
+
+def test_of_thousands_of_methods_the_telling_ones_are_drawn() -> None:
+    """The best, the best of each reference, and what no other beats at its cost; the rest is counted in a sentence."""
+    names = [f"lora rank={number}" for number in range(299)]
+    many = pd.DataFrame(
+        {
+            "task": "t",
+            "method": ["lora"] * 299 + ["head"],
+            "configuration": [*names, "head"],
+            "metric": "accuracy",
+            "score": [0.5 + number / 1000 for number in range(299)] + [0.1],
+            "cost.trainable_parameters": [1.0] + [10.0] * 299,
+        }
+    )
+    kept, notes = pictures.telling(many)
+    assert set(kept["configuration"]) == {names[0], *names[199:], "head"}
+    assert [note.partition(":")[0] for note in notes] == ["Pictures of t show 102 of its 300 methods"]
+    kept, notes = pictures.telling(many.head(50))
+    assert (len(kept), notes) == (50, [])

@@ -1,10 +1,15 @@
 """What is shown is what was measured, and a text is only ever a text."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
+from run_directories import write_run
 
+import harness
 from harness.record import MEMORY
-from harness.reporting import render
+from harness.reporting import render, scores
+from harness.reporting.pairwise import Pairwise
 
 EVIL = "<script>alert('x')</script> | [red]*a*[/red] $x$"
 
@@ -94,3 +99,61 @@ def test_a_prediction_says_how_far_it_is_off() -> None:
     assert table.rows[1][-2:] == ("4.1 kB", "-1.23%")
     assert table.caption.endswith("peak 1.23%.")
     assert render.prediction_table(pd.DataFrame()) is None
+
+
+def test_the_first_sentence_names_the_best_and_whether_it_stands_out() -> None:
+    """By comparison where there is one; the mean alone proves nothing."""
+    rows = [("lora", 0.9), ("full", 0.89), ("head", 0.7)]
+    summary = pd.DataFrame(
+        [{"task": "t", "configuration": name, "method": name, "mean": mean, "n": 3} for name, mean in rows]
+    )
+
+    def found(best: str, level: set[str], names: tuple[str, ...] = ("lora", "full", "head")) -> Pairwise:
+        groups = dict.fromkeys(names, "a") if best else {}
+        return Pairwise("t", "accuracy", "validation", 100, (), {}, groups, best, frozenset(level), "full", ())
+
+    said = [
+        render.verdicts(summary, [one]) for one in (found("lora", {"full"}), found("lora", set()), found("", set()))
+    ]
+    assert said == [
+        "On t lora is best with 0.9000 accuracy, not told apart from full.",
+        "On t lora is best with 0.9000 accuracy, told apart from all 2 others.",
+        "On t lora is best with 0.9000 accuracy; nothing tells whether by more than chance, as no predictions can be "
+        "compared.",
+    ]
+    assert render.verdicts(summary, [found("lora", set(), ("lora", "head"))]).endswith(
+        "told apart from the other; 1 more was not compared."
+    )
+    assert render.verdicts(summary.head(1), [found("", set())]) == ""
+
+
+def test_what_was_varied_has_a_row_a_value(tmp_path: Path) -> None:
+    """Ranks in their order and targets as words, each with its interval; what is the same everywhere has no column."""
+    options = [{"rank": rank, "alpha": rank, "target_modules": targets, "dropout": 0.1}
+               for targets in (["query"], ["query", "value"]) for rank in (16, 2)]  # fmt: skip
+    runs = [
+        write_run(tmp_path / "runs", seed=seed, score=0.8 + seed / 10, options=chosen)
+        for chosen in options
+        for seed in range(2)
+    ]
+    frame = harness.load_runs(tmp_path / "runs")
+    [table] = render.option_tables(scores.summary(frame), scores.options(frame))
+    assert len(runs) == 8
+    assert table.title == "micro/sentiment: rank, target modules"
+    assert table.columns[:4] == ("method", "rank", "target modules", "accuracy")
+    assert [row[:4] for row in table.rows] == [
+        ("lora", rank, targets, "0.8500") for rank in ("2", "16") for targets in ("query, value", "query")
+    ]
+    assert table.rows[0][6].startswith("[")
+    write_run(tmp_path / "single")
+    alone = harness.load_runs(tmp_path / "single")
+    assert render.option_tables(scores.summary(alone), scores.options(alone)) == []
+
+
+def test_a_long_table_is_cut_and_says_so() -> None:
+    """In a terminal sooner than in a file."""
+    table = render.Table("t", ("method",), [(str(number),) for number in range(3000)], "Caption.")
+    cut = render.shortened(table)
+    assert len(cut.rows) == render.MOST_ROWS
+    assert cut.caption == "The first 2,000 of 3,000 rows; all are in the CSV files. Caption."
+    assert render.shortened(cut) is cut
