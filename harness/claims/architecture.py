@@ -45,7 +45,7 @@ class Planned:
 
     def _case(self, point: Point) -> Case:
         value = _figure(tuple(point.overrides), point.figure)
-        unit = "share" if point.figure.endswith("share") else "ratio" if point.figure == "reduction" else "count"
+        unit = "share" if point.figure.endswith("share") else "times" if point.figure == "reduction" else "count"
         name = f"{point.figure.replace('_', ' ')}: {' '.join(point.overrides)}"
         remark = f"published: {point.published}" if point.published else ""
         ends = (value, value, value, point.least, point.most, unit)

@@ -67,10 +67,8 @@ class CostRatio:
 
     def judge(self, evidence: Evidence) -> list[Case]:
         def of_task(sweep: Sweep, task: str) -> Iterator[Case]:
-            for b in sweep.configurations(task, Selection.parse(self.against)):
-                for text in self.methods:
-                    for a in sweep.configurations(task, Selection.parse(text)):
-                        yield self._case(sweep, task, a, b)
+            for a, b in sweep.pairs(task, self.methods, self.against):
+                yield self._case(sweep, task, a, b)
 
         return _by_task(evidence, self.sweeps, of_task)
 
@@ -79,7 +77,7 @@ class CostRatio:
         place, name = f"{sweep.name}, {task}", f"{_spelt(self.figure)} of {a} over that of {b}"
         if not all(values.values()):
             return Case(place, name, Outcome.no_evidence, remark=NOT_MEASURED)
-        found = across_runs({key: np.log(runs).tolist() for key, runs in values.items()})[0]
+        found = across_runs(np.log(values[a]).tolist(), np.log(values[b]).tolist())
         value, low, high = (float(np.exp(end)) for end in (found.difference, found.low, found.high))
         known = found.over_seeds or _is_counted(self.figure)
         outcome = decide(low, high, self.least, self.most) if known else Outcome.undecided
@@ -184,8 +182,8 @@ class TrainedShare:
         runs = runs[~runs["method"].isin(self.without)]
         for model, rows in runs.groupby("model", sort=True):
             backbone = rows["cost.total_parameters"] - rows["cost.trainable_parameters"]
-            # Where the backbone itself is trained, what is left of it says nothing of its size.
-            size = backbone.max()
+            # Some train a part of the backbone, some add frozen matrices: the typical method leaves it as it is.
+            size = backbone.median()
             shares = (rows["cost.adapter_parameters"] / size).groupby(rows["method"]).max().sort_values()
             value = float(shares.median() if self.take is Statistic.median else shares.max())
             above = [f"{name} {100 * share:.3g}%" for name, share in shares[shares > self.most].items()][::-1]

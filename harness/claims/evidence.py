@@ -96,9 +96,21 @@ class Sweep:
         return set(zip(tuned["task"], tuned["configuration"], strict=True))
 
     def configurations(self, task: str, wanted: Selection) -> list[str]:
-        """Those of a task that a selection finds."""
+        """Those of a task that a selection finds, by name."""
         rows = self.runs[(self.runs["task"] == task) & wanted.among(self.runs)]
         return sorted(rows["configuration"].unique())
+
+    def pairs(self, task: str, ours: Sequence[str], against: str) -> list[tuple[str, str]]:
+        """Configurations to hold against each other, by their selections; on one model, unless a selection names it."""
+        theirs = Selection.parse(against)
+        models = self.runs[self.runs["task"] == task].groupby("configuration")["model"].first()
+        return [
+            (a, b)
+            for wanted in map(Selection.parse, ours)
+            for a in self.configurations(task, wanted)
+            for b in self.configurations(task, theirs)
+            if a != b and ("model" in {*wanted.settings, *theirs.settings} or models[a] == models[b])
+        ]
 
     def has_learnt(self, task: str, configurations: Collection[str]) -> bool:
         """Whether one of them is known to be better than the commonest answer; true where there is no such answer."""

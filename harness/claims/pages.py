@@ -97,14 +97,17 @@ def written(value: float, unit: str) -> str:
     """Write a figure with its unit."""
     if math.isnan(value):
         return NONE
+    # Plus 0.0, so that no difference is not written as -0.0000.
     if unit == "score":
-        return f"{value:+.4f}"
+        return f"{round(value, 4) + 0.0:+.4f}"
     if unit == "change":
-        return f"{100 * value:+.2f}%"
+        return f"{round(100 * value, 2) + 0.0:+.2f}%"
     if unit == "share":
         return f"{100 * value:.3g}%"
     if unit == "ratio":
-        return f"{value:,.0f}x" if value >= 100 else f"{value:.3f}x"
+        return f"{value:.3f}x"
+    if unit == "times":
+        return f"{value:,.0f}x"
     return f"{value:,.0f}" if unit == "count" or abs(value) >= 1000 else f"{value:.4g}"
 
 
@@ -120,7 +123,7 @@ def holds_where(case: Case) -> str:
     if math.isnan(case.value):
         return NONE
     low, high = written(case.least, case.unit), written(case.most, case.unit)
-    has_low = case.least > (0 if case.unit in ("ratio", "share", "count") else -math.inf)
+    has_low = case.least > (0 if case.unit in ("ratio", "times", "share", "count") else -math.inf)
     if case.least == case.most:
         return f"exactly {low}"
     if has_low and case.most < math.inf and not (case.unit == "share" and case.most == 1):

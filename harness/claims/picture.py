@@ -11,14 +11,15 @@ from harness.reporting.scores import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ROW = 0.17  # inches
 # Cases of a claim that are drawn: the others are in the table.
-MOST_CASES = 14
+MOST_CASES = 12
 # Unit of a case -> the axis that it is drawn on.
 AXES = {
-    "score": "difference in points of the score, or as a share of the other's perplexity (right is better)",
-    "change": "difference in points of the score, or as a share of the other's perplexity (right is better)",
+    "score": "difference of scores, or of perplexities as a share (right is better)",
+    "change": "difference of scores, or of perplexities as a share (right is better)",
     "ratio": "ratio",
 }
 LOOKS = {
@@ -50,7 +51,7 @@ def draw(judged: Sequence[Judged]) -> dict[str, bytes]:
         for panel, (axis, groups) in zip(axes, panels.items(), strict=True):
             _panel(panel, groups, logarithmic=axis == "ratio")
             panel.set_xlabel(axis)
-        _legend(axes[0])
+        _legend(figure)
         return {kind: encoded(figure, kind) for kind in ("svg", "png")}
 
 
@@ -93,7 +94,7 @@ def _panel(axes: "Axes", groups: Sequence[tuple[str, list[Case]]], logarithmic: 
     axes.set_axisbelow(True)
 
 
-def _legend(axes: "Axes") -> None:
+def _legend(figure: "Figure") -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -104,4 +105,4 @@ def _legend(axes: "Axes") -> None:
         for outcome, (colour, marker, face) in LOOKS.items()
     ]
     handles.append(Patch(color=COLOURS[0], alpha=0.13, label="where the claim holds"))
-    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=8)
+    figure.legend(handles=handles, loc="outside upper right", ncols=4, frameon=False, fontsize=8)

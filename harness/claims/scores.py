@@ -1,9 +1,8 @@
 """Rules on scores: methods against methods on the same examples, by the comparisons that reports print."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from harness.claims.verdict import Case, NoEvidence, Outcome, decide
 from harness.config import ConfigError
 from harness.metrics import higher_is_better
 from harness.reporting.comparison import Comparison, Resampled, compare
-from harness.reporting.stats import CONFIDENCE
+from harness.reporting.stats import CONFIDENCE, holm
 
 # So many rows that resampling them would change nothing: what a run counts once, such as its bytes, has none.
 ENDLESS = 10_000
@@ -49,9 +48,9 @@ class KeepsUp:
             most = margin if self.two_sided else math.inf
             remarks = [pair.remark]
             outcome = decide(pair.low, pair.high, -margin, most) if pair.counts else Outcome.undecided
-            if outcome is Outcome.undecided and pair.counts:
-                # An interval shrinks with the root of what it comes from; equal methods need it within the margin.
-                half = (pair.high - pair.low) / 2
+            # An interval shrinks with the root of what it comes from; equal methods need it within the margin.
+            half = (pair.high - pair.low) / 2
+            if outcome is Outcome.undecided and pair.counts and half > margin:
                 remarks.append(f"known to ±{half:.4f}: about {(half / margin) ** 2:,.0f} times the evidence is needed")
             return pair.case(outcome, -margin, most, remarks)
 
@@ -125,10 +124,12 @@ class ChoiceMatters:
         beyond = [pair for pair in pairs if pair.low > margin and pair.corrected_p < 1 - CONFIDENCE]
         widest = max(beyond or pairs, key=lambda pair: pair.difference)
         learnt = sweep.has_learnt(task, names)
+        whole = {name for pair in pairs for name in (pair.a, pair.b)} == {*names}
         outcome = Outcome.holds if beyond else Outcome.undecided
-        if learnt and not beyond and all(-margin <= pair.low and pair.high <= margin for pair in pairs):
+        if learnt and whole and not beyond and all(-margin <= pair.low and pair.high <= margin for pair in pairs):
             outcome = Outcome.fails
-        remarks = [f"the two that are farthest apart of {len(pairs)} pairs; {len(beyond)} differ by more than that"]
+        remarks = [f"farthest apart of {len(pairs)} pairs; {len(beyond)} differ by more than that"]
+        remarks += [] if whole else ["some have one run yet"]
         remarks += [] if learnt else [NOTHING_LEARNT]
         return widest.case(outcome if learnt else Outcome.undecided, margin, math.inf, remarks)
 
@@ -137,7 +138,7 @@ class ChoiceMatters:
 class ForgetsLess:
     """Superiority on general text: its perplexity, or masked loss, grows by a smaller factor than another's does.
 
-    Welch's t over runs on the logarithm of after over before, Holm-corrected over the pairs of the task.
+    Welch's t over runs on the logarithm of after over before, Holm-corrected over the methods on the task.
 
     Attributes:
         sweeps: As for `KeepsUp`.
@@ -162,22 +163,19 @@ class ForgetsLess:
             runs = sweep.runs.assign(grown=grown)[grown.notna()]
             for task, rows in runs.groupby("task", sort=True):
                 groups = {name: group["grown"].tolist() for name, group in rows.groupby("configuration", sort=True)}
-                cases += self._of_task(sweep, str(task), across_runs(groups))
+                cases += self._of_task(sweep, str(task), groups)
         return cases
 
-    def _of_task(self, sweep: Sweep, task: str, comparisons: Sequence[Comparison]) -> Iterator[Case]:
-        for a, b in _wanted(sweep, task, self.methods, self.against):
-            one = _between(comparisons, a, b)
-            if one is None:
-                continue
-            sign = 1 if one.a == a else -1
-            low, high = sorted((sign * one.low, sign * one.high))
-            told_apart = one.over_seeds and one.corrected_p < 1 - CONFIDENCE
-            outcome = decide(low, high, -math.inf, 0) if told_apart else Outcome.undecided
-            value, low, high = (float(np.exp(end)) for end in (sign * one.difference, low, high))
+    def _of_task(self, sweep: Sweep, task: str, grown: Mapping[str, list[float]]) -> Iterator[Case]:
+        wanted = [pair for pair in sweep.pairs(task, self.methods, self.against) if {*pair} <= {*grown}]
+        found = [across_runs(grown[a], grown[b]) for a, b in wanted]
+        corrected = holm([one.p if one.over_seeds else math.nan for one in found])
+        for (a, b), one, p in zip(wanted, found, corrected, strict=True):
+            outcome = decide(one.low, one.high, -math.inf, 0) if p < 1 - CONFIDENCE else Outcome.undecided
+            ends = (float(np.exp(end)) for end in (one.difference, one.low, one.high))
             remark = "" if one.over_seeds else ONE_RUN
             name = f"growth with {a} over that with {b}"
-            yield Case(f"{sweep.name}, {task}", name, outcome, value, low, high, most=1, unit="ratio", remark=remark)
+            yield Case(f"{sweep.name}, {task}", name, outcome, *ends, 0.0, 1.0, "ratio", remark)
 
 
 # --- Pairs ----------------------------------------------------------------------------------------------------------
@@ -227,11 +225,11 @@ class Pair:
         return Case(f"{self.sweep}, {self.task}", name, outcome, *ends, remark)
 
 
-def across_runs(groups: dict[str, list[float]]) -> list[Comparison]:
-    """Compare what has a value a run and none a row, the lower the better: Welch's t over runs, Holm-corrected."""
-    ordered = {name: np.sort(np.asarray(values, dtype=float)) for name, values in groups.items()}
+def across_runs(a: Sequence[float], b: Sequence[float]) -> Comparison:
+    """Compare what has a value a run and none a row, the lower the better: Welch's t over runs."""
+    ordered = {name: np.sort(np.asarray(values, dtype=float)) for name, values in (("A", a), ("B", b))}
     resampled = {name: Resampled(v, np.tile(v, (2, 1)), ENDLESS, 0) for name, v in ordered.items()}
-    return compare(resampled, higher_is_better=False)
+    return compare(resampled, higher_is_better=False)[0]
 
 
 def sweeps_of(evidence: Evidence, names: Sequence[str], cases: list[Case]) -> Iterator[Sweep]:
@@ -251,9 +249,8 @@ def _judged(
     for sweep in sweeps_of(evidence, sweeps, cases):
         before = len(cases)
         for task in sorted(sweep.runs["task"].unique()):
-            wanted = _wanted(sweep, task, methods, against)
-            found = [(a, b, _between(sweep.compared[task].comparisons, a, b)) for a, b in wanted]
-            for a, b, one in found:
+            for a, b in sweep.pairs(task, methods, against):
+                one = _between(sweep.compared[task].comparisons, a, b)
                 if one is None:
                     notes = " ".join(sweep.compared[task].notes) or "their predictions cannot be read"
                     cases.append(Case(f"{sweep.name}, {task}", f"{a} and {b}", Outcome.no_evidence, remark=notes))
@@ -263,12 +260,6 @@ def _judged(
             sought = f"{', '.join(methods)} and {against}"
             cases.append(Case(sweep.name, sought, Outcome.no_evidence, remark=NOT_FINISHED))
     return cases
-
-
-def _wanted(sweep: Sweep, task: str, methods: Sequence[str], against: str) -> list[tuple[str, str]]:
-    """The configurations that are to be compared."""
-    ours = [name for text in methods for name in sweep.configurations(task, Selection.parse(text))]
-    return [(a, b) for a, b in product(ours, sweep.configurations(task, Selection.parse(against))) if a != b]
 
 
 def _between(comparisons: Sequence[Comparison], a: str, b: str) -> Comparison | None:

@@ -37,7 +37,7 @@ class Case:
         high: Upper end.
         least: The claim holds from here ...
         most: ... to here.
-        unit: How the figure is written: score, change, ratio, share, count or number.
+        unit: How the figure is written: score, change, ratio, times, share, count or number.
         remark: What a reader should know of it.
     """
 

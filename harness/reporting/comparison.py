@@ -300,14 +300,14 @@ def read_predictions(path: Path, split: str = "validation") -> "pd.DataFrame":
 def per_row_scores(predictions: "pd.DataFrame", metric: str) -> np.ndarray | None:
     """Score each example by itself, in the order of the frame; None where the metric is of all rows at once.
 
-    A column of the metric's name holds them; else accuracy is 1 where the prediction is the label and 0 elsewhere, and
-    a metric of texts holds each prediction against its label.
+    A column of the metric's name holds them; else accuracy, also of rewards, is 1 where the prediction is the label and
+    0 elsewhere, and a metric of texts holds each prediction against its label.
     """
     if metric in predictions:
         return predictions[metric].to_numpy(dtype=float)
     if not {"prediction", "label"} <= set(predictions):
         return None
-    if metric == "accuracy":
+    if metric in ("accuracy", "reward_accuracy"):
         return (predictions["prediction"] == predictions["label"]).to_numpy(dtype=float)
     if metric in PER_ROW:
         return np.array(list(map(PER_ROW[metric], predictions["prediction"], predictions["label"])), dtype=float)
