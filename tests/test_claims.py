@@ -534,6 +534,8 @@ def test_figures_are_written_with_their_units() -> None:
 def test_the_readme_says_what_the_published_claims_say() -> None:
     """Its sentence counts the verdicts of reports/claims/claims.csv."""
     published = conf_root() / "reports" / "claims" / "claims.csv"
+    if not published.is_file():
+        pytest.skip("reports/claims is not published: python -m harness.claims stores=... out=reports/claims")
     with published.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == IDS

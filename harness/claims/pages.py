@@ -65,14 +65,14 @@ def found(one: Judged) -> str:
 def _sentence(tested: Tested) -> str:
     counts = Counter(case.outcome for case in tested.cases)
     known = [case for case in tested.cases if not math.isnan(case.value)]
-    counted = ", ".join(f"{counts[kind]} {kind}" for kind in Outcome if counts[kind])
+    tally = ", ".join(f"{counts[kind]} {kind}" for kind in Outcome if counts[kind])
     measured = ""
     if len(known) == 1:
         measured = f"; {written(known[0].value, known[0].unit)} {interval(known[0])}".rstrip(f" {NONE}")
     elif known and len({case.unit for case in known}) == 1:
         ends = (min(case.value for case in known), max(case.value for case in known))
         measured = f"; from {written(ends[0], known[0].unit)} to {written(ends[1], known[0].unit)}"
-    return f"{tested.verdict}: {counted}{measured}."
+    return f"{tested.verdict}: {tally}{measured}."
 
 
 def claim_table(one: Judged) -> Table:
@@ -80,17 +80,17 @@ def claim_table(one: Judged) -> Table:
     rows = []
     for number, tested in enumerate(one.tests, 1):
         for case in tested.cases:
-            place = (str(number), plain(case.evidence), plain(case.name))
-            measured = (written(case.value, case.unit), interval(case), holds_where(case), str(case.outcome))
-            rows.append((*place, *measured, plain(case.remark)))
-    columns = ("test", "evidence", "case", "found", "95% interval", "holds where", "outcome", "remarks")
+            measured = (written(case.value, case.unit), interval(case), holds_where(case))
+            told = ". ".join(plain(text) for text in (case.name, case.remark) if text)
+            rows.append((str(number), str(case.outcome), *measured, plain(case.evidence), told))
+    columns = ("test", "outcome", "found", "95% interval", "holds where", "evidence", "case")
     rules = " ".join(
-        f"({number}) {tested.test.says} [rule {tested.test.rule}: {tested.verdict}]"
+        f"({number}) {tested.test.says} [{tested.test.rule}: {tested.verdict}]"
         for number, tested in enumerate(one.tests, 1)
     )
-    caption = f"{one.claim.claim} Said by: {one.claim.source}. Tests: {rules} To know more: {one.claim.needs}"
-    text = ("test", "evidence", "case", "holds where", "outcome", "remarks")
-    return Table(f"{one.claim.id}: {one.verdict}", columns, rows, caption, text)
+    caption = f"Said by: {one.claim.source}. Tests: {rules} To know more: {one.claim.needs}"
+    title = f"{one.claim.id}, {one.verdict}: {one.claim.claim}"
+    return Table(title, columns, rows, caption, ("test", "outcome", "holds where", "evidence", "case"))
 
 
 def written(value: float, unit: str) -> str:
