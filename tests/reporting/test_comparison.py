@@ -345,6 +345,7 @@ def test_metrics_with_and_without_a_score_a_row() -> None:
     found = frame([0, 1, 1, 1], [0, 1, 0, 1], exact_match=[1.0, 0.5, 0.0, 0.5])
     assert list(per_row_scores(found, "exact_match")) == [1, 0.5, 0, 0.5]
     assert per_row_scores(found, "f1") is None
+    assert list(per_row_scores(found, "reward_accuracy")) == list(per_row_scores(found, "accuracy")) == [1, 1, 0, 1]
     assert resample_methods({"a": [found]}, "exact_match", resamples=5)["a"].scores == pytest.approx([0.5])
     assert resample_methods({"a": [found]}, "f1", resamples=5)["a"].scores == pytest.approx([0.8])
     assert set(resample_methods({"a": [found], "b": []}, "f1", resamples=5)) == {"a"}

@@ -1,0 +1,129 @@
+"""Which of the sentences that are taught about these methods hold here? `python -m harness.claims [key=value ...]`.
+
+  python -m harness.claims                                       on the default store, into claims/
+  python -m harness.claims stores=a/mlflow.db,b/mlflow.db,runs   on several stores, and folders of runs
+  python -m harness.claims only=lora-10000x,lora-197k            some claims: these need no runs
+
+keys:
+  stores=A,B         files of SQLite stores, addresses of servers, or folders that hold runs (mlflow.db)
+  out=FOLDER         where the files go (claims)
+  only=ID,ID         only these claims
+  backbones=A,B      folders of backbones whose weights are quantized too
+  ledger=FILE        the claims and their rules (reports/claims.yaml)
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from harness.config import ConfigError, near_misses
+
+DEFAULT_STORE = Path("mlflow.db")
+MISTAKEN = 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line may say."""
+
+    stores: str = ""
+    out: str = "claims"
+    only: str = ""
+    backbones: str = ""
+    ledger: str = ""
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Check the command line.
+
+    Raises:
+        ConfigError: An argument is not key=value, or its key is unknown.
+    """
+    names = [field.name for field in fields(Options)]
+    given: dict[str, str] = {}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key not in names:
+            raise ConfigError(f"{argument}: there is no key {key}; {near_misses(key, names)}")
+        if not value:
+            raise ConfigError(f"{argument}: a value is needed, write {key}=VALUE")
+        given[key] = value
+    return Options(**given)
+
+
+def places(text: str) -> list[str]:
+    """Stores as URIs, and folders of runs; without any the default store, if there is one.
+
+    Raises:
+        ConfigError: There is no such store or folder.
+    """
+    from harness.store import check, parse, redact
+
+    if not text:
+        return [parse(f"sqlite:///{DEFAULT_STORE}").uri] if DEFAULT_STORE.exists() else []
+    found = []
+    for given in text.split(","):
+        uri = given if "://" in given else f"sqlite:///{given}"
+        if "://" not in given and Path(given).is_dir():
+            found.append(given)
+            continue
+        store = parse(uri)
+        if store.path is not None and not store.path.is_file():
+            raise ConfigError(f"stores={redact(given)}: there is no such store and no such folder")
+        check(uri)
+        found.append(uri)
+    return list(dict.fromkeys(found))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; a mistake of the user's is told in one sentence, with exit status 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    try:
+        run(parse(arguments))
+    except (ConfigError, ConnectionError) as error:
+        print(f"claims: {error}", file=sys.stderr)
+        return MISTAKEN
+    return 0
+
+
+def run(options: Options) -> None:
+    """Judge the claims, print the verdicts and write the files.
+
+    Raises:
+        ConfigError: The ledger, a store or a key is wrong.
+        ConnectionError: A store cannot be read.
+    """
+    from tqdm import tqdm
+
+    from harness.claims import pages
+    from harness.claims.evidence import Evidence
+    from harness.claims.ledger import default_path, judge, load
+    from harness.reporting import render
+
+    ledger = load(Path(options.ledger) if options.ledger else default_path())
+    claims = {claim.id: claim for claim in ledger.claims}
+    wanted = options.only.split(",") if options.only else list(claims)
+    for name in wanted:
+        if name not in claims:
+            raise ConfigError(f"only={name}: there is no such claim; {near_misses(name, claims)}")
+    backbones = [Path(name) for name in options.backbones.split(",") if name]
+    for folder in backbones:
+        if not folder.is_dir():
+            raise ConfigError(f"backbones={folder}: there is no such folder")
+    evidence = Evidence(places(options.stores), ledger.evidence, backbones)
+    judged = [judge(claims[name], evidence) for name in tqdm(wanted, unit="claim", disable=None)]
+    out = Path(options.out)
+    names = pages.write(judged, evidence.damaged, out)
+    render.terminal([pages.verdict_table(judged)])
+    print(pages.lead(judged))
+    for reason in evidence.damaged:
+        print(reason, file=sys.stderr)
+    print(f"Written to {out}: {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""From an interval to an outcome, from outcomes to a test's verdict, from tests to the verdict on a claim."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """What became of one case."""
+
+    holds = "holds"
+    fails = "fails"
+    undecided = "undecided"
+    no_evidence = "no evidence"
+
+
+class Verdict(StrEnum):
+    """What becomes of a test, and of a claim."""
+
+    supported = "supported"
+    refuted = "refuted"
+    mixed = "mixed"
+    untestable = "not testable at this scale"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison or figure that a claim is about.
+
+    Attributes:
+        evidence: Where it comes from: a sweep, a plan, a file.
+        name: What was measured, and of what.
+        outcome: Whether the claim holds there.
+        value: What was found; NaN without evidence.
+        low: Lower end of its 95% interval; the value itself where it is counted and has none.
+        high: Upper end.
+        least: The claim holds from here ...
+        most: ... to here.
+        unit: How the figure is written: score, change, ratio, times, share, count or number.
+        remark: What a reader should know of it.
+    """
+
+    evidence: str
+    name: str
+    outcome: Outcome
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    least: float = -math.inf
+    most: float = math.inf
+    unit: str = "number"
+    remark: str = ""
+
+
+class NoEvidence(Exception):
+    """The stores lack what a rule reads; the message says what to run."""
+
+
+def decide(low: float, high: float, least: float, most: float) -> Outcome:
+    """Hold an interval against the range in which a claim holds, its ends included.
+
+    Wholly inside, the claim holds; wholly outside, it fails; across an end, or without an interval, nothing is decided.
+    So "no detectable difference" is no equality: only an interval inside of a margin is (the two one-sided tests of
+    Schuirmann 1987, J. Pharmacokinet. Biopharm. 15(6), each at 2.5%).
+    """
+    if math.isnan(low) or math.isnan(high):
+        return Outcome.undecided
+    if least <= low and high <= most:
+        return Outcome.holds
+    return Outcome.fails if high < least or low > most else Outcome.undecided
+
+
+def of_cases(outcomes: Iterable[Outcome]) -> Verdict:
+    """Sum up a test: cases without evidence do not count.
+
+    Supported or refuted where all cases say so; not testable where none is decided; else mixed.
+    """
+    counted = {outcome for outcome in outcomes if outcome is not Outcome.no_evidence}
+    if counted <= {Outcome.undecided}:
+        return Verdict.untestable
+    if counted == {Outcome.holds}:
+        return Verdict.supported
+    return Verdict.refuted if counted == {Outcome.fails} else Verdict.mixed
+
+
+def of_tests(verdicts: Iterable[Verdict]) -> Verdict:
+    """Sum up a claim, which says that all of its tests come out: one that cannot be made keeps it from being supported.
+
+    It is refuted where every test that can be made is refuted, and mixed where some are, or one is mixed.
+    """
+    found = set(verdicts)
+    made = found - {Verdict.untestable}
+    if made == {Verdict.refuted}:
+        return Verdict.refuted
+    if made <= {Verdict.supported}:
+        return Verdict.supported if made == found and made else Verdict.untestable
+    return Verdict.mixed
