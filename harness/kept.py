@@ -38,15 +38,11 @@ class Shelf:
         self.values[key] = value
 
 
-def _rows(splits: dict[str, list[Any]]) -> int:
-    return sum(map(len, splits.values()))
-
-
 def _shelves() -> dict[str, Shelf]:
     return {
-        "rows": Shelf(200_000, lambda data: _rows(data.splits)),
-        # A row of 30 tokens takes about a kilobyte and a half.
-        "features": Shelf(100_000, _rows),
+        "rows": Shelf(200_000, lambda data: sum(map(len, data.splits.values()))),
+        # In tokens, each of which takes a hundred bytes in lists of Python: 300 MB.
+        "features": Shelf(3_000_000, lambda splits: sum(row["length"] for rows in splits.values() for row in rows)),
         "tokenizer": Shelf(4, lambda tokenizer: 1),
     }
 

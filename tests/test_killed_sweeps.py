@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -20,7 +21,7 @@ from harness import tracking
 pytestmark = pytest.mark.timeout(7200)
 
 POINTS = 12
-KILLS = 20
+KILLS = int(os.environ.get("HARNESS_KILLS", "20"))
 SEED = 20261121
 # Seconds that a busy machine may take to start a sweep and end it.
 PATIENCE = 1800
@@ -85,7 +86,7 @@ def wait_for(condition: Callable[[], bool], sweep: "subprocess.Popen[str]") -> N
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_twenty_times_ends_as_an_undisturbed_one(tmp_path: Path, capsys: Any) -> None:
+def test_a_sweep_killed_many_times_ends_as_an_undisturbed_one(tmp_path: Path, capsys: Any) -> None:
     """The parent, a worker or all of them, at random moments of starting, working, recording and sending."""
     order = random.Random(SEED)
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
@@ -134,7 +135,10 @@ def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
     assert again.wait(timeout=PATIENCE) == 0
     assert before <= set(done(tmp_path / "sweep"))
     assert len(finished_runs(tmp_path / "sweep")) == len(done(tmp_path / "sweep")) == 4
-    assert f"{len(before)} of 4 points have their result in the store" in (tmp_path / "sweep/output.txt").read_text()
+    # A third may have been recorded and not sent: then it was sent now.
+    skipped = re.search(r"(\d) of 4 points have their result in the store", (tmp_path / "sweep/output.txt").read_text())
+    assert skipped
+    assert len(before) <= int(skipped[1]) < 4
     assert unended(tmp_path / "sweep") == 0
 
 

@@ -31,8 +31,10 @@ def disaster(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         folder = tmp_path_factory.mktemp("disaster")
         toy = ToySweep(folder, monkeypatch)
-        limit = "sweep.timeout_minutes=0.05"
-        points = [[f"act={act}", limit, f"+folder={folder}/sweep/{i}"] for i, act in enumerate(ACTS)]
+        limits = {"hang": "sweep.timeout_minutes=0.05"}
+        points = [
+            [f"act={act}", limits.get(act, "seed=0"), f"+folder={folder}/sweep/{i}"] for i, act in enumerate(ACTS)
+        ]
         points += [["act=finish", "seed=7"], ["act=finish", "train.rate=1"]]
         began = time.monotonic()
         outcomes = toy.launch(points, "hydra.launcher.workers=2")
@@ -186,7 +188,8 @@ def test_workers_die_with_a_sweep_that_was_killed(tmp_path):
     )
     script = tmp_path / "sweep.py"
     script.write_text(code)
-    sweep = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    sweep = subprocess.Popen([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True)
     assert sweep.stdout is not None
     worker = int(sweep.stdout.readline())
     sweep.kill()
@@ -229,7 +232,7 @@ def test_long_points_are_run_first(toy, monkeypatch, capsys):
     points = [[f"method={method}", "train.learning_rate=2"] for method in ("wide", "narrow", "single")]
     toy.launch(points, "hydra.launcher.workers=1")
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
-    assert [line.split()[1] for line in lines] == ["method=single", "method=narrow", "method=wide"]
+    assert [line.split()[1] for line in lines] == ["method=single:", "method=narrow:", "method=wide:"]
 
 
 def test_points_share_the_gpus(toy, monkeypatch):

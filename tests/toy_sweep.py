@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness import clusters, launcher, points, sweeper, tracking
 from harness.config import conf_root
-from harness.record import RunRecord
+from harness.record import TRACKED_FILE, RunRecord
 
 CONFIG = """
 defaults: [method: wide, override hydra/launcher: local, _self_]
@@ -112,7 +112,7 @@ class ToySweep:
         monkeypatch.setattr(tracking, "finished", self._finished)
         monkeypatch.setattr(tracking, "durations", lambda uri: {})
         monkeypatch.setattr(tracking, "create", lambda uri, experiment, sweep: None)
-        monkeypatch.setattr(tracking, "send", lambda folder, uri, experiment: self.sent.append(RunRecord.read(folder)))
+        monkeypatch.setattr(tracking, "send", self._send)
         points.outcomes.clear()
         launcher.register(launcher.LocalLauncher, clusters.RayLauncher, clusters.SlurmLauncher)
         sweeper.register()
@@ -129,6 +129,10 @@ class ToySweep:
     def _note(self, asked: list[points.Point]) -> list[points.Point]:
         self.asked += [(point.overrides, point.stage) for point in asked]
         return asked
+
+    def _send(self, folder: Path, uri: str, experiment: str) -> None:
+        self.sent.append(RunRecord.read(folder))
+        (folder / TRACKED_FILE).touch()
 
     def _finished(self, uri: str, sweep: str, identities: list[str]) -> dict[str, Any]:
         self.questions += 1
