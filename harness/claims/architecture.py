@@ -80,10 +80,11 @@ class PlannedRatio:
                 for own in (self.method, self.against)
             )
             value = ours / theirs
-            name = f"{self.figure.replace('_', ' ').replace('+', ' + ')}: {self.method} over {self.against}, {point}"
+            figure = self.figure.replace("_", " ").replace("+", " + ")
+            name = f"{figure} of {self.method} over that of {self.against}"
             ends = (value, value, value, self.least, self.most, "ratio")
             remark = f"{ours / 1e9:,.1f} over {theirs / 1e9:,.1f} GB" if "_bytes" in self.figure else ""
-            cases.append(Case("plan", name, decide(value, value, self.least, self.most), *ends, remark))
+            cases.append(Case(f"plan, {point}", name, decide(value, value, self.least, self.most), *ends, remark))
         return cases
 
 

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -141,7 +142,8 @@ def claims_frame(judged: Sequence[Judged]) -> pd.DataFrame:
         counts = Counter(case.outcome for case in one.cases)
         numbers = {kind.name: counts[kind] for kind in Outcome}
         texts = {"found": found(one), "claim": one.claim.claim, "source": one.claim.source, "needs": one.claim.needs}
-        rows.append({"id": one.claim.id, "verdict": str(one.verdict), **numbers, **texts})
+        row: dict[str, Any] = {"id": one.claim.id, "verdict": str(one.verdict), **numbers, **texts}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
 
 from harness.claims.ledger import Judged
 from harness.claims.verdict import Case, Outcome
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 ROW = 0.17  # inches
 # Cases of a claim that are drawn: the others are in the table.
-MOST_CASES = 12
+MOST_CASES = 24
+# Letters of a label: the name of a case, and where it comes from.
+NAME, PLACE = 68, 42
 # Unit of a case -> the axis that it is drawn on.
 AXES = {
     "score": "difference of scores, or of perplexities as a share (right is better)",
@@ -85,7 +88,11 @@ def _panel(axes: "Axes", groups: Sequence[tuple[str, list[Case]]], logarithmic: 
             axes.plot([max(case.low, left), min(case.high, right)], [height] * 2, color=colour, linewidth=1.6)
             axes.plot(case.value, height, marker, color=colour, markerfacecolor=face, markersize=5)
             places.append(height)
-            labels.append(f"{plain(case.name)}  ({plain(case.evidence)})")
+            name, place = (
+                shorten(plain(text), width, placeholder=" …")
+                for text, width in ((case.name, NAME), (case.evidence, PLACE))
+            )
+            labels.append(f"{name}  ({place})")
             height += 1
     axes.set_yticks(places, labels, fontsize=7)
     axes.set_ylim(height - 0.4, -0.7)
@@ -98,7 +105,7 @@ def _legend(figure: "Figure") -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles = [
+    handles: list[Any] = [
         Line2D(
             [], [], color=colour, marker=marker, markerfacecolor=face, linewidth=1.6, label=f"{outcome}, 95% interval"
         )

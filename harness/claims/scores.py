@@ -172,10 +172,10 @@ class ForgetsLess:
         corrected = holm([one.p if one.over_seeds else math.nan for one in found])
         for (a, b), one, p in zip(wanted, found, corrected, strict=True):
             outcome = decide(one.low, one.high, -math.inf, 0) if p < 1 - CONFIDENCE else Outcome.undecided
-            ends = (float(np.exp(end)) for end in (one.difference, one.low, one.high))
+            value, low, high = (float(np.exp(end)) for end in (one.difference, one.low, one.high))
             remark = "" if one.over_seeds else ONE_RUN
             name = f"growth with {a} over that with {b}"
-            yield Case(f"{sweep.name}, {task}", name, outcome, *ends, 0.0, 1.0, "ratio", remark)
+            yield Case(f"{sweep.name}, {task}", name, outcome, value, low, high, 0.0, 1.0, "ratio", remark)
 
 
 # --- Pairs ----------------------------------------------------------------------------------------------------------
