@@ -277,12 +277,14 @@ def read_predictions(path: Path, split: str = "validation") -> "pd.DataFrame":
     Raises:
         ConfigError: There is no such file or split, or an `idx` comes twice.
     """
-    import pandas as pd
     from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
 
     file = path / PREDICTIONS_FILE if path.is_dir() else path
     try:
-        frame = pd.read_parquet(file)
+        # Without pandas' search for partitions, which takes half as long again.
+        with ParquetFile(file) as content:
+            frame = content.read().to_pandas()
     except (OSError, ArrowException) as error:
         raise ConfigError(f"{file}: no predictions can be read, {error}") from error
     missing = [column for column in ("split", "idx") if column not in frame]

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 ROW = 0.19  # inches
 # Curves that stand out among more than this many.
 CURVES_LIMIT = 8
-# Rows of a picture; more are not legible.
-MOST_DRAWN = 100
+# Rows of a picture, as many as methods are compared in pairs; more are not legible.
+MOST_DRAWN = 64
 # A size of a method is drawn where a sweep has at least this many.
 SIZES = 3
 

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from harness.reporting.scores import MAJORITY
@@ -33,6 +34,7 @@ LABEL_PLACES = (
     *((7, 0), (-7, 0), (0, 7), (0, -7), (6, 6), (-6, 6), (6, -6), (-6, -6)),
     *((14, 14), (-14, 14), (14, -14), (-14, -14), (0, 20), (0, -20), (28, 20), (-28, 20), (28, -20), (-28, -20)),
 )
+Box = tuple[float, float, float, float]
 SETTINGS: Any = {
     "svg.hashsalt": "peft-harness",  # else the ids within an SVG are random
     "svg.fonttype": "none",  # text stays text: it can be searched and takes a tenth of the bytes
@@ -119,34 +121,49 @@ def place_labels(
     """
     if not labels:
         return
-    from matplotlib.transforms import Bbox
-
     figure: Any = axes.figure
     settle(figure)
     renderer = figure.canvas.get_renderer()
     inside = axes.get_window_extent(renderer)
-    taken = [Bbox([[x - 5, y - 5], [x + 5, y + 5]]) for x, y in axes.transData.transform(list(points))]
+    # Left, bottom, right and top of what is covered already, in pixels.
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in axes.transData.transform(list(points))]
+    look: Any = {"textcoords": "offset points", "fontsize": 8}
+    look["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
     for x, y, text in labels[:MOST_LABELS]:
-        for dx, dy in LABEL_PLACES:
-            arrow = {"arrowstyle": "-", "linewidth": 0.5, "color": "#777777"} if max(abs(dx), abs(dy)) > 8 else None
-            note = axes.annotate(
-                text,
-                (x, y),
-                (dx, dy),
-                textcoords="offset points",
-                horizontalalignment="left" if dx > 0 else "right" if dx < 0 else "center",
-                verticalalignment="bottom" if dy > 0 else "top" if dy < 0 else "center",
-                fontsize=8,
-                arrowprops=arrow,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
-            )
-            note.set_in_layout(False)
-            box = Bbox.from_extents(*note.get_window_extent(renderer).extents)
-            within = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
-            if within and not any(box.overlaps(other) for other in taken):
+        note = axes.annotate(text, (x, y), (0, 0), **look)
+        size = note.get_window_extent(renderer)
+        note.remove()
+        at_x, at_y = axes.transData.transform((x, y))
+        boxes = [_beside(at_x, at_y, size.width, size.height, *place, figure.dpi / 72) for place in LABEL_PLACES]
+        for (dx, dy), box in zip(LABEL_PLACES, boxes, strict=True):
+            within = inside.contains(box[0], box[1]) and inside.contains(box[2], box[3])
+            if within and not _covered(box, np.array(taken)):
+                arrow = {"arrowstyle": "-", "linewidth": 0.5, "color": "#777777"} if max(abs(dx), abs(dy)) > 8 else None
+                note = axes.annotate(text, (x, y), (dx, dy), **look, **_alignment(dx, dy), arrowprops=arrow)
+                note.set_in_layout(False)
                 taken.append(box)
                 break
-            note.remove()
+
+
+def _alignment(dx: float, dy: float) -> dict[str, Any]:
+    """How a text lies at an offset from its point: away from it."""
+    return {
+        "horizontalalignment": "left" if dx > 0 else "right" if dx < 0 else "center",
+        "verticalalignment": "bottom" if dy > 0 else "top" if dy < 0 else "center",
+    }
+
+
+def _beside(x: float, y: float, width: float, height: float, dx: float, dy: float, scale: float) -> Box:
+    """Left, bottom, right and top of a text at an offset in points from a point in pixels."""
+    left = x + dx * scale - (0 if dx > 0 else width if dx < 0 else width / 2)
+    bottom = y + dy * scale - (0 if dy > 0 else height if dy < 0 else height / 2)
+    return left, bottom, left + width, bottom + height
+
+
+def _covered(box: Box, taken: np.ndarray) -> bool:
+    left, bottom, right, top = box
+    apart = (taken[:, 0] > right) | (taken[:, 2] < left) | (taken[:, 1] > top) | (taken[:, 3] < bottom)
+    return not apart.all()
 
 
 def settle(figure: Any) -> None:

@@ -73,6 +73,11 @@ def test_the_page_needs_no_other_file(text: str) -> None:
     assert not re.findall(r'<(?:script|img|iframe)[^>]+src=|<link|@import|url\("?http', without_code)
 
 
+def test_the_page_says_what_made_its_runs(text: str) -> None:
+    """The commit too."""
+    assert "<dt>Commit</dt><dd>0123abc</dd>" in text
+
+
 def test_a_table_alone_needs_no_plots() -> None:
     """Without runs the page has the tables' script and nothing of Bokeh."""
     text = page("t", "l", [Table("x", ("method",), [("lora",)])], [], {})

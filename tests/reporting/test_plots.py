@@ -128,7 +128,9 @@ def test_of_thousands_of_methods_the_telling_ones_are_drawn() -> None:
         }
     )
     kept, notes = pictures.telling(many)
-    assert set(kept["configuration"]) == {names[0], *names[199:], "head"}
-    assert [note.partition(":")[0] for note in notes] == ["Pictures of t show 102 of its 300 methods"]
+    assert set(kept["configuration"]) == {names[0], *names[-plot_scores.MOST_DRAWN :], "head"}
+    assert [note.partition(":")[0] for note in notes] == [
+        f"Pictures of t show {plot_scores.MOST_DRAWN + 2} of its 300 methods"
+    ]
     kept, notes = pictures.telling(many.head(50))
     assert (len(kept), notes) == (50, [])
