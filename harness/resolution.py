@@ -20,6 +20,8 @@ from harness.mistakes import key_of
 
 # What begins an interpolation: a key or a resolver's name, and the character after it.
 REFERENCE = re.compile(r"\$\{([^${}:]*)(.?)", re.DOTALL)
+# A section that is another one, as data_seed is seed; OmegaConf takes a third of a millisecond to read it.
+ALIAS = re.compile(r"\$\{(\w+)\}")
 # Resolvers that give the same for the same arguments, and see no other key than those written in them.
 PURE_RESOLVERS = ("shipped", "real_data", "by", "oc.env", "oc.decode")
 WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)")
@@ -73,7 +75,7 @@ class Resolution:
             raise variant
         try:
             return variant.plain(values)
-        except (OmegaConfBaseException, ValueError, TypeError) as error:
+        except (OmegaConfBaseException, RecursionError, ValueError, TypeError) as error:
             del self.variants[place]  # left half-way between two points
             raise Inseparable(str(error)) from error
 
@@ -137,6 +139,9 @@ class Variant:
         return dict(self.sections)
 
     def _resolve(self, section: str) -> Any:
+        raw = self.config._get_node(section)._value()  # type: ignore[union-attr]
+        if isinstance(raw, str) and (alias := ALIAS.fullmatch(raw)) and alias[1] in self.readers:
+            return self._resolve(alias[1])
         node = self.config[section]
         if OmegaConf.is_config(node):
             return OmegaConf.to_container(node, resolve=True, throw_on_missing=True, enum_to_str=True)

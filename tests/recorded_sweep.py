@@ -105,5 +105,5 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
             stdout=output,
             stderr=output,
             text=True,
-            start_new_session=True,
+            process_group=0,
         )

@@ -181,7 +181,7 @@ def test_the_command_itself_goes_on_with_the_same_bits(tmp_path: Path) -> None:
         with (folder / "output.txt").open("a") as output:
             return subprocess.Popen(
                 [sys.executable, "-m", "harness", *MICRO],
-                cwd=folder, env=environment, stdout=output, stderr=output, text=True, start_new_session=True,
+                cwd=folder, env=environment, stdout=output, stderr=output, text=True, process_group=0,
             )  # fmt: skip
 
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
