@@ -47,13 +47,18 @@ class Step:
 
 @dataclass
 class Counted:
-    """Bytes and operations of one predicted step."""
+    """Bytes and operations of one predicted step.
+
+    Two moments may be the step's largest: one of the passes, or the optimizer's. Which it is can change with the number
+    of layers, so each is carried on to the full depth by itself.
+    """
 
     weight_bytes: float
     gradient_bytes: float
     optimizer_bytes: float
     activation_bytes: float
-    train_peak_bytes: float
+    passes_peak_bytes: float
+    optimizer_peak_bytes: float
     adapter_file_bytes: float
     train_flops: float
 
@@ -74,6 +79,7 @@ def predict(experiment: Experiment, configuration: "PretrainedConfig", step: Ste
         counted = [_count(experiment, with_layers(configuration, depth), step) for depth in sampled]
     whole = at_full_depth([vars(each) for each in counted], sampled, configuration.num_hidden_layers)
     figures = {name: round(value) for name, value in whole.items()}
+    figures["train_peak_bytes"] = max(figures.pop("passes_peak_bytes"), figures.pop("optimizer_peak_bytes"))
     return {**figures, "train_flops_per_token": figures["train_flops"] / (step.rows * step.length)}
 
 
@@ -192,7 +198,8 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
         gradient_bytes=gradients,
         optimizer_bytes=state,
         activation_bytes=costs.activation_bytes,
-        train_peak_bytes=max(costs.train_peak_bytes + unpacked, weights + gradients + beside.peak) - saved + state,
+        passes_peak_bytes=costs.train_peak_bytes + unpacked - saved + state,
+        optimizer_peak_bytes=weights + gradients + beside.peak - saved + state,
         adapter_file_bytes=file_bytes,
         train_flops=costs.flops,
     )

@@ -244,6 +244,14 @@ def test_qlora_trains_65_billion_parameters_in_48_gigabytes(monkeypatch: pytest.
     assert 33e9 < cost["weight_bytes"] < cost["train_peak_bytes"] < 48e9 - planning.CONTEXT_BYTES
 
 
+def test_the_peak_holds_weights_gradients_and_optimizer_whatever_the_depth() -> None:
+    """With few layers the backward pass is the largest moment here, with all of them the optimizer's step is."""
+    overrides = ["model=llama_3_2_3b", "method=full", "train.gradient_checkpointing=true", "task=glue/sst2"]
+    found, _ = planner.costs(build(compose("config", overrides)), Step(8, 512, "cuda"))
+    held = sum(found[name] for name in ("weight_bytes", "gradient_bytes", "optimizer_bytes"))
+    assert held <= found["train_peak_bytes"] < 1.5 * held
+
+
 def test_lora_of_rank_8_on_a_matrix_of_gpt3_has_196608_parameters() -> None:
     """12,288 x 12,288: GPT-3's projection out of the attention block, one of 96."""
     counted = cost("model=gpt3_175b", "method.rank=8", "method.target_modules=[attn.c_proj]")
