@@ -173,10 +173,10 @@ def test_an_interrupted_run_is_recorded_and_goes_on_to_the_same_scores(
     whole = carry_out(tmp_path / "whole", *tiny_experiment)
     step = Trainer._step
 
-    def interrupted_step(trainer: Trainer, batches: list) -> torch.Tensor:
+    def interrupted_step(trainer: Trainer, batches: list, weight: int) -> torch.Tensor:
         if trainer.progress.step == 14:
             signal.raise_signal(signal.SIGINT)
-        return step(trainer, batches)
+        return step(trainer, batches, weight)
 
     monkeypatch.setattr(Trainer, "_step", interrupted_step)
     cut = carry_out(tmp_path / "cut", *tiny_experiment)

@@ -98,9 +98,9 @@ from harness.run import prepare, run
 from harness.train import Trainer
 
 step = Trainer._step
-def slow_step(trainer, batches):
+def slow_step(trainer, batches, weight):
     import time
-    loss = step(trainer, batches)
+    loss = step(trainer, batches, weight)
     print(trainer.progress.step, flush=True)
     time.sleep(0.05)
     return loss
