@@ -19,6 +19,7 @@ ROW = 0.19  # inches
 CURVES_LIMIT = 8
 # Rows of a picture, as many as methods are compared in pairs; more are not legible.
 MOST_DRAWN = 64
+MOST_TICKS = 10
 # A size of a method is drawn where a sweep has at least this many.
 SIZES = 3
 
@@ -237,6 +238,7 @@ def score_against_size(points: pd.DataFrame, column: str) -> "Figure":
         if runs["size"].min() > 0:
             panel.set_xscale("log", base=2)
         values = sorted(runs["size"].unique())
+        values = values[:: -(-len(values) // MOST_TICKS)]
         panel.set_xticks(values, [f"{value:g}" for value in values])
         panel.set_xlabel(size_name(column).replace("_", " "))
         panel.set_ylabel(f"{runs['metric'].iloc[0] or 'score'} ({runs['split'].iloc[0]})")

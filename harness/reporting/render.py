@@ -472,7 +472,8 @@ def verdicts(summary: pd.DataFrame, found: Sequence[Pairwise]) -> str:
         if len(rows) < 2:
             continue
         best = rows[rows["configuration"] == one.best].iloc[0] if one.best else rows.iloc[0]
-        score = f"{best['configuration']} is best with {number(best['mean'])} {one.metric or 'score'}"
+        among = " of those compared" * bool(one.best and rows["configuration"].iloc[0] not in one.groups)
+        score = f"{best['configuration']} is best{among} with {number(best['mean'])} {one.metric or 'score'}"
         level = [name for name in rows["configuration"] if name in one.level]
         if not one.best:
             rest = "; nothing tells whether by more than chance, as no predictions can be compared"

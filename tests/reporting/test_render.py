@@ -124,6 +124,9 @@ def test_the_first_sentence_names_the_best_and_whether_it_stands_out() -> None:
     assert render.verdicts(summary, [found("lora", set(), ("lora", "head"))]).endswith(
         "told apart from the other; 1 more was not compared."
     )
+    assert render.verdicts(summary, [found("full", set(), ("full", "head"))]).startswith(
+        "On t full is best of those compared with 0.8900"
+    )
     assert render.verdicts(summary.head(1), [found("", set())]) == ""
 
 
