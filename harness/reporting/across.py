@@ -68,7 +68,9 @@ def over_tasks(frame: pd.DataFrame, summary: pd.DataFrame) -> Across | None:
     ranks = iter(average_ranks(kept, [way for way, there in zip(higher, common, strict=True) if there]))
     summaries = [next(ranks) if there else None for there in ranked]
     for column, name in (("rank", "mean"), ("rank_low", "low"), ("rank_high", "high")):
-        table[column] = [getattr(found, name) if found else math.nan for found in summaries]
+        # Over two or three tasks the interval reaches past the ranks that there are.
+        found_ranks = pd.Series([getattr(found, name) if found else math.nan for found in summaries], dtype=float)
+        table[column] = found_ranks.clip(1, int(ranked.sum()) or None)
     table["ranked_on"] = [len(shared) if there else 0 for there in ranked]
     table["win_rate"] = wins
     estimates = [

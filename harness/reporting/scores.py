@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Any
@@ -228,10 +229,12 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         split = split_of(of_task)
         metrics = of_task["primary_metric"]
         common = {"task": task, "metric": next(iter(metrics[metrics != ""]), ""), "split": split}
+        means = _means(of_task)
         found = [
             common
             | {"configuration": name, "method": group["method"].iloc[0]}
             | _configuration(group, split, higher_is_better(common["metric"]))
+            | means[name]
             for name, group in of_task.groupby("configuration", sort=True)
         ]
         sign = -1 if higher_is_better(common["metric"]) else 1
@@ -246,13 +249,23 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def _means(of_task: pd.DataFrame) -> dict[Any, dict[str, float]]:
+    """Configuration -> the means over its finished runs that `summary` tells, NaN without any."""
+    sources = {**{name: name for name in BEFORE_AND_AFTER}, **{name: f"cost.{name}" for name in COSTS}}
+    figures = of_task.reindex(columns=list(sources.values())).astype(float).set_axis(list(sources), axis=1)
+    means = figures.where(of_task["status"] == FINISHED).groupby(of_task["configuration"]).mean()
+    total = means["total_parameters"]
+    means["share"] = means["trainable_parameters"] / total.where(total != 0)
+    found: dict[Any, dict[str, float]] = means.to_dict("index")
+    return found
+
+
 def _configuration(group: pd.DataFrame, split: str, higher: bool) -> dict[str, Any]:
-    done = group[group["status"] == FINISHED]
-    scores = group[split].where(group["status"] == FINISHED)
-    outcomes = count_outcomes(scores, group["status"] == DIVERGED, group["majority"], higher)
-    found = summarise(done[split])
-    marks = group["mark"][group["mark"] != ""]
-    costs = {name: float(done[f"cost.{name}"].mean()) if len(done) else math.nan for name in COSTS}
+    finished, diverged = group["status"] == FINISHED, group["status"] == DIVERGED
+    scores = group[split].where(finished)
+    outcomes = count_outcomes(scores, diverged, group["majority"], higher)
+    found = summarise(scores)
+    marks = Counter(mark for mark in group["mark"] if mark)
     return {
         "n": found.n,
         "mean": found.mean,
@@ -261,12 +274,9 @@ def _configuration(group: pd.DataFrame, split: str, higher: bool) -> dict[str, A
         "high": found.high,
         "collapsed": outcomes.collapsed,
         "diverged": outcomes.diverged,
-        "failed": int((~group["status"].isin([FINISHED, DIVERGED])).sum()),
-        "marked": "; ".join(f"{count} {mark}" for mark, count in sorted(marks.value_counts().items())),
-        "forgetting_metric": next(iter(done["forgetting_metric"][done["forgetting_metric"] != ""]), ""),
-        **{name: float(done[name].mean()) if name in done and len(done) else math.nan for name in BEFORE_AND_AFTER},
-        "share": costs["trainable_parameters"] / costs["total_parameters"] if costs["total_parameters"] else math.nan,
-        **costs,
+        "failed": int((~(finished | diverged)).sum()),
+        "marked": "; ".join(f"{count} {mark}" for mark, count in sorted(marks.items())),
+        "forgetting_metric": next((name for name in group["forgetting_metric"][finished] if name), ""),
     }
 
 

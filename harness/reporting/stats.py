@@ -9,6 +9,7 @@ import math
 import string
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -81,10 +82,15 @@ def summarise(values: Iterable[float]) -> Summary:
     if n < 2:
         return Summary(n, mean, math.nan, math.nan, math.nan)
     std = float(np.std(finite, ddof=1))
+    half = _t_quantile(n - 1) * std / math.sqrt(n)
+    return Summary(n, mean, std, mean - half, mean + half)
+
+
+@cache
+def _t_quantile(freedom: int) -> float:
     from scipy.stats import t
 
-    half = float(t.ppf(TAILS[1], n - 1)) * std / math.sqrt(n)
-    return Summary(n, mean, std, mean - half, mean + half)
+    return float(t.ppf(TAILS[1], freedom))
 
 
 def bootstrap_interval(values: Iterable[float], seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
