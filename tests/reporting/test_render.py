@@ -66,6 +66,7 @@ def test_what_a_backbone_knew_is_shown_where_it_was_asked() -> None:
 def test_unequal_tuning_budgets_are_remarked() -> None:
     """Methods of one task with different numbers of trials are not compared silently."""
     common = {"task": "sst2", "without_score": 0, "best": 0.9, "median": 0.8, "worst": 0.7, "chosen": 0.01, "edge": ""}
+    common |= {"search": "grid", "stopped": 0, "chosen_second": ""}
     rows = [
         {**common, "configuration": name, "trials": n, "grid": "", "used": "0.1"} for name, n in (("a", 3), ("b", 4))
     ]
