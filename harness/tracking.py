@@ -161,8 +161,14 @@ def _lock(store: Store) -> Iterator[None]:
         raise ConnectionError(f"the tracking store {store.uri} stayed locked for {LOCK_SECONDS} s ({path})") from None
 
 
-def create(uri: str) -> None:
+def create(uri: str, experiment: str | None = None, sweep: str | None = None) -> None:
     """Create an SQLite store where there is none yet, safe with any number of processes at once; `send` does it too.
+
+    Args:
+        uri: The store.
+        experiment: Also create this experiment, and
+        sweep: the run that the runs of this sweep are nested under: before many machines send to a server at once,
+            each of which would find none and create one.
 
     Raises:
         ConfigError: The store cannot be used (see `check`).
@@ -172,6 +178,11 @@ def create(uri: str) -> None:
     store = parse(uri)
     with _lock(store):
         _create(store)
+        if experiment is not None:
+            with _client(store) as client:
+                experiment_id, now = _experiment_id(client, store, experiment), round(1000 * time.time())
+                if sweep is not None:
+                    _sweep_parent(client, experiment_id, sweep, now, now)
 
 
 def _create(store: Store) -> None:
