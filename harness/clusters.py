@@ -7,6 +7,7 @@ They are the local launcher with other workers: each follows one point after the
 import logging
 import math
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from harness.store import CONNECT_SECONDS
 
 # Names of the variables that go with a point to a node begin so. A batch system passes all of them itself.
 ENVIRONMENT = ("HARNESS_", "HF_", "MLFLOW_")
-# How long a cluster has to let a sweep in, and a batch system to answer a question.
+# How long a batch system has to answer a question.
 ANSWER_SECONDS = 30
 # How often a point on Ray is looked at, and how many times in a row its cluster may be silent then.
 POLL_SECONDS, SILENCES = 5, 3
@@ -39,7 +41,8 @@ POLL_SECONDS, SILENCES = 5, 3
 STOP_SECONDS = 45
 # The wall time asked of SLURM: what sweep.timeout_minutes allows and this for getting there, or a day.
 SPARE_MINUTES, DAY_MINUTES = 10, 24 * 60
-QUEUE_SECONDS = 15
+# How old an answer about the queue may be, and how long a file system may take to show the result of a job that ended.
+QUEUE_SECONDS, RESULT_SECONDS = 10, 15
 # The states of a SLURM job that did nothing wrong.
 NODE_STATES = ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED")
 
@@ -197,10 +200,11 @@ class ClusterLauncher(LocalLauncher):
         threads, gpus = told["threads"], told["gpus"]
         if gpus is None:
             gpus = self._gpus(str(config.train.device), config.sweep.slots_per_gpu)
-        for key, value, least in (("threads", threads, 1), ("gpus", gpus, 0)):
-            if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < math.inf:
-                raise ConfigError(f"hydra.launcher.{key}={value}: a number from {least} is needed")
-        return Resources(int(threads), gpus, told.get("resources") or {})
+        if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+            raise ConfigError(f"hydra.launcher.threads={threads}: a positive whole number is needed")
+        if not isinstance(gpus, int | float) or isinstance(gpus, bool) or not 0 <= gpus < math.inf:
+            raise ConfigError(f"hydra.launcher.gpus={gpus}: a number from 0 is needed")
+        return Resources(threads, gpus, told.get("resources") or {})
 
     def _gpus(self, device: str, slots: int) -> float:
         wanted = device == "cuda" or (device != "cpu" and self.has_gpus())
@@ -319,6 +323,7 @@ class RayLauncher(ClusterLauncher):
     Args:
         workers, threads, gpus, retries: See `ClusterLauncher`.
         address: HOST:PORT of the cluster's head, or auto for the one that this machine is part of.
+        connect_seconds: How long the cluster has to take the sweep and its code in.
         resources: Custom resources of a point, name -> amount.
     """
 
@@ -327,6 +332,7 @@ class RayLauncher(ClusterLauncher):
     def __init__(
         self,
         address: str,
+        connect_seconds: float,
         workers: int | None,
         threads: int,
         gpus: float | None,
@@ -334,7 +340,7 @@ class RayLauncher(ClusterLauncher):
         retries: int,
     ) -> None:
         super().__init__(workers, threads, gpus, retries)
-        self.address, self.custom = str(address), resources
+        self.address, self.connect_seconds = str(address), connect_seconds
 
     def connect(self) -> None:
         """Find the cluster and send it the code.
@@ -372,9 +378,9 @@ class RayLauncher(ClusterLauncher):
         # Apart, for its limit, and since Ray would take the signals of the main thread for itself.
         thread = threading.Thread(target=init, daemon=True)
         thread.start()
-        thread.join(ANSWER_SECONDS)
+        thread.join(self.connect_seconds)
         if mistakes or thread.is_alive():
-            why = _sentence(mistakes[0]) if mistakes else f"it did not answer within {ANSWER_SECONDS} s"
+            why = _sentence(mistakes[0]) if mistakes else f"it did not answer within {self.connect_seconds:g} s"
             raise ConfigError(f"{given}: the Ray cluster can't be used ({why}); {remedy}")
         self.head = ray.get_runtime_context().gcs_address
 
@@ -428,18 +434,27 @@ class SlurmWorker(ClusterWorker):
         name = job_name(assignment)
         if self.launcher.queued_elsewhere(name):
             return {"status": TAKEN}  # a job of a sweep that was killed, or of another one, works on it
-        self.job = self.launcher.submit(name, asked, assignment.seconds, carry_out, assignment)
+        job = self.job = self.launcher.submit(name, asked, assignment.seconds, carry_out, assignment)
+        # submitit learns of a job without a result from SLURM's accounting only, which not every site has.
+        while not job.done() and not self.launcher.left_queue(job):
+            time.sleep(1)
+        for _ in range(RESULT_SECONDS):
+            if job.done():
+                break
+            time.sleep(1)
         try:
-            return self.job.result()
+            if job.done():
+                return job.result()
         except FailedJobError as error:
             lines = str(error).strip().splitlines()
-            return _failed(f"SLURM job {self.job.job_id}: {lines[-1] if lines else error}")
-        except UncompletedJobError as error:
-            state = self.job.state
-            told = f"SLURM job {self.job.job_id} ended as {state} without a result ({self.job.paths.stderr})"
-            if state.startswith(NODE_STATES):
-                raise NodeLost(told) from error
-            return {**_failed(told), **({"status": "out_of_memory"} if state.startswith("OUT_OF_ME") else {})}
+            return _failed(f"SLURM job {job.job_id}: {lines[-1] if lines else error}")
+        except UncompletedJobError:
+            pass
+        state = self.launcher.state(job)
+        told = f"SLURM job {job.job_id} ended as {state} without a result ({job.paths.stderr})"
+        if state.startswith(NODE_STATES):
+            raise NodeLost(told)
+        return {**_failed(told), **({"status": "out_of_memory"} if state.startswith("OUT_OF_ME") else {})}
 
     def _cancel(self, force: bool) -> None:
         if self.job is not None:
@@ -488,9 +503,10 @@ class SlurmLauncher(ClusterLauncher):
             "additional_parameters": {str(key): value for key, value in additional_parameters.items()} or None,
         }
         self.submitting = threading.Lock()
-        self.own: set[str] = set()
+        # This sweep's jobs, identifier -> when it was submitted, and when SLURM was asked last and last answered.
+        self.own: dict[str, float] = {}
         self.queue: dict[str, str] = {}
-        self.asked_at = -math.inf
+        self.asked_last = self.asked_at = -math.inf
         self.features = ""
 
     def connect(self) -> None:
@@ -505,6 +521,9 @@ class SlurmLauncher(ClusterLauncher):
             raise ConfigError(
                 "hydra/launcher=submitit_slurm needs submitit: pip install 'peft-harness[slurm]'"
             ) from None
+        logging.getLogger("submitit").setLevel(
+            logging.ERROR
+        )  # it warns of each question that accounting did not answer
         if self.cluster == "local":
             os.environ["PYTHONPATH"] = os.pathsep.join([*_code_path(), *_given_path()])
             return
@@ -543,7 +562,7 @@ class SlurmLauncher(ClusterLauncher):
         executor.update_parameters(**self.parameters(name, asked, seconds))
         with self.submitting:
             job = executor.submit(*call)
-            self.own.add(str(job.job_id))
+            self.own[str(job.job_id)] = time.monotonic()
         return job
 
     def parameters(self, name: str, asked: Resources, seconds: float | None) -> dict[str, Any]:
@@ -562,17 +581,32 @@ class SlurmLauncher(ClusterLauncher):
 
     def queued_elsewhere(self, name: str) -> bool:
         """Whether a job of this name is in the queue that is not this sweep's."""
-        if self.cluster == "local":
-            return False
+        return any(name == other for job, other in self._queue().items() if job not in self.own)
+
+    def left_queue(self, job: Any) -> bool:
+        """Whether a job that was submitted is neither waiting nor running."""
+        queue = self._queue()
+        return self.asked_at > self.own[str(job.job_id)] and str(job.job_id) not in queue
+
+    def state(self, job: Any) -> str:
+        """What SLURM says of a job that ended, with accounting or in the minutes after."""
+        try:
+            told = _told(["scontrol", "--oneliner", "show", "job", str(job.job_id)])
+        except (OSError, subprocess.SubprocessError):
+            told = ""
+        found = re.search(r"\bJobState=(\w+)", told)
+        return found[1] if found else str(job.state)
+
+    def _queue(self) -> dict[str, str]:
+        """The user's jobs that wait or run, identifier -> name, as they were a moment ago."""
         with self.submitting:
-            if time.monotonic() - self.asked_at > QUEUE_SECONDS:
-                self.asked_at = time.monotonic()
-                try:
+            if self.cluster == "slurm" and time.monotonic() - self.asked_last > QUEUE_SECONDS:
+                self.asked_last = began = time.monotonic()
+                with suppress(OSError, subprocess.SubprocessError):  # it is busy: the next answer will do
                     lines = _told(["squeue", "--me", "--noheader", "--format=%i %j"]).splitlines()
-                except (OSError, subprocess.SubprocessError):
-                    lines = []
-                self.queue = {job: name for job, _, name in (line.strip().partition(" ") for line in lines)}
-            return any(name == other for job, other in self.queue.items() if job not in self.own)
+                    self.queue = {job: name for job, _, name in (line.strip().partition(" ") for line in lines)}
+                    self.asked_at = began
+            return self.queue
 
 
 def job_name(assignment: Any) -> str:

@@ -207,7 +207,12 @@ def _experiment_id(client: Any, store: Store, name: str) -> str:
             location = str(store.path.parent / ARTIFACT_FOLDER / re.sub(r"[^\w.-]+", "_", name))
         # Else the MLflow UI takes it for one about prompts and agents, and hides the metrics.
         tags = {"mlflow.experimentKind": "custom_model_development"}
-        return str(client.create_experiment(name, artifact_location=location, tags=tags))
+        try:
+            return str(client.create_experiment(name, artifact_location=location, tags=tags))
+        except Exception:
+            found = client.get_experiment_by_name(name)  # another machine was faster
+            if found is None:
+                raise
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)

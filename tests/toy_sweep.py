@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from harness import launcher, points, sweeper, tracking
+from harness import clusters, launcher, points, sweeper, tracking
 from harness.config import conf_root
 from harness.record import TRACKED_FILE, RunRecord
 
@@ -66,9 +67,23 @@ def task(cfg: DictConfig) -> Any:
             time.sleep(600)
         case "garbage":
             return lambda: None
+        case "count":
+            note(Path(cfg.folder) / "began", cfg.seed)
+            time.sleep(cfg.wait)
+            note(Path(cfg.folder) / "ended", cfg.seed)
+            return {"status": "finished", "scores": {}}
+        case "cancel":
+            subprocess.run(["scancel", "--signal=KILL", "--full", os.environ["SLURM_JOB_ID"]], check=True)
+            time.sleep(600)
         case "record_then_die":
             record(cfg, "finished").write(Path(cfg.folder))
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def note(file: Path, seed: int) -> None:
+    """Add a line, whole also where several processes add theirs."""
+    with file.open("a") as lines:
+        lines.write(f"{seed} {os.getpid()}\n")
 
 
 def record(cfg: DictConfig, status: str) -> RunRecord:
@@ -90,9 +105,10 @@ class ToySweep:
         monkeypatch.setattr(tracking, "check", lambda uri: None)
         monkeypatch.setattr(tracking, "finished", self._finished)
         monkeypatch.setattr(tracking, "durations", lambda uri: {})
+        monkeypatch.setattr(tracking, "create", lambda uri, experiment, sweep: None)
         monkeypatch.setattr(tracking, "send", self._send)
         points.outcomes.clear()
-        launcher.register(launcher.LocalLauncher)
+        launcher.register(launcher.LocalLauncher, clusters.RayLauncher, clusters.SlurmLauncher)
         sweeper.register()
         self.configurations = folder / "conf"
         (self.configurations / "method").mkdir(parents=True)

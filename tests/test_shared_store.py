@@ -1,0 +1,165 @@
+"""Runs of many machines in one store: MLflow's server on PostgreSQL."""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from run_directories import write_run
+from servers import answers, free_port, server
+
+from harness import tracking
+
+pytestmark = pytest.mark.slow
+
+WRITERS = 50
+# Fifty processes that share their imports. Each takes the lock of its own machine, as far as it can tell.
+SCRIPT = f"""
+import sys, tempfile
+from multiprocessing import get_context
+from pathlib import Path
+from harness import tracking
+
+def write(folder, uri, together):
+    tempfile.tempdir = tempfile.mkdtemp(dir=folder)
+    together.wait()
+    tracking.send(folder, uri, "shared")
+
+if __name__ == "__main__":
+    uri, *folders = sys.argv[1:]
+    tracking._mlflow()
+    context = get_context("fork")
+    together = context.Barrier({WRITERS})
+    processes = [context.Process(target=write, args=(Path(folder), uri, together)) for folder in folders]
+    [process.start() for process in processes]
+    [process.join() for process in processes]
+    sys.exit(sum(process.exitcode != 0 for process in processes))
+"""
+
+
+@pytest.fixture(scope="module")
+def programs() -> Path:
+    """The folder of PostgreSQL's programs, installed where they are missing."""
+
+    def find() -> Path | None:
+        versions = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+        return next((path.parent for path in sorted(versions, reverse=True)), None)
+
+    if find() is None:
+        if os.getuid() != 0 or shutil.which("apt-get") is None:
+            pytest.skip(
+                "PostgreSQL is not installed, and only root of a Debian can install it: apt-get install postgresql"
+            )
+        install = "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq postgresql"
+        done = subprocess.run(install, shell=True, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"PostgreSQL could not be installed: {(done.stderr or done.stdout).strip()[-500:]}")
+    found = find()
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def database(programs: Path) -> Iterator[tuple[str, str]]:
+    """Host, port and database of a PostgreSQL of its own, and the password of its user mlflow."""
+    pytest.importorskip("psycopg", reason="pip install 'peft-harness[postgres]' brings the driver of PostgreSQL")
+    # It refuses to run as root, and another user can't enter pytest's folders.
+    user = "postgres" if os.getuid() == 0 else None
+    folder, port, password = Path(tempfile.mkdtemp(prefix="harness-postgres-")), free_port(), secrets.token_urlsafe()
+    (folder / "password").write_text(password)
+    if user:
+        for path in (folder, folder / "password"):
+            shutil.chown(path, user)
+    data = folder / "data"
+    options = ["--auth=scram-sha-256", "--username=mlflow", f"--pwfile={folder / 'password'}", "--no-sync"]
+
+    def run(program: str, *arguments: str) -> None:
+        subprocess.run(
+            [str(programs / program), f"--pgdata={data}", *arguments],
+            user=user,
+            cwd=folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+    try:
+        run("initdb", "--encoding=UTF8", "--locale=C", *options)
+        place = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder}"
+        run("pg_ctl", "start", "--wait", "--timeout=300", f"--log={folder / 'log'}", "-o", place)
+        yield f"127.0.0.1:{port}/postgres", password
+    finally:
+        if (data / "postmaster.pid").exists():
+            run("pg_ctl", "stop", "--wait", "--mode=fast")
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def store(database: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of MLflow's server on that database."""
+    place, password = database
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "2"]
+    command = [sys.executable, "-m", "mlflow", "server", *options, "--artifacts-destination", str(folder / "artifacts")]
+    settings = {
+        # Not among the arguments, which everyone on the machine can read.
+        "MLFLOW_BACKEND_STORE_URI": f"postgresql+psycopg://mlflow:{password}@{place}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    with server(command, folder / "log", lambda: answers(port), **settings):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.timeout(1500)
+def test_fifty_writers_at_once_lose_nothing_and_write_nothing_twice(
+    store: str, database: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifty processes send a run each in the same moment: the server has every one whole, once, in one sweep."""
+    import psycopg
+    from mlflow import MlflowClient
+
+    # All fifty wait on one small machine: longer than one of them would for a server of its own.
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
+    steps = [{"step": step, "loss": 1 / step} for step in range(1, 21)]
+    folders = [write_run(tmp_path / "runs", seed=seed, score=seed / 100, steps=steps) for seed in range(WRITERS)]
+    tracking.create(store, "shared", "grid")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, store, *map(str, folders)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    runs = tracking.read_runs(store, "grid")
+    assert sorted(run["metrics"]["validation.accuracy"] for run in runs) == [seed / 100 for seed in range(WRITERS)]
+    assert all(int(run["params"]["seed"]) == round(100 * run["metrics"]["validation.accuracy"]) for run in runs)
+    client = MlflowClient(store)
+    for run, folder in zip(sorted(runs, key=lambda run: int(run["params"]["seed"])), folders, strict=True):
+        got = client.download_artifacts(run["mlflow_run_id"], "result.json", str(tmp_path))
+        assert Path(got).read_bytes() == (folder / "result.json").read_bytes()
+        assert run["artifact_uri"].startswith("mlflow-artifacts:")
+    assert tracking.send(folders[0], store, "shared") in {run["mlflow_run_id"] for run in runs}
+    place, password = database
+    with psycopg.connect(f"postgresql://mlflow:{password}@{place}") as connection:
+        counts = "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM metrics WHERE key = 'train.loss')"
+        assert connection.execute(counts).fetchone() == (WRITERS + 1, WRITERS * len(steps))
+
+
+def test_servers_end_with_a_test_that_fails(tmp_path: Path) -> None:
+    """What the fixtures above start is stopped by its own process id, whatever happens."""
+    port, started = free_port(), []
+    command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(port)]
+
+    def fail() -> None:
+        with server(command, tmp_path / "log", lambda: answers(port)) as process:
+            started.append(process)
+            raise RuntimeError("a test that fails")
+
+    with pytest.raises(RuntimeError, match="a test that fails"):
+        fail()
+    assert started[0].returncode == -signal.SIGTERM
+    assert not answers(port)
