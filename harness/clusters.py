@@ -76,6 +76,7 @@ class ClusterWorker:
     def __init__(self, launcher: Any) -> None:
         self.launcher = launcher
         self.thread: threading.Thread | None = None
+        self.stopping = False
 
     def start(
         self, task: Any, config: DictConfig, context: HydraContext, seconds: float | None, claim: Claim | None
@@ -120,6 +121,8 @@ class ClusterWorker:
             except NodeLost as error:
                 times = f" for the {attempt + 1}. time" if attempt else ""
                 outcome = _failed(f"what worked on it was lost{times}: {error}")
+                if self.stopping:
+                    break
             except ClusterLost as error:
                 self.launcher.gone = str(error)
                 outcome = _failed(str(error))
@@ -143,6 +146,7 @@ class ClusterWorker:
 
     def stop(self) -> None:
         """Have the point come to its end, with a checkpoint and a record of its own if there is time."""
+        self.stopping = True
         for force in (False, True):
             if self.thread is not None and self.thread.is_alive() and not self.launcher.gone:
                 self._cancel(force)
@@ -427,7 +431,7 @@ class SlurmWorker(ClusterWorker):
     job: Any = None
 
     def _attempt(self, assignment: Any, asked: Resources) -> dict[str, Any]:
-        from submitit.core.utils import FailedJobError, UncompletedJobError
+        from submitit.core.utils import FailedJobError
 
         from harness.nodes import carry_out
 
@@ -435,21 +439,19 @@ class SlurmWorker(ClusterWorker):
         if self.launcher.queued_elsewhere(name):
             return {"status": TAKEN}  # a job of a sweep that was killed, or of another one, works on it
         job = self.job = self.launcher.submit(name, asked, assignment.seconds, carry_out, assignment)
-        # submitit learns of a job without a result from SLURM's accounting only, which not every site has.
-        while not job.done() and not self.launcher.left_queue(job):
+        # Not job.done(): it asks SLURM's accounting about a job without a result, which not every site has.
+        while not job.paths.result_pickle.exists() and not self.launcher.left_queue(job):
             time.sleep(1)
         for _ in range(RESULT_SECONDS):
-            if job.done():
+            if job.paths.result_pickle.exists():
                 break
             time.sleep(1)
         try:
-            if job.done():
+            if job.paths.result_pickle.exists():
                 return job.result()
         except FailedJobError as error:
             lines = str(error).strip().splitlines()
             return _failed(f"SLURM job {job.job_id}: {lines[-1] if lines else error}")
-        except UncompletedJobError:
-            pass
         state = self.launcher.state(job)
         told = f"SLURM job {job.job_id} ended as {state} without a result ({job.paths.stderr})"
         if state.startswith(NODE_STATES):
@@ -585,6 +587,8 @@ class SlurmLauncher(ClusterLauncher):
 
     def left_queue(self, job: Any) -> bool:
         """Whether a job that was submitted is neither waiting nor running."""
+        if self.cluster == "local":
+            return job.done()
         queue = self._queue()
         return self.asked_at > self.own[str(job.job_id)] and str(job.job_id) not in queue
 

@@ -161,6 +161,9 @@ def test_a_point_whose_node_was_lost_is_handed_over_again() -> None:
     assert Follower([lost, lost, done], retries=2).follow() == done
     assert "what worked on it was lost for the 2. time" in Follower([lost, lost], retries=1).follow()["error"]
     assert Follower([ValueError("no"), done], retries=2).follow()["status"] == "failed"
+    stopped = Follower([lost, done], retries=2)
+    stopped.stop()
+    assert stopped.follow()["status"] == "failed"
 
 
 def test_after_a_cluster_was_lost_nothing_more_is_handed_over(toy: ToySweep) -> None:
@@ -286,6 +289,7 @@ class Cluster:
                 [*command, "--object-store-memory=100000000"],
                 log,
                 lambda: "Ray runtime started" in text(log),
+                1200,
                 **settings,
             )
         )

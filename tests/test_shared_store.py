@@ -19,7 +19,9 @@ from harness import tracking
 pytestmark = pytest.mark.slow
 
 WRITERS = 50
-# Fifty processes that share their imports. Each takes the lock of its own machine, as far as it can tell.
+RUNS = 1 + WRITERS
+# Fifty processes that share what sending a first run imported. Each takes the lock of its own machine, as far as it can
+# tell.
 SCRIPT = f"""
 import sys, tempfile
 from multiprocessing import get_context
@@ -32,8 +34,8 @@ def write(folder, uri, together):
     tracking.send(folder, uri, "shared")
 
 if __name__ == "__main__":
-    uri, *folders = sys.argv[1:]
-    tracking._mlflow()
+    uri, first, *folders = sys.argv[1:]
+    tracking.send(Path(first), uri, "shared")
     context = get_context("fork")
     together = context.Barrier({WRITERS})
     processes = [context.Process(target=write, args=(Path(folder), uri, together)) for folder in folders]
@@ -127,7 +129,7 @@ def test_fifty_writers_at_once_lose_nothing_and_write_nothing_twice(
     # All fifty wait on one small machine: longer than one of them would for a server of its own.
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
     steps = [{"step": step, "loss": 1 / step} for step in range(1, 21)]
-    folders = [write_run(tmp_path / "runs", seed=seed, score=seed / 100, steps=steps) for seed in range(WRITERS)]
+    folders = [write_run(tmp_path / "runs", seed=seed, score=seed / 100, steps=steps) for seed in range(RUNS)]
     tracking.create(store, "shared", "grid")
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, store, *map(str, folders)], capture_output=True, text=True, cwd=tmp_path
@@ -135,7 +137,7 @@ def test_fifty_writers_at_once_lose_nothing_and_write_nothing_twice(
     assert done.returncode == 0, done.stderr[-3000:]
 
     runs = tracking.read_runs(store, "grid")
-    assert sorted(run["metrics"]["validation.accuracy"] for run in runs) == [seed / 100 for seed in range(WRITERS)]
+    assert sorted(run["metrics"]["validation.accuracy"] for run in runs) == [seed / 100 for seed in range(RUNS)]
     assert all(int(run["params"]["seed"]) == round(100 * run["metrics"]["validation.accuracy"]) for run in runs)
     client = MlflowClient(store)
     for run, folder in zip(sorted(runs, key=lambda run: int(run["params"]["seed"])), folders, strict=True):
@@ -146,7 +148,7 @@ def test_fifty_writers_at_once_lose_nothing_and_write_nothing_twice(
     place, password = database
     with psycopg.connect(f"postgresql://mlflow:{password}@{place}") as connection:
         counts = "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM metrics WHERE key = 'train.loss')"
-        assert connection.execute(counts).fetchone() == (WRITERS + 1, WRITERS * len(steps))
+        assert connection.execute(counts).fetchone() == (RUNS + 1, RUNS * len(steps))
 
 
 def test_servers_end_with_a_test_that_fails(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -92,20 +93,20 @@ def slurm() -> Iterator[dict[str, str]]:
 def test_a_sweep_on_slurm_keeps_the_guarantees(
     slurm: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each point is a job; one that raises, is killed or cancelled fails alone, and one that hangs is stopped."""
+    """Each point is a job; one that raises or is killed, also with its job, fails alone, one that hangs is stopped."""
     for name, value in {**slurm, "PYTHONPATH": str(Path(__file__).parent)}.items():
         monkeypatch.setenv(name, value)
     toy = ToySweep(tmp_path, monkeypatch)
     folder = tmp_path / "record"
     folder.mkdir()
     told = [["act=count", f"seed={seed}", f"+folder={folder}", "+wait=1"] for seed in range(2)]
-    told += [["act=raise"], ["act=kill"], ["act=cancel"], ["act=hang", "sweep.timeout_minutes=0.1"]]
+    told += [["act=raise"], ["act=kill"], ["act=kill_parent"], ["act=hang", "sweep.timeout_minutes=0.1"]]
     outcomes = toy.launch(told, "hydra/launcher=submitit_slurm", "hydra.launcher.threads=1")
     assert [outcome["status"] for outcome in outcomes] == ["finished", "finished", *["failed"] * 4]
-    raised, killed, cancelled, hanging = (outcome["error"] for outcome in outcomes[2:])
+    raised, killed, gone, hanging = (outcome["error"] for outcome in outcomes[2:])
     assert raised == "RuntimeError: no such luck"
     assert "killed by SIGKILL" in killed
-    assert "ended as CANCELLED without a result" in cancelled
+    assert re.fullmatch(r"SLURM job \d+ ended as FAILED without a result \(.+\)", gone)
     assert "took longer than sweep.timeout_minutes=0.1 and was stopped" in hanging
     assert sorted(line.split()[0] for line in (folder / "ended").read_text().splitlines()) == ["0", "1"]
     asked = (tmp_path / "sweep" / "submitit").glob("*_submission.sh")
