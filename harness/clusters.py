@@ -9,8 +9,10 @@ import math
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 import uuid
@@ -369,13 +371,13 @@ class RayLauncher(ClusterLauncher):
 
         def init() -> None:
             try:
-                ray.init(
-                    self.address,
-                    # The package as it is here, in a clone or installed: the nodes need only what it imports.
-                    runtime_env={"py_modules": [str(PACKAGE)], "excludes": ["__pycache__"]},
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                )
+                with tempfile.TemporaryDirectory() as folder:
+                    ray.init(
+                        self.address,
+                        runtime_env={"py_modules": [str(whole_package(Path(folder)))], "excludes": ["__pycache__"]},
+                        logging_level=logging.ERROR,
+                        log_to_driver=False,
+                    )
             except Exception as error:
                 mistakes.append(error)
 
@@ -420,6 +422,15 @@ class RayLauncher(ClusterLauncher):
         import ray
 
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def whole_package(folder: Path) -> Path:
+    """The package with its conf/ inside, as nodes need it: what is installed, or a copy in `folder` of a clone's."""
+    if conf_root() == PACKAGE:
+        return PACKAGE
+    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(conf_root() / "conf", folder / PACKAGE.name / "conf")
+    return folder / PACKAGE.name
 
 
 # --- SLURM ----------------------------------------------------------------------------------------------------------
