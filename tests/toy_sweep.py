@@ -56,6 +56,10 @@ def task(cfg: DictConfig) -> Any:
             return {"status": "diverged", "error": "the loss is NaN at step 3", "scores": {}}
         case "raise":
             raise RuntimeError("no such luck")
+        case "raise_after":  # another point began
+            while not (Path(cfg.folder) / "began").exists():
+                time.sleep(0.1)
+            raise RuntimeError("no such luck")
         case "exit":
             sys.exit(3)
         case "kill":
