@@ -285,7 +285,7 @@ class Cluster:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--block", *ports, *options]
         log = self.folder / f"{name}.log"
         paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-        settings = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": paths}
+        settings = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": paths, "HARNESS_TOY": name}
         return self.stack.enter_context(
             server(
                 [*command, "--object-store-memory=100000000"],
@@ -335,7 +335,7 @@ def test_a_sweep_on_ray_keeps_the_guarantees(
     record.mkdir()
 
     def kill_the_second_node() -> None:
-        while len(text(record / "began").splitlines()) < 2:
+        while " second" not in text(record / "began"):
             time.sleep(0.2)
         stop(cluster.second, signal.SIGKILL)
 

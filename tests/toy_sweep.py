@@ -86,7 +86,7 @@ def task(cfg: DictConfig) -> Any:
 def note(file: Path, seed: int) -> None:
     """Add a line, whole also where several processes add theirs."""
     with file.open("a") as lines:
-        lines.write(f"{seed} {os.getpid()}\n")
+        lines.write(f"{seed} {os.getpid()} {os.environ.get('HARNESS_TOY')}\n")
 
 
 def record(cfg: DictConfig, status: str) -> RunRecord:
