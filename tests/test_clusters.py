@@ -22,7 +22,7 @@ from servers import free_port, server, stop
 from toy_sweep import ToySweep, task
 
 from harness import clusters, nodes
-from harness.config import ConfigError
+from harness.config import ConfigError, register_resolvers
 from harness.points import NOT_RUN, Point
 from harness.record import RESULT_FILE, RunRecord
 
@@ -182,6 +182,7 @@ def test_after_a_cluster_was_lost_nothing_more_is_handed_over(toy: ToySweep) -> 
 def slurm(toy: ToySweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the script that a point's job would have, on a SLURM whose nodes have GPUs."""
     submitit = pytest.importorskip("submitit", reason="pip install 'peft-harness[slurm]'")
+    register_resolvers()
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, text in (("sinfo", "gpu:a100:4"), ("srun", ""), ("squeue", "7 harness-abc\n8 other")):
