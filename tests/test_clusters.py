@@ -24,7 +24,9 @@ from toy_sweep import ToySweep, task
 from harness import clusters, nodes
 from harness.config import ConfigError, register_resolvers
 from harness.points import NOT_RUN, Point
+from harness.ray_cluster import RayLauncher
 from harness.record import RESULT_FILE, RunRecord
+from harness.slurm import SlurmLauncher
 
 TESTS = Path(__file__).parent
 SOURCE = TESTS.parent
@@ -122,7 +124,7 @@ def test_what_a_node_sends_back_becomes_the_run_directory(toy: ToySweep, tmp_pat
     away.mkdir()
     scores = {"primary_metric": "x", "validation": {"x": 0.75}}
     RunRecord("0" * 32, "finished", None, "i", {}, {}, scores=scores).write(away)
-    launcher = clusters.RayLauncher("auto", 30, None, 1, None, None, 0)
+    launcher = RayLauncher("auto", 30, None, 1, None, None, 0)
     here = Point(0, [], tmp_path / "here", began=time.time() - 5)
     files = {RESULT_FILE: (away / RESULT_FILE).read_bytes(), "../../steps.jsonl": b"{}"}
     launcher._end(here, {"status": "failed", "error": "its worker died", "lost": True, "files": files}, lost=False)
@@ -141,7 +143,7 @@ class Follower(clusters.ClusterWorker):
     """Follows points whose attempts end as a list says."""
 
     def __init__(self, ends: list[Any], retries: int) -> None:
-        super().__init__(clusters.RayLauncher("auto", 30, None, 1, None, None, retries))
+        super().__init__(RayLauncher("auto", 30, None, 1, None, None, retries))
         self.ends = ends
 
     def _attempt(self, assignment: Any, asked: clusters.Resources) -> dict[str, Any]:
@@ -245,7 +247,7 @@ def test_resources_that_make_no_sense_are_refused(slurm: Any, value: str) -> Non
 
 def test_a_job_of_a_sweep_that_was_killed_is_waited_for(slurm: Any) -> None:
     """A point that is in the queue already is not put there again; this sweep's own jobs do not count."""
-    launcher = clusters.SlurmLauncher("slurm", 1, 1, None, None, None, None, None, None, None, [], {}, 0)  # type: ignore[arg-type]
+    launcher = SlurmLauncher("slurm", 1, 1, None, None, None, None, None, None, None, [], {}, 0)  # type: ignore[arg-type]
     assert launcher.queued_elsewhere("harness-abc")
     assert not launcher.queued_elsewhere("harness-abd")
     launcher.own["7"] = time.monotonic()

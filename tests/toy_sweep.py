@@ -16,7 +16,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from harness import clusters, launcher, points, sweeper, tracking
+from harness import launcher, points, ray_cluster, slurm, sweeper, tracking
 from harness.config import conf_root
 from harness.record import TRACKED_FILE, RunRecord
 
@@ -111,7 +111,7 @@ class ToySweep:
         monkeypatch.setattr(tracking, "create", lambda uri, experiment, sweep: None)
         monkeypatch.setattr(tracking, "send", self._send)
         points.outcomes.clear()
-        launcher.register(launcher.LocalLauncher, clusters.RayLauncher, clusters.SlurmLauncher)
+        launcher.register(launcher.LocalLauncher, ray_cluster.RayLauncher, slurm.SlurmLauncher)
         sweeper.register()
         self.configurations = folder / "conf"
         (self.configurations / "method").mkdir(parents=True)
