@@ -44,6 +44,9 @@ class RayWorker(ClusterWorker):
             name=str(assignment.run_dir),
         )
         try:
+            # Without its head Ray waits a minute and then ends the sweep's process, with no table.
+            if not _answers(self.launcher.head):
+                raise ClusterLost(f"the Ray cluster at {self.launcher.head} was lost")
             self.call = remote.remote(assignment, True)
             silent = 0
             while not ray.wait([self.call], timeout=POLL_SECONDS)[0]:
