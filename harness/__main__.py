@@ -17,7 +17,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig
 
-from harness import clusters, launcher, points, sweeper
+from harness import launcher, points, ray_cluster, slurm, sweeper
 from harness.config import ConfigError, conf_root, register_resolvers
 from harness.mistakes import explain, is_mistake
 
@@ -40,7 +40,7 @@ class SweepsOnSearchPath(SearchPathPlugin):
 
 def register_plugins() -> None:
     """Make the launchers, the sweepers and the search path known to Hydra."""
-    launcher.register(SweepsOnSearchPath, launcher.LocalLauncher, clusters.RayLauncher, clusters.SlurmLauncher)
+    launcher.register(SweepsOnSearchPath, launcher.LocalLauncher, ray_cluster.RayLauncher, slurm.SlurmLauncher)
     sweeper.register()
     register_resolvers()
 

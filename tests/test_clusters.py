@@ -22,9 +22,11 @@ from servers import free_port, server, stop
 from toy_sweep import ToySweep, task
 
 from harness import clusters, nodes
-from harness.config import ConfigError
+from harness.config import ConfigError, register_resolvers
 from harness.points import NOT_RUN, Point
+from harness.ray_cluster import RayLauncher
 from harness.record import RESULT_FILE, RunRecord
+from harness.slurm import SlurmLauncher
 
 TESTS = Path(__file__).parent
 SOURCE = TESTS.parent
@@ -122,7 +124,7 @@ def test_what_a_node_sends_back_becomes_the_run_directory(toy: ToySweep, tmp_pat
     away.mkdir()
     scores = {"primary_metric": "x", "validation": {"x": 0.75}}
     RunRecord("0" * 32, "finished", None, "i", {}, {}, scores=scores).write(away)
-    launcher = clusters.RayLauncher("auto", 30, None, 1, None, None, 0)
+    launcher = RayLauncher("auto", 30, None, 1, None, None, 0)
     here = Point(0, [], tmp_path / "here", began=time.time() - 5)
     files = {RESULT_FILE: (away / RESULT_FILE).read_bytes(), "../../steps.jsonl": b"{}"}
     launcher._end(here, {"status": "failed", "error": "its worker died", "lost": True, "files": files}, lost=False)
@@ -141,7 +143,7 @@ class Follower(clusters.ClusterWorker):
     """Follows points whose attempts end as a list says."""
 
     def __init__(self, ends: list[Any], retries: int) -> None:
-        super().__init__(clusters.RayLauncher("auto", 30, None, 1, None, None, retries))
+        super().__init__(RayLauncher("auto", 30, None, 1, None, None, retries))
         self.ends = ends
 
     def _attempt(self, assignment: Any, asked: clusters.Resources) -> dict[str, Any]:
@@ -182,6 +184,7 @@ def test_after_a_cluster_was_lost_nothing_more_is_handed_over(toy: ToySweep) -> 
 def slurm(toy: ToySweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the script that a point's job would have, on a SLURM whose nodes have GPUs."""
     submitit = pytest.importorskip("submitit", reason="pip install 'peft-harness[slurm]'")
+    register_resolvers()
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, text in (("sinfo", "gpu:a100:4"), ("srun", ""), ("squeue", "7 harness-abc\n8 other")):
@@ -210,7 +213,7 @@ def test_a_job_asks_for_what_its_point_needs(slurm: Any) -> None:
     """A big point asks for a GPU, a small one for a core, in one sweep; sbatch can read the script."""
     by_method = "hydra.launcher.gpus='${by:${method.name},{wide: 1, narrow: 0}}'"
     site = ["hydra.launcher.partition=long", "hydra.launcher.mem_gb=24", "hydra.launcher.account=lab"]
-    further = ["hydra.launcher.additional_parameters={licenses: x}", "hydra.launcher.setup=[module load cuda]"]
+    further = ["+hydra.launcher.additional_parameters.licenses=x", "hydra.launcher.setup=[module load cuda]"]
     big = slurm(["method=wide"], by_method, *site, *further)
     small = slurm(["method=narrow"], by_method, "hydra.launcher.threads=2")
     options = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", big, re.MULTILINE))
@@ -244,7 +247,7 @@ def test_resources_that_make_no_sense_are_refused(slurm: Any, value: str) -> Non
 
 def test_a_job_of_a_sweep_that_was_killed_is_waited_for(slurm: Any) -> None:
     """A point that is in the queue already is not put there again; this sweep's own jobs do not count."""
-    launcher = clusters.SlurmLauncher("slurm", 1, 1, None, None, None, None, None, None, None, [], {}, 0)  # type: ignore[arg-type]
+    launcher = SlurmLauncher("slurm", 1, 1, None, None, None, None, None, None, None, [], {}, 0)  # type: ignore[arg-type]
     assert launcher.queued_elsewhere("harness-abc")
     assert not launcher.queued_elsewhere("harness-abd")
     launcher.own["7"] = time.monotonic()
@@ -285,7 +288,7 @@ class Cluster:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--block", *ports, *options]
         log = self.folder / f"{name}.log"
         paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-        settings = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": paths}
+        settings = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": paths, "HARNESS_TOY": name}
         return self.stack.enter_context(
             server(
                 [*command, "--object-store-memory=100000000"],
@@ -312,15 +315,30 @@ def cluster() -> Iterator[Cluster]:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.filterwarnings("ignore")
-def test_a_sweep_on_ray_survives_the_loss_of_a_node(
+def test_a_sweep_on_ray_keeps_the_guarantees(
     cluster: Cluster, toy: ToySweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A node is killed in mid-sweep: its point runs again on the other, every point ends once, a real one too."""
+    """One node of two is killed in mid-sweep, and everything still ends once.
+
+    First `sweep.fail_fast` stops a point that is under way. Then a node is killed: its point runs again on the other,
+    and points that die there harm none. Last a real run is done with the code that nodes were sent, and the second
+    time skipped.
+    """
+    ray = ["hydra/launcher=ray", f"hydra.launcher.address={cluster.address}", "hydra.launcher.connect_seconds=600"]
+
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    told = [["act=count", f"+folder={stopped}", "+wait=600"], ["act=raise_after", f"+folder={stopped}"]]
+    outcomes = toy.launch(told, "sweep.fail_fast=true", *ray)
+    assert [outcome["status"] for outcome in outcomes] == ["interrupted", "failed"]
+    process = Path("/proc") / text(stopped / "began").split()[1]
+    assert not process.exists()
+
     record = tmp_path / "record"
     record.mkdir()
 
     def kill_the_second_node() -> None:
-        while len(text(record / "began").splitlines()) < 2:
+        while " second" not in text(record / "began"):
             time.sleep(0.2)
         stop(cluster.second, signal.SIGKILL)
 
@@ -328,18 +346,20 @@ def test_a_sweep_on_ray_survives_the_loss_of_a_node(
     killer.start()
     told = [["act=count", f"seed={seed}", f"+folder={record}", "+wait=10"] for seed in range(4)]
     told += [["act=kill"], ["act=raise"]]
-    ray = ["hydra/launcher=ray", f"hydra.launcher.address={cluster.address}", "hydra.launcher.connect_seconds=600"]
-    outcomes = toy.launch(told, *ray)
+    outcomes = toy.launch(told, f"hydra.sweep.dir={tmp_path}/second", *ray)
     killer.join()
     assert [outcome["status"] for outcome in outcomes] == [*["finished"] * 4, "failed", "failed"]
     assert "killed by SIGKILL" in outcomes[4]["error"]
     began, ended = ([line.split()[0] for line in text(record / name).splitlines()] for name in ("began", "ended"))
     assert sorted(ended) == ["0", "1", "2", "3"]
     assert sorted(Counter(began).values()) == [1, 1, 1, 2]
+
     short = ["train.max_steps=3", "task.max_train_rows=64", "forgetting.text=null", "train.device=cpu"]
     command = [sys.executable, "-m", "harness", "-m", "method=head", "seed=0", *short, *ray]
     monkeypatch.setenv("PYTHONPATH", str(SOURCE))
+    empty = tmp_path / "empty"
+    empty.mkdir()
     for told_of in ("1 points: 1 finished", "1 points: 1 skipped"):
-        real = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        real = subprocess.run(command, capture_output=True, text=True, cwd=empty)
         assert real.returncode == 0, real.stdout + real.stderr
         assert told_of in real.stdout

@@ -16,7 +16,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from harness import clusters, launcher, points, sweeper, tracking
+from harness import launcher, points, ray_cluster, slurm, sweeper, tracking
 from harness.config import conf_root
 from harness.record import TRACKED_FILE, RunRecord
 
@@ -63,6 +63,10 @@ def task(cfg: DictConfig) -> Any:
             return {"status": "diverged", "error": "the loss is NaN at step 3", "scores": {}}
         case "raise":
             raise RuntimeError("no such luck")
+        case "raise_after":  # another point began
+            while not (Path(cfg.folder) / "began").exists():
+                time.sleep(0.1)
+            raise RuntimeError("no such luck")
         case "exit":
             sys.exit(3)
         case "kill":
@@ -89,7 +93,7 @@ def task(cfg: DictConfig) -> Any:
 def note(file: Path, seed: int) -> None:
     """Add a line, whole also where several processes add theirs."""
     with file.open("a") as lines:
-        lines.write(f"{seed} {os.getpid()}\n")
+        lines.write(f"{seed} {os.getpid()} {os.environ.get('HARNESS_TOY')}\n")
 
 
 def record(cfg: DictConfig, status: str) -> RunRecord:
@@ -114,7 +118,7 @@ class ToySweep:
         monkeypatch.setattr(tracking, "create", lambda uri, experiment, sweep: None)
         monkeypatch.setattr(tracking, "send", self._send)
         points.outcomes.clear()
-        launcher.register(launcher.LocalLauncher, clusters.RayLauncher, clusters.SlurmLauncher)
+        launcher.register(launcher.LocalLauncher, ray_cluster.RayLauncher, slurm.SlurmLauncher)
         sweeper.register()
         self.configurations = folder / "conf"
         (self.configurations / "method").mkdir(parents=True)
