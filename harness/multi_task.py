@@ -5,7 +5,7 @@ scores must be those that the runs ended with. Writes what storing the tasks tak
 as whole models, and how long a switch takes.
 
     harness -cn multi_task
-    python -m harness.multi_task runs/multi_task/*/* out=multi_task
+    python -m harness.multi_task runs/multi_task/*/*/ out=multi_task
 """
 
 import json
@@ -97,7 +97,7 @@ def parse(arguments: list[str]) -> tuple[list[Path], Path]:
         else:
             runs.append(Path(argument))
     if not runs:
-        raise ConfigError("RUN: the directories of one or more finished runs are needed, as in runs/multi_task/*/*")
+        raise ConfigError("RUN: the directories of one or more finished runs are needed, as in runs/multi_task/*/*/")
     for run in runs:
         if not (run / RESULT_FILE).is_file():
             raise ConfigError(f"{run}: there is no {RESULT_FILE}; a run directory is needed")
@@ -123,6 +123,9 @@ def score(runs: list[Path]) -> tuple[list[Scored], Storage]:
     adapters = AdapterSet()
     for run in runs:
         adapters.add(str(run), run / ADAPTER_FOLDER)
+    # The first time on loads the method's library too, which is no part of a switch.
+    adapters.use(str(runs[0]))
+    adapters.off()
     rows = [_score(adapters, run) for run in tqdm(runs, desc="tasks", unit="task", disable=None)]
     adapters.off()
     backbone = weight_bytes(adapters.model)
@@ -185,9 +188,8 @@ def write(rows: list[Scored], storage: Storage, out: Path) -> None:
         "models. Each adapter was put on the same backbone in turn and scored on its own task."
     )
     table = Table("Many tasks on one backbone", columns, cells, text_columns=("task", "method", "metric", "remarks"))
-    console = Console()
-    console.print(lead)
-    console.print(terminal([table]))
+    Console().print(lead)
+    terminal([table])
     content: dict[str, Any] = {"tasks": [asdict(row) for row in rows], "storage": asdict(storage)}
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "multi_task.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -260,7 +260,7 @@ def test_submitits_local_jobs_keep_the_guarantees(toy: ToySweep) -> None:
     told = [["act=finish"], ["act=raise"], ["act=kill"]]
     settings = ["hydra/launcher=submitit_slurm", "hydra.launcher.cluster=local", "hydra.launcher.workers=2"]
     finished, raised, killed = toy.launch(told, *settings)
-    assert (finished["status"], finished["scores"]["validation"]) == ("finished", {"accuracy": pytest.approx(0.4)})
+    assert (finished["status"], finished["scores"]["validation"]) == ("finished", {"accuracy": pytest.approx(0.15)})
     assert raised["error"] == "RuntimeError: no such luck"
     assert killed["error"] == "its worker process was killed by SIGKILL (perhaps the machine ran out of memory)"
     failed = {record.config["act"] for record in toy.sent if record.status == "failed"}
