@@ -165,7 +165,7 @@ def _histogram(axes: "Axes", name: str, weights: "Tensor") -> None:
     axes.tick_params(labelbottom=False)
     outside = 1 - heights.sum() / len(values)
     axes.set_title(
-        f"{name}\n{weights.shape[0]} x {weights.shape[1]} weights, {outside:.3%} of them outside",
+        f"{name}\n{weights.shape[0]} x {weights.shape[1]} weights\n{outside:.3%} of them outside",
         loc="left",
         fontsize=11,
     )
