@@ -84,7 +84,7 @@ def final_metrics(record: RunRecord) -> dict[str, float]:
 
 
 def step_metrics(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """Read the metrics by step; a name without a dot becomes `train.*`, and a line that a kill cut short is skipped."""
+    """Read the metrics by step; a name without a dot or slash becomes `train.*`; a line cut short is skipped."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -94,7 +94,7 @@ def step_metrics(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
                 step = int(values.pop("step"))
                 numbers: dict[str, float] = {}
                 for key, value in values.items():
-                    numbers |= _numbers(value, _allowed(key) if "." in key else f"train.{_allowed(key)}")
+                    numbers |= _numbers(value, _allowed(key) if re.search("[./]", key) else f"train.{_allowed(key)}")
                 yield step, numbers
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Latency may take this share of the training time, but is measured at least so often.
+# Runs that train for less have no curve of the machine's load.
+SYSTEM_SECONDS = 10
 LATENCY_SHARE = 0.01
 FEWEST_REPEATS, MOST_REPEATS = 3, 50
 CEILING_SIZE = 1024
@@ -151,6 +153,37 @@ def peak_resident_bytes() -> int | None:
         return None
     (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
     return 1024 * int(line.split()[1])
+
+
+class SystemLoad:
+    """How busy the whole machine is while a run trains, now and then; named as MLflow names it, which shows it apart."""
+
+    def __init__(self, device: "Device") -> None:
+        import psutil
+
+        self.device = device
+        self._sampled = time.monotonic()
+        psutil.cpu_percent()  # the first call only marks where to count from
+
+    def sample(self) -> dict[str, float]:
+        """Percent and megabytes since the last sample; nothing while that is less than `SYSTEM_SECONDS` ago."""
+        import psutil
+        import torch
+
+        if time.monotonic() - self._sampled < SYSTEM_SECONDS:
+            return {}
+        self._sampled = time.monotonic()
+        memory = psutil.virtual_memory()
+        load = {
+            "system/cpu_utilization_percentage": psutil.cpu_percent(),
+            "system/system_memory_usage_megabytes": memory.used / 1e6,
+            "system/system_memory_usage_percentage": memory.percent,
+        }
+        if self.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self.device)
+            load["system/gpu_0_memory_usage_megabytes"] = (total - free) / 1e6
+            load["system/gpu_0_memory_usage_percentage"] = 100 * (1 - free / total)
+        return load
 
 
 class Energy:

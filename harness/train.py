@@ -26,6 +26,7 @@ from harness.interrupts import deferred_interrupts
 from harness.methods import Adapter
 from harness.metrics import higher_is_better
 from harness.record import CUDA_MEMORY, STEP_MEMORY
+from harness.speed import SystemLoad
 from harness.tasks import Collate, Features
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ class Trainer:
         self.metered_step = self._largest_step() if metered else None
         self.progress = Progress()
         self._timed_step, self._timed_seconds = 0, 0.0
+        self.load = SystemLoad(collate.device)
         self.best: dict[str, Tensor] = {}
         self.checkpoint = Path(settings.checkpoint_dir) / identity / CHECKPOINT_FILE
 
@@ -295,6 +297,7 @@ class Trainer:
                 "loss": loss,
                 "learning_rate": float(self.schedule.get_last_lr()[0]),
                 "tokens_per_second": tokens_per_second,
+                **self.load.sample(),
             }
         )
         bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")

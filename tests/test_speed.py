@@ -117,3 +117,15 @@ def test_without_a_counter_there_is_a_reason_and_no_figure(tmp_path: Path, monke
     energy = speed.Energy(CPU)
     assert energy.joules() is None
     assert "no energy counter" in energy.reason
+
+
+def test_the_machines_load_is_sampled_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short run has no sample of it, and a longer one no more than it asks for."""
+    load = speed.SystemLoad(torch.device("cpu"))
+    assert load.sample() == {}
+    monkeypatch.setattr(speed, "SYSTEM_SECONDS", 0)
+    found = load.sample()
+    assert 0 <= found["system/cpu_utilization_percentage"] <= 100
+    assert found["system/system_memory_usage_megabytes"] > 0
+    assert 0 < found["system/system_memory_usage_percentage"] <= 100
+    assert all(name.startswith("system/") for name in found)
