@@ -156,7 +156,7 @@ def peak_resident_bytes() -> int | None:
 
 
 class SystemLoad:
-    """How busy the whole machine is while a run trains, now and then; named as MLflow names it, which shows it apart."""
+    """How busy the machine is while a run trains, now and then; named as MLflow names it, which shows it apart."""
 
     def __init__(self, device: "Device") -> None:
         import psutil
