@@ -137,7 +137,7 @@ def test_a_polite_kill_leaves_a_record_and_a_checkpoint(tiny_experiment: list[st
     deadline = time.monotonic() + 120
     while not (log.exists() and "trains" in log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.2)
-    time.sleep(2)
+    time.sleep(5)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 130
     record = RunRecord.read(tmp_path / "run")
