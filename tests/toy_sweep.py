@@ -189,7 +189,8 @@ def values(returned: Any) -> list[dict[str, Any]]:
 
 def identity(plain: dict[str, Any]) -> str:
     """As the real one: everything but the sweep and the store decides, and where the run is stopped."""
-    plain = {**plain, "train": {key: value for key, value in plain["train"].items() if key != "resume"}}
+    train = plain.get("train", {})
+    plain = {**plain, "train": {key: value for key, value in train.items() if key != "resume"}}
     decisive = {key: value for key, value in plain.items() if key not in ("sweep", "tracking")}
-    decisive["stop_share"] = plain["sweep"]["stop_share"]
+    decisive["stop_share"] = plain["sweep"].get("stop_share")
     return hashlib.sha256(str(decisive).encode()).hexdigest()
