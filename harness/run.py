@@ -259,7 +259,8 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: dist
     experiment, cost = inputs.experiment, result.cost
     task, method = experiment.task, experiment.method
     saved.check_free(run_dir / record.ADAPTER_FOLDER, inputs.identity)
-    _write_config(run_dir, result.config)
+    if processes.is_first:
+        _write_config(run_dir, result.config)
     models.quiet_libraries()
     device = processes.device or models.choose_device(experiment.train.device.value)
     autocast = models.choose_precision(experiment.train.precision, device)

@@ -18,7 +18,7 @@ ROW = 0.17  # inches
 # Cases of a claim that are drawn: the others are in the table.
 MOST_CASES = 24
 # Letters of a label: the name of a case, and where it comes from.
-NAME, PLACE = 68, 42
+NAME, PLACE = 44, 38
 # Unit of a case -> the axis that it is drawn on.
 AXES = {
     "score": "difference of scores, or of perplexities as a share (right is better)",
