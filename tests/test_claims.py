@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -541,3 +542,7 @@ def test_the_readme_says_what_the_published_claims_say() -> None:
     assert [row["id"] for row in rows] == IDS
     readme = (conf_root() / "README.md").read_text(encoding="utf-8")
     assert pages.counted([row["verdict"] for row in rows]) in " ".join(readme.split())
+    told = re.findall(r"`([\w-]+)` \*\*([\w ]+)\*\* \((\d+) cases hold, (\d+) fail, (\d+) undecided\)", readme)
+    names = ("id", "verdict", "holds", "fails", "undecided")
+    assert len(told) == 3
+    assert set(told) <= {tuple(row[name] for name in names) for row in rows}
