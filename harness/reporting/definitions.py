@@ -11,6 +11,10 @@ from typing import Any
 FOLDER = "reports"
 
 
+# Beside the definitions, and none.
+LEDGER = "claims"
+
+
 @dataclass(kw_only=True)
 class Definition:
     """What a report is about; every key may be left out.
@@ -56,6 +60,8 @@ def find(name: str) -> dict[str, Any] | None:
 
     from harness.config import ConfigError, typed
 
+    if name == LEDGER:
+        raise ConfigError(f"{name}: the ledger of claims is no report; judge it with python -m harness.claims")
     for folder in _folders():
         path = folder / f"{name}.yaml"
         if name in _names(folder):
@@ -95,7 +101,7 @@ def _folders() -> list[Path]:
 
 
 def _names(folder: Path) -> list[str]:
-    return [path.stem for path in folder.glob("*.yaml")] if folder.is_dir() else []
+    return sorted({path.stem for path in folder.glob("*.yaml")} - {LEDGER}) if folder.is_dir() else []
 
 
 LISTS = (*(name for name, kind in Definition.__annotations__.items() if kind == list[str] | None), "others")
