@@ -18,7 +18,7 @@ from harness.config import ConfigError, conf_root
 from harness.metrics import pearson
 from harness.record import SOFT_PROMPT_FILE
 from harness.reporting.pairwise import predictions_of
-from harness.reporting.stats import summarise
+from harness.reporting.stats import Summary, summarise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,13 +112,8 @@ class SameRunRatio:
             rows = _rows(sweep, task, name)
             ratios = _figure(rows, self.figure) / _figure(rows, self.over)
             found = summarise(np.log(_positive(ratios)))
-            if not found.n:
-                return None
-            value, low, high = (float(np.exp(end)) for end in (found.mean, found.low, found.high))
-            outcome = decide(low, high, self.least, self.most)
             title = f"{_spelt(self.figure)} over {_spelt(self.over)}, {name}"
-            ends = (value, low, high, self.least, self.most, "ratio")
-            return Case(f"{sweep.name}, {task}", title, outcome, *ends, "" if found.n > 1 else ONE_RUN)
+            return _over_runs(f"{sweep.name}, {task}", title, found, self.least, self.most, "ratio", np.exp)
 
         return _by_configuration(evidence, self.sweeps, self.methods, case)
 
@@ -147,12 +142,8 @@ class CostWithin:
     def judge(self, evidence: Evidence) -> list[Case]:
         def case(sweep: Sweep, task: str, name: str) -> Case | None:
             found = summarise(_figure(_rows(sweep, task, name), self.figure))
-            if not found.n:
-                return None
-            outcome = decide(found.low, found.high, self.least, self.most)
-            ends = (found.mean, found.low, found.high, self.least, self.most, "number")
-            remark = "" if found.n > 1 else ONE_RUN
-            return Case(f"{sweep.name}, {task}", f"{_spelt(self.figure)}, {name}", outcome, *ends, remark)
+            title = f"{_spelt(self.figure)}, {name}"
+            return _over_runs(f"{sweep.name}, {task}", title, found, self.least, self.most)
 
         return _by_configuration(evidence, self.sweeps, self.methods, case)
 
@@ -272,13 +263,8 @@ class SoftPrompts:
     def judge(self, evidence: Evidence) -> list[Case]:
         def case(sweep: Sweep, task: str, name: str) -> Case | None:
             found = summarise(self._of_run(uri) for uri in _rows(sweep, task, name)["artifact_uri"])
-            if not found.n:
-                return None
-            outcome = decide(found.low, found.high, self.least, self.most)
             title = f"{self.take.value} {_spelt(self.figure)}" + (f" less {_spelt(self.less)}" if self.less else "")
-            ends = (found.mean, found.low, found.high, self.least, self.most, "number")
-            remark = "" if found.n > 1 else ONE_RUN
-            return Case(f"{sweep.name}, {task}", f"{title}, {name}", outcome, *ends, remark)
+            return _over_runs(f"{sweep.name}, {task}", f"{title}, {name}", found, self.least, self.most)
 
         return _by_configuration(evidence, self.sweeps, self.methods, case)
 
@@ -350,6 +336,27 @@ def _by_configuration(
                 yield case or Case(f"{sweep.name}, {task}", name, Outcome.no_evidence, remark=NOT_MEASURED)
 
     return _by_task(evidence, names, of_task)
+
+
+def _over_runs(
+    evidence: str,
+    name: str,
+    found: Summary,
+    least: float,
+    most: float,
+    unit: str = "number",
+    back: "Callable[[float], float]" = float,
+) -> Case | None:
+    """The case of a mean over runs; null where no run has the figure.
+
+    Args:
+        back: From the scale of the mean to the figure's own.
+    """
+    if not found.n:
+        return None
+    value, low, high = (float(back(end)) for end in (found.mean, found.low, found.high))
+    outcome = decide(low, high, least, most)
+    return Case(evidence, name, outcome, value, low, high, least, most, unit, "" if found.n > 1 else ONE_RUN)
 
 
 def _rows(sweep: Sweep, task: str, configuration: str) -> pd.DataFrame:
