@@ -7,7 +7,7 @@ import pandas as pd
 
 from harness.reporting.render import Table, number
 from harness.reporting.scores import FINISHED, compared, label, split_of
-from harness.reporting.stats import TAILS
+from harness.reporting.stats import t_quantile
 
 # What most published comparisons have.
 RUNS = 3
@@ -39,8 +39,6 @@ def noise(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _parts(cells: np.ndarray) -> dict[str, float]:
     """Standard deviations by cause of an array of scores, seeds x data_seeds."""
-    from scipy.stats import t
-
     seeds, orders = cells.shape
     by_seed, by_order = cells.mean(axis=1), cells.mean(axis=0)
     rest = cells - by_seed[:, None] - by_order[None, :] + cells.mean()
@@ -55,7 +53,7 @@ def _parts(cells: np.ndarray) -> dict[str, float]:
         "data_seed": math.sqrt(order),
         "both": math.sqrt(both),
         "total": total,
-        "difference": float(t.ppf(TAILS[1], 2 * RUNS - 2)) * total * math.sqrt(2 / RUNS),
+        "difference": t_quantile(2 * RUNS - 2) * total * math.sqrt(2 / RUNS),
     }
 
 

@@ -82,12 +82,13 @@ def summarise(values: Iterable[float]) -> Summary:
     if n < 2:
         return Summary(n, mean, math.nan, math.nan, math.nan)
     std = float(np.std(finite, ddof=1))
-    half = _t_quantile(n - 1) * std / math.sqrt(n)
+    half = t_quantile(n - 1) * std / math.sqrt(n)
     return Summary(n, mean, std, mean - half, mean + half)
 
 
 @cache
-def _t_quantile(freedom: int) -> float:
+def t_quantile(freedom: int) -> float:
+    """How many standard errors a 95% interval of Student's t reaches to either side."""
     from scipy.stats import t
 
     return float(t.ppf(TAILS[1], freedom))
