@@ -16,6 +16,7 @@ from typing import Any
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
+from harness import points
 from harness.config import ConfigError
 from harness.launcher import LocalLauncher, hydra_config
 from harness.mistakes import MISTAKES, explain
@@ -258,7 +259,7 @@ class ClusterLauncher(LocalLauncher):
 
 def failed(error: str) -> dict[str, Any]:
     """An outcome that the node recorded nothing of, as far as is known here."""
-    return {"status": "failed", "error": error, "scores": {}, "lost": True}
+    return {**points.failed(error), "lost": True}
 
 
 def sentence(error: Exception) -> str:

@@ -37,6 +37,11 @@ LEFT_ALONE: dict[str, tuple[str, ...]] = {
 outcomes: list[dict[str, Any]] = []
 
 
+def failed(error: str) -> dict[str, Any]:
+    """The outcome of a point that could not be carried out."""
+    return {"status": "failed", "error": error, "scores": {}}
+
+
 @dataclass
 class Point:
     """One point of a sweep: what it was told, where it writes, and in the end its outcome."""

@@ -22,7 +22,7 @@ from pebble import CONSTS, ProcessExpired, ProcessFuture, ProcessPool
 from harness import kept
 from harness.config import ConfigError, register_resolvers
 from harness.point_claims import Claim
-from harness.points import CONSOLE_FILE, TAKEN
+from harness.points import CONSOLE_FILE, TAKEN, failed
 
 # Every library that would otherwise start as many threads as there are cores, in each worker.
 THREAD_VARIABLES = (
@@ -94,10 +94,10 @@ def outcome_of(future: Future[Any], allowed: float | None, elapsed: float) -> tu
         status = getattr(error, "exitcode", TIMED_OUT)
         # The time until the worker was there counts in `elapsed` too, so its status decides.
         if allowed is not None and elapsed >= allowed and status == TIMED_OUT:
-            return _failed(f"took longer than sweep.timeout_minutes={allowed / 60:g} and was stopped"), True
-        return _failed(_death(status)), True
+            return failed(f"took longer than sweep.timeout_minutes={allowed / 60:g} and was stopped"), True
+        return failed(_death(status)), True
     except (CancelledError, Exception) as error:
-        return _failed(f"its worker process could not be used: {type(error).__name__}: {error}"), True
+        return failed(f"its worker process could not be used: {type(error).__name__}: {error}"), True
 
 
 def _death(status: int | None) -> str:
@@ -105,10 +105,6 @@ def _death(status: int | None) -> str:
         hint = " (perhaps the machine ran out of memory)" if -status == signal.SIGKILL else ""
         return f"its worker process was killed by {signal.Signals(-status).name}{hint}"
     return f"its worker process ended with exit status {status}"
-
-
-def _failed(error: str) -> dict[str, Any]:
-    return {"status": "failed", "error": error, "scores": {}}
 
 
 def _prepare(threads: int, gpu: str | None) -> None:
@@ -185,20 +181,20 @@ def _run(task: Task, config: DictConfig, context: HydraContext) -> dict[str, Any
         job = run_job(task, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
         outcome = job.return_value
     except ConfigError as error:
-        return _failed(str(error))
+        return failed(str(error))
     except KeyboardInterrupt:
-        return {**_failed("interrupted"), "status": "interrupted"}
+        return {**failed("interrupted"), "status": "interrupted"}
     except SystemExit as error:
-        return _failed(f"the run called sys.exit({error.code!r})")
+        return failed(f"the run called sys.exit({error.code!r})")
     except Exception as error:
         traceback.print_exc()
-        return _failed(f"{type(error).__name__}: {error}")
+        return failed(f"{type(error).__name__}: {error}")
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         gc.collect()
     if not isinstance(outcome, dict) or "status" not in outcome:
-        return _failed(f"the run returned {outcome!r:.80} where a result was expected")
+        return failed(f"the run returned {outcome!r:.80} where a result was expected")
     return outcome
 
 
