@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import ConfigError, Device, Distributed, Experiment
-from harness.record import CONFIG_FILE, RESULT_FILE, RunRecord, Status
+from harness.record import CONFIG_FILE, RunRecord, Status, written_since
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,9 +64,8 @@ class Processes:
         from torch import distributed
 
         trained = list(parameters)
-        has = torch.tensor([float(p.grad is not None) for p in trained])
-        distributed.all_reduce(has, group=self._control)
-        wanted = [p for p, found in zip(trained, has.tolist(), strict=True) if found]
+        holders = self.sums([p.grad is not None for p in trained])
+        wanted = [p for p, count in zip(trained, holders, strict=True) if count]
         for bucket in _buckets(wanted):
             flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket])
             distributed.all_reduce(flat)
@@ -175,18 +174,13 @@ def run(experiment: Experiment, count: int, run_dir: Path) -> RunRecord | None:
         except subprocess.TimeoutExpired:
             os.killpg(launched.pid, signal.SIGKILL)
             launched.wait()
-        if not _is_new(run_dir, began):
+        if not written_since(run_dir, began):
             raise
     finally:
         if launched.poll() is None:
             os.killpg(launched.pid, signal.SIGKILL)
             launched.wait()
-    return RunRecord.read(run_dir) if _is_new(run_dir, began) else None
-
-
-def _is_new(run_dir: Path, began: float) -> bool:
-    result = run_dir / RESULT_FILE
-    return result.exists() and result.stat().st_mtime >= began
+    return RunRecord.read(run_dir) if written_since(run_dir, began) else None
 
 
 def main() -> int:

@@ -38,7 +38,7 @@ from harness.points import (
     write_record,
 )
 from harness.progress import Durations, Progress
-from harness.record import RESULT_FILE, RunRecord
+from harness.record import RunRecord, written_since
 from harness.resolution import Inseparable, Resolution
 from harness.slots import slots, visible_gpus
 
@@ -311,8 +311,7 @@ class LocalLauncher(Launcher):
 
     def _end(self, point: Point, outcome: dict[str, Any], lost: bool) -> None:
         """Settle a point that ran; where its worker could not record it, or died after doing so, see to the record."""
-        result = point.folder / RESULT_FILE
-        written = result.exists() and result.stat().st_mtime >= point.began
+        written = written_since(point.folder, point.began)
         if lost and written:
             point.settle({**_outcome(RunRecord.read(point.folder)), "seconds": point.seconds})
             send_once(point)

@@ -134,6 +134,12 @@ class RunRecord:
             raise ValueError(f"{path} is damaged: {error}") from error
 
 
+def written_since(folder: Path, began: float) -> bool:
+    """Whether a run has written its record in `folder` since that time, in seconds since the epoch."""
+    result = folder / RESULT_FILE
+    return result.exists() and result.stat().st_mtime >= began
+
+
 def finite(value: Any) -> Any:
     """Replace NaN and infinities, which JSON has not, by null, at any depth."""
     if isinstance(value, float):
