@@ -73,7 +73,7 @@ class Setting:
         trainer.progress.train_seconds = 1e-9  # what fit counts; the report divides by it
         self.adapter.model.train()
         bar = tqdm(disable=True)
-        return lambda batch: trainer._report(trainer._step([batch]), bar)
+        return lambda batch: trainer._report(trainer._read(trainer._step([batch], batch.weight)), bar)
 
     def plain_step(self) -> Callable[[Batch], None]:
         """The loop that anyone would write, on a copy of the model."""
