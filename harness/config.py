@@ -59,6 +59,7 @@ class Device(Enum):
 class Distributed(Enum):
     none = "none"
     ddp = "ddp"
+    fsdp = "fsdp"
 
 
 class TrackingKind(Enum):

@@ -1,8 +1,11 @@
-"""One run on several processes of this machine (`train.distributed=ddp`): each computes its share of every batch.
+"""One run on several processes of this machine (`train.distributed=ddp|fsdp`): each computes its share of every batch.
 
-Data parallel: every process holds the whole model, computes the gradient of its rows, and steps with the sum of all
-gradients. The sum is taken once a step over what is trained, which is little; wrapping the model, as torch's
-DistributedDataParallel does to overlap it with the backward pass, would come between the methods and their modules.
+Data parallel: every process computes the gradient of its rows and steps with the sum of all gradients. The sum is taken
+once a step over what is trained, which is little; wrapping the model, as torch's DistributedDataParallel does to
+overlap it with the backward pass, would come between the methods and their modules.
+
+Under ddp every process holds the whole model. Under fsdp it holds a share of the frozen weights, which are nearly all,
+and torch's fully_shard brings a layer's together while it computes; what is trained, every process holds whole.
 """
 
 import os
@@ -13,9 +16,10 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from harness.config import ConfigError, Device, Distributed, Experiment
+from harness.config import ConfigError, Device, Distributed, Experiment, Quantization
 from harness.record import CONFIG_FILE, RunRecord, Status, written_since
 
 if TYPE_CHECKING:
@@ -36,10 +40,14 @@ class Processes:
         rank: Which of them this is.
         count: How many there are.
         device: Where this one computes; null where the run may choose.
+        spread: Whether each holds a share of the frozen weights: then a forward pass is everyone's or no one's.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, device: "TorchDevice | None" = None) -> None:
+    def __init__(
+        self, rank: int = 0, count: int = 1, device: "TorchDevice | None" = None, spread: bool = False
+    ) -> None:
         self.rank, self.count, self.device = rank, count, device
+        self.spread = spread and count > 1
         self._control: Any = None
         if count > 1:
             from torch import distributed
@@ -49,8 +57,34 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """The first evaluates, measures and records."""
+        """The first records."""
         return self.rank == 0
+
+    def spread_frozen(self, layers: "Iterable[nn.Module]", whole: "Iterable[nn.Parameter]") -> None:
+        """Where frozen weights are to be spread, keep this process's share of those of each layer, on its device.
+
+        Args:
+            whole: What stays whole: the trained parameters, and those that are used outside of their layer.
+
+        Raises:
+            ConfigError: Nothing in the layers is frozen.
+        """
+        if not self.spread:
+            return
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        assert self.device is not None
+        kept = set(whole)
+        mesh = init_device_mesh(self.device.type, (self.count,))
+        layers = [layer for layer in layers if any(p not in kept for p in layer.parameters())]
+        if not layers:
+            raise ConfigError(
+                "train.distributed=fsdp spreads the weights that stay frozen, and this method trains all of the "
+                "layers: train.distributed=ddp is for it"
+            )
+        for layer in layers:
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
 
     def share(self, rows: list[int]) -> list[int]:
         """This process's rows of a batch, which may be none."""
@@ -130,13 +164,21 @@ def wanted(experiment: Experiment) -> int:
     """How many processes a run asks for.
 
     Raises:
-        ConfigError: There are not so many GPUs, or on a CPU no number is given.
+        ConfigError: There are not so many GPUs, or on a CPU no number is given, or the weights can't be spread.
     """
     settings = experiment.train
     if settings.distributed is Distributed.none:
         return 1
     import torch
 
+    from harness import models
+
+    quantization = models.choose_quantization(experiment)
+    if settings.distributed is Distributed.fsdp and quantization is not Quantization.none:
+        raise ConfigError(
+            f"train.distributed=fsdp: {quantization.value} weights are packed and can't be spread; "
+            "train.distributed=ddp keeps them whole"
+        )
     gpus = torch.cuda.device_count() if settings.device is not Device.cpu else 0
     if settings.processes is None and not gpus:
         raise ConfigError(
@@ -196,18 +238,21 @@ def main() -> int:
     run_dir = Path(sys.argv[1])
     inputs = runner.prepare(OmegaConf.load(run_dir / CONFIG_FILE))  # type: ignore[arg-type]
     state = PartialState(cpu=inputs.experiment.train.device is Device.cpu)
-    processes = Processes(state.process_index, state.num_processes, state.device)
+    spread = inputs.experiment.train.distributed is Distributed.fsdp
+    processes = Processes(state.process_index, state.num_processes, state.device, spread)
     level = logging.INFO if processes.is_first else logging.WARNING
     name = f"[process {processes.rank} of {processes.count}]"
     logging.basicConfig(level=level, format=f"[%(asctime)s] %(levelname)s %(name)s: {name} %(message)s")
-    try:
-        with runner.kill_as_interrupt():
-            result = runner.run(inputs, run_dir, processes)
-    except ConfigError as error:
-        result = runner.begin(inputs)
-        result.status, result.error = Status.failed, str(error)
-        if processes.is_first:
-            result.write(run_dir)
+    with TemporaryDirectory(prefix="harness-") as scratch:
+        # What the others write beside the first is the same and not wanted.
+        folder = run_dir if processes.is_first else Path(scratch)
+        try:
+            with runner.kill_as_interrupt():
+                result = runner.run(inputs, folder, processes)
+        except ConfigError as error:
+            result = runner.begin(inputs)
+            result.status, result.error = Status.failed, str(error)
+            result.write(folder)
     return int(result.status not in (Status.finished, Status.interrupted, Status.diverged))
 
 

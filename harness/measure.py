@@ -109,6 +109,8 @@ def storages(tensors: "Iterable[Tensor]") -> "Iterator[UntypedStorage]":
     import torch
 
     for tensor in tensors:
+        # Of weights that are spread over processes, this one's.
+        tensor = getattr(tensor, "_local_tensor", tensor)
         if tensor.layout is torch.sparse_coo:
             yield tensor._indices().untyped_storage()
             yield tensor._values().untyped_storage()

@@ -185,7 +185,8 @@ def run(inputs: Inputs, run_dir: Path, processes: distributed.Processes | None =
     """Carry out a run and write `result.json`, whatever happens; raises only ConfigError.
 
     Args:
-        processes: Those that share its training; the first of them goes on alone from there, and records. Null: alone.
+        processes: Those that share its training; null: alone. The first of them records. From there it goes on alone,
+            unless the weights are spread over all of them.
     """
     experiment, processes = inputs.experiment, processes or distributed.Processes()
     result = begin(inputs)
@@ -259,14 +260,14 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: dist
     experiment, cost = inputs.experiment, result.cost
     task, method = experiment.task, experiment.method
     saved.check_free(run_dir / record.ADAPTER_FOLDER, inputs.identity)
-    if processes.is_first:
-        _write_config(run_dir, result.config)
+    _write_config(run_dir, result.config)
     models.quiet_libraries()
     device = processes.device or models.choose_device(experiment.train.device.value)
     autocast = models.choose_precision(experiment.train.precision, device)
     seeds = {"seed": experiment.seed, "data_seed": experiment.data_seed}
     result.provenance = provenance(device, autocast or torch.float32, seeds, inputs.revisions)
     result.provenance["processes"] = processes.count
+    result.provenance["distributed"] = experiment.train.distributed.value
     speed.warn_of_others(device)
     energy = speed.Energy(device)
     resident_from_here = speed.reset_peak_resident_size()
@@ -307,9 +308,11 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: dist
     # -> method
     adapter = method.attach(backbone)
     cost |= measure.parameters(adapter, method.expected_parameters(replace(skeleton, head=backbone.head)))
-    for parameter in {**adapter.adapter_parameters(), **adapter.head_parameters()}.values():
+    trained = [*adapter.adapter_parameters().values(), *adapter.head_parameters().values()]
+    for parameter in trained:
         # Frozen weights stay in the precision that is computed in; trained ones need float32 for small steps.
         parameter.data = parameter.data.float()
+    processes.spread_frozen(map(backbone.model.get_submodule, backbone.layers()), [*trained, *adapter.kept_whole()])
     adapter.model.to(device)
     cost["weight_bytes"] = measure.weight_bytes(adapter.model)
     collate = task.collator(backbone, tokenizer, device)
@@ -341,13 +344,12 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: dist
     try:
         trainer.fit()
     finally:
-        if processes.is_first:
-            _write_steps(run_dir, trainer.progress.history)
+        _write_steps(run_dir, trainer.progress.history)
         cost |= trainer.costs()
         counted = trainer.progress.step_costs
         metered = ("rows", "length", "tokens", "flops", "seconds")
         result.provenance["metered_step"] = {name: counted[name] for name in metered if name in counted}
-    if not processes.is_first:
+    if not (processes.is_first or processes.spread):
         return
 
     # -> evaluate
@@ -370,11 +372,11 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: dist
     cost["energy_joules"] = energy.joules()
     if cost["energy_joules"] is None:
         result.unmeasured["cost.energy_joules"] = energy.reason
-    trained = Trained(inputs, run_dir, configuration, backbone, subject, features, trainer, text, result)
+    measured = Trained(inputs, run_dir, configuration, backbone, subject, features, trainer, text, result)
     with speed.timed(cost, "forgetting_seconds"):
-        trained.ask_for_general_text()
+        measured.ask_for_general_text()
     with speed.timed(cost, "measure_seconds"):
-        trained.measure(meter)
+        measured.measure(meter)
     if trainer.stopped:
         result.status = Status.stopped
         result.provenance["checkpoint"] = str(trainer.checkpoint)

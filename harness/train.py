@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -189,11 +189,18 @@ class Trainer:
             size = self.settings.gradient_accumulation_steps
             for first in range(done * size, len(order), size):
                 together = order[first : first + size]
-                shares = [share for indices in together if (share := self.processes.share(indices))]
+                batches = [batch for indices in together if (batch := self._share(indices))]
                 weight = sum(self.features[row]["weight"] for indices in together for row in indices)
-                yield [self.collate(self.features, share) for share in shares], weight
+                yield batches, weight
                 if self.progress.step == self.last_step:
                     return
+
+    def _share(self, indices: list[int]) -> Batch | None:
+        """This process's part of a batch; null where it has none and need not take part."""
+        rows = self.processes.share(indices)
+        if rows or not self.processes.spread:
+            return self.collate(self.features, rows) if rows else None
+        return replace(self.collate(self.features, indices[:1]), tokens=0, padded_tokens=0, weight=0)
 
     def _largest_step(self) -> int:
         """The step of the first epoch that computes most tokens; the very first is left out, as it makes the state."""
@@ -438,6 +445,8 @@ class Trainer:
 
     def discard_checkpoint(self) -> None:
         """Remove the checkpoint of a run that needs it no more."""
+        if not self.processes.is_first:
+            return
         for path in (self.checkpoint, self.checkpoint.with_suffix(".partial")):
             path.unlink(missing_ok=True)
         if self.checkpoint.parent.is_dir() and not any(self.checkpoint.parent.iterdir()):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SPREAD_PEAKS = "train.distributed=fsdp: a layer's weights come and go while it computes, which is not counted"
+SPREAD_TIMES = "train.distributed=fsdp: no process holds the whole model"
 UNTOUCHED = "evaluate.validation=false: this trial only chooses hyper-parameters"
 
 
@@ -63,9 +65,19 @@ class Trained:
                 "evaluation_peak_bytes": meter.peak_bytes,
                 "forward_flops_per_token": meter.flops_per_token,
             }
+            if self.trainer.processes.spread:
+                self._leave_out_what_needs_whole_weights()
+                return
             # Last, because merging uses the adapter up.
             self._speed()
             self._swap()
+
+    def _leave_out_what_needs_whole_weights(self) -> None:
+        peaks = dict.fromkeys(("activation_bytes", "train_peak_bytes", "evaluation_peak_bytes"), SPREAD_PEAKS)
+        times = dict.fromkeys(("latency_ms", "swap_ms", "flops_ceiling_share"), SPREAD_TIMES)
+        for name, reason in {**peaks, **times}.items():
+            self.result.cost[name] = None
+            self.result.unmeasured[f"cost.{name}"] = reason
 
     def _predict(self) -> None:
         """Predict the step that was counted from the architecture alone: reports hold one against the other."""

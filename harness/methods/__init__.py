@@ -1,5 +1,6 @@
 """What a fine-tuning method is; each file beside this one is a family of them."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +105,10 @@ class TrainingHooks:
         """Whether the method's own schedule has ended; before that no weights are taken as the best."""
         return True
 
+    def kept_whole(self) -> "Iterable[nn.Parameter]":
+        """Frozen parameters that are read or set outside of their layer's forward pass."""
+        return ()
+
     def state(self) -> "dict[str, Tensor]":
         """What a checkpoint must hold beside the trained parameters."""
         return {}
@@ -126,6 +131,8 @@ class Adapter(Protocol):
     def after_step(self, step: int) -> None: ...
 
     def settled(self) -> bool: ...
+
+    def kept_whole(self) -> "Iterable[nn.Parameter]": ...
 
     def state(self) -> "dict[str, Tensor]": ...
 

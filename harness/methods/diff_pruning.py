@@ -1,7 +1,7 @@
 """Diff pruning: a sparse difference to the backbone's weights, its places found in training."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,6 +256,9 @@ class DiffPrunedWeights(SelectedWeights):
     def changed_parameters(self) -> int:
         """Weights of the backbone that the difference really changes; the head is not among them."""
         return int(self._final().count_nonzero())
+
+    def kept_whole(self) -> "Iterable[nn.Parameter]":
+        return self.selected.values()
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

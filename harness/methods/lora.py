@@ -1,5 +1,6 @@
 """LoRA and its family: a low-rank difference on chosen projections (Hu et al. 2021, arXiv 2106.09685)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -177,6 +178,10 @@ class LoraAdapter(PeftAdapter):
             for name, parameter in self.model.named_parameters():
                 if ".lora_A." in name:
                     parameter.requires_grad = False
+
+    def kept_whole(self) -> "Iterable[nn.Parameter]":
+        """LoRA-FA's optimizer computes with the frozen A."""
+        return [*super().kept_whole(), *(p for name, p in self.model.named_parameters() if ".lora_A." in name)]
 
     def optimizer(self, trained: "dict[str, nn.Parameter]", settings: TrainConfig) -> "Optimizer | None":
         import torch

@@ -4,7 +4,7 @@ import copy
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -485,6 +485,9 @@ class PeftAdapter(TrainingHooks):
 
         # `original_module` is the untrained copy of the head: counting it would count the head twice.
         return logical_parameters(self.model, skip=".original_module.")
+
+    def kept_whole(self) -> "Iterable[nn.Parameter]":
+        return self.changed
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
