@@ -1,9 +1,11 @@
 """A sweep against what it replaces: a shell loop that starts a script with transformers' Trainer for every run.
 
-    HARNESS_REAL_DATA=FOLDER python -m pytest -m slow -s tests/benchmarks/test_sweep_speed.py
+    export HARNESS_REAL_DATA=FOLDER HARNESS_SWEEP_ROWS=1000 HARNESS_SWEEP_SEEDS=4
+    python -m pytest -m slow -s tests/benchmarks/test_sweep_speed.py
 
 Both do full fine-tuning and LoRA with MiniLM on the same rows of SST-2 and use every core; neither measures more than
-its scores. HARNESS_SWEEP_ROWS and HARNESS_SWEEP_SEEDS make a smaller trial of it, whose figures are only printed.
+its scores. That takes a quarter of an hour. Without the last two variables it is a small one, of which scores and
+overhead are printed only.
 """
 
 import json
@@ -12,20 +14,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import pytest
+from scipy.stats import ttest_ind
 
 from harness import tracking
 from harness.composition import compose
 from harness.config import build
+from harness.reporting.stats import holm
 from harness.slots import available_cores
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
 
-ROWS = int(os.environ.get("HARNESS_SWEEP_ROWS", "1000"))
-SEEDS = int(os.environ.get("HARNESS_SWEEP_SEEDS", "4"))
+ROWS = int(os.environ.get("HARNESS_SWEEP_ROWS", "300"))
+SEEDS = int(os.environ.get("HARNESS_SWEEP_SEEDS", "2"))
 EPOCHS = 3
 METHODS = ("full", "lora")
 WHOLE = (ROWS, SEEDS) == (1000, 4)
@@ -104,10 +108,8 @@ def test_a_sweep_takes_at_most_two_fifths_of_a_shell_loop(
             print(f"{method}: {fmean(ours[method]):.4f} {ours[method]}, Trainer {fmean(theirs[method]):.4f}", end=" ")
             print(theirs[method])
     assert len(runs) == len(METHODS) * SEEDS
+    assert seconds <= 0.4 * loop_seconds
     if WHOLE:
-        for method in METHODS:
-            # Two standard errors of a difference of means, and never less than a point: four seeds tell it roughly.
-            noise = 2 * ((stdev(ours[method]) ** 2 + stdev(theirs[method]) ** 2) / SEEDS) ** 0.5
-            assert abs(fmean(ours[method]) - fmean(theirs[method])) <= max(noise, 0.01)
-        assert seconds <= 0.4 * loop_seconds
         assert overhead < 0.1
+        p_values = [float(ttest_ind(ours[method], theirs[method], equal_var=False).pvalue) for method in METHODS]
+        assert min(holm(p_values)) > 0.05, p_values
