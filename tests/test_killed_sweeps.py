@@ -25,7 +25,7 @@ KILLS = int(os.environ.get("HARNESS_KILLS", "20"))
 SEED = 20261121
 # Seconds that a busy machine may take to start a sweep and end it.
 PATIENCE = 1800
-SWEEP = [f"seed=range(0,{POINTS})"]
+SWEEP = [f"seed=range(0,{POINTS})", "seconds=2.5"]
 MICRO = [
     "-m", "method=head,bitfit", "seed=0,1", "task.generator_rows={train: 96, development: 32, validation: 32}",
     "train.max_steps=20", "train.checkpoint_minutes=0.001", "measure.costs=false", "forgetting.text=null",
@@ -64,15 +64,16 @@ def workers(sweep: int) -> list[int]:
     return [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def kill(sweep: "subprocess.Popen[str]", victim: str, order: random.Random) -> None:
-    """SIGKILL the parent alone, one worker, or all at once; a worker's death ends no sweep, which is waited for."""
-    if victim == "group":
-        os.killpg(sweep.pid, signal.SIGKILL)
-    elif victim == "parent":
-        sweep.kill()
-    elif found := workers(sweep.pid):
-        os.kill(order.choice(found), signal.SIGKILL)
+def kill(sweep: "subprocess.Popen[str]", victim: str, order: random.Random) -> bool:
+    """SIGKILL one worker, whose death ends no sweep, or the parent alone, or all at once; whether there was one."""
+    if victim == "worker":
+        found = workers(sweep.pid)
+        if found:
+            os.kill(order.choice(found), signal.SIGKILL)
+        return bool(found)
+    os.killpg(sweep.pid, signal.SIGKILL) if victim == "group" else sweep.kill()
     sweep.wait(timeout=PATIENCE)
+    return True
 
 
 def begun(folder: Path) -> int:
@@ -93,22 +94,25 @@ def test_a_sweep_killed_many_times_ends_as_an_undisturbed_one(tmp_path: Path, ca
     assert start(undisturbed, *SWEEP).wait(timeout=PATIENCE) == 0
 
     kills = {"parent": 0, "worker": 0, "group": 0}
+    sweep = None
     while sum(kills.values()) < KILLS:
         ended = len(done(disturbed))
         assert ended < POINTS, f"all was done after {kills}: a longer task is needed"
-        sweep = start(disturbed, *SWEEP)
+        seen = begun(disturbed)
+        if sweep is None or sweep.poll() is not None:
+            sweep = start(disturbed, *SWEEP)
         victim = order.choice(sorted(kills))
         if order.random() < 0.15:
             time.sleep(order.uniform(0, 2))  # while it starts
         else:
-            seen = begun(disturbed)
             wait_for(lambda seen=seen: begun(disturbed) > seen, sweep)
-            # A point takes a second, then it is recorded and sent; no faster than that all kills find something to do.
+            # A point takes a while, is recorded and sent; no faster than that all kills find something to do.
             ahead = ended / POINTS > sum(kills.values()) / KILLS
-            time.sleep(order.uniform(0, 0.8 if ahead else 2.5))
+            time.sleep(order.uniform(0, 0.8 if ahead else 3))
         if sweep.poll() is None:
-            kill(sweep, victim, order)
-            kills[victim] += 1
+            kills[victim] += kill(sweep, victim, order)
+    assert sweep is not None
+    sweep.wait(timeout=PATIENCE)
     last = start(disturbed, *SWEEP)
     assert last.wait(timeout=PATIENCE) == 0, (disturbed / "output.txt").read_text()[-2000:]
 
@@ -193,6 +197,7 @@ def test_the_command_itself_goes_on_with_the_same_bits(tmp_path: Path) -> None:
         wait_for(lambda seen=seen: bool(set(disturbed.glob("runs/checkpoints/*/checkpoint.pt")) - seen), sweep)
         if sweep.poll() is None:
             kill(sweep, victim, order)
+            sweep.wait(timeout=PATIENCE)
     assert harness(disturbed).wait(timeout=PATIENCE) == 0, (disturbed / "output.txt").read_text()[-2000:]
     assert done(disturbed) == done(undisturbed)
     assert len(finished_runs(disturbed)) == 4
