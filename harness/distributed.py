@@ -232,12 +232,16 @@ def main() -> int:
     from accelerate import PartialState
     from omegaconf import OmegaConf
 
+    from harness import models
     from harness import run as runner
 
     threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), daemon=True).start()
     run_dir = Path(sys.argv[1])
     inputs = runner.prepare(OmegaConf.load(run_dir / CONFIG_FILE))  # type: ignore[arg-type]
-    state = PartialState(cpu=inputs.experiment.train.device is Device.cpu)
+    device = models.choose_device(inputs.experiment.train.device.value)
+    # Where there is no GPU it must be told so, else each process takes itself for the only one.
+    state = PartialState(cpu=device.type == "cpu")
+    assert state.num_processes == int(os.environ["WORLD_SIZE"])
     spread = inputs.experiment.train.distributed is Distributed.fsdp
     processes = Processes(state.process_index, state.num_processes, state.device, spread)
     level = logging.INFO if processes.is_first else logging.WARNING

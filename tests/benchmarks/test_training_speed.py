@@ -27,7 +27,7 @@ from harness.train import Trainer, make_optimizer, make_schedule
 
 pytestmark = pytest.mark.slow
 
-STEPS = 40
+STEPS = 24
 WARM_UP = 3
 BATCH = 32
 
