@@ -13,6 +13,8 @@ UV = UV_HTTP_TIMEOUT=120 $(BIN)/uv pip install --quiet --python $(BIN)/python
 # The CPU build of torch that the project is tested with, for networks without PyTorch's own index.
 CPU_TORCH := torch==2.13.0
 DEMO := demo
+# What takes minutes begins before what there is much of; many of these wait, so there is a process more than cores.
+SLOW_FIRST := $(sort $(wildcard tests/test_*.py)) tests/reporting tests/tasks tests/methods
 
 .PHONY: demo test test-slow check format report ui clean
 .DEFAULT_GOAL := demo
@@ -28,7 +30,7 @@ test: $(INSTALLED_FOR_TESTS) ## the default tests
 
 test-slow: $(INSTALLED_FOR_TESTS) ## what takes minutes: benchmarks with their figures, every method on every backbone
 	$(BIN)/python -m pytest -m slow -s tests/benchmarks
-	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal --ignore tests/benchmarks
+	$(BIN)/python -m pytest -m slow -n 3 --dist worksteal $(SLOW_FIRST)
 
 check: $(INSTALLED_FOR_TESTS) ## style and types
 	$(BIN)/ruff check .

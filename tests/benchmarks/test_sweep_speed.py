@@ -4,7 +4,7 @@
     python -m pytest -m slow -s tests/benchmarks/test_sweep_speed.py
 
 Both do full fine-tuning and LoRA with MiniLM on the same rows of SST-2 and use every core; neither measures more than
-its scores. That takes a quarter of an hour. Without the last two variables it is a small one, of which scores and
+its scores. That takes twenty minutes. Without the last two variables it is a small one, of which scores and
 overhead are printed only.
 """
 
