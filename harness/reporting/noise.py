@@ -30,11 +30,17 @@ def noise(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for task, of_task in runs.groupby("task", sort=True):
         done = of_task[of_task["status"] == FINISHED]
-        for name, group in done.groupby("configuration", sort=True):
+        for name, group in done[_crossed(done)].groupby("configuration", sort=True):
             cells = group.pivot_table(index="seed", columns="data_seed", values=split_of(of_task)).dropna()
             if min(cells.shape) > 1:
                 rows.append({"task": task, "configuration": name, **_parts(cells.to_numpy(dtype=float))})
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _crossed(runs: pd.DataFrame) -> pd.Series:
+    """Which runs are of a configuration with a seed that met two data_seeds: else there is no grid to look for."""
+    meetings = runs.groupby(["configuration", "seed"], sort=False)["data_seed"].nunique()
+    return runs["configuration"].isin(meetings[meetings > 1].index.get_level_values("configuration"))
 
 
 def _parts(cells: np.ndarray) -> dict[str, float]:
