@@ -37,6 +37,7 @@ def draw(judged: Sequence[Judged]) -> dict[str, bytes]:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     panels: dict[str, list[tuple[str, list[Case]]]] = {}
     for one in judged:
@@ -48,7 +49,9 @@ def draw(judged: Sequence[Judged]) -> dict[str, bytes]:
         return {}
     rows = {axis: sum(1 + len(cases) for _, cases in groups) for axis, groups in panels.items()}
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(12, ROW * sum(rows.values()) + 0.9 * len(rows) + 0.4), layout="constrained")
+        # Letters come out wider than they were laid out: more room at the left than the engine leaves by itself.
+        layout = ConstrainedLayoutEngine(w_pad=0.2)
+        figure = Figure(figsize=(12, ROW * sum(rows.values()) + 0.9 * len(rows) + 0.4), layout=layout)
         FigureCanvasAgg(figure)
         axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=list(rows.values()))[:, 0]
         for panel, (axis, groups) in zip(axes, panels.items(), strict=True):
