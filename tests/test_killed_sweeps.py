@@ -25,7 +25,7 @@ KILLS = int(os.environ.get("HARNESS_KILLS", "20"))
 SEED = 20261121
 # Seconds that a busy machine may take to start a sweep and end it.
 PATIENCE = 1800
-SWEEP = [f"seed=range(0,{POINTS})", "seconds=2.5"]
+SWEEP = [f"seed=range(0,{POINTS})", "seconds=3"]
 MICRO = [
     "-m", "method=head,bitfit", "seed=0,1", "task.generator_rows={train: 96, development: 32, validation: 32}",
     "train.max_steps=20", "train.checkpoint_minutes=0.001", "measure.costs=false", "forgetting.text=null",
