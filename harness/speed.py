@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Latency may take this share of the training time, but is measured at least so often.
 # Runs that train for less have no curve of the machine's load.
 SYSTEM_SECONDS = 10
+# Latency may take this share of the training time, but is measured at least so often.
 LATENCY_SHARE = 0.01
 FEWEST_REPEATS, MOST_REPEATS = 3, 50
 CEILING_SIZE = 1024

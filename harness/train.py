@@ -198,8 +198,10 @@ class Trainer:
     def _share(self, indices: list[int]) -> Batch | None:
         """This process's part of a batch; null where it has none and need not take part."""
         rows = self.processes.share(indices)
-        if rows or not self.processes.spread:
-            return self.collate(self.features, rows) if rows else None
+        if rows:
+            return self.collate(self.features, rows)
+        if not self.processes.spread:
+            return None
         return replace(self.collate(self.features, indices[:1]), tokens=0, padded_tokens=0, weight=0)
 
     def _largest_step(self) -> int:
