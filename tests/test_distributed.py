@@ -130,9 +130,10 @@ def test_two_processes_end_where_one_does(way: str, tmp_path: Path) -> None:
     rows = ("task.max_train_rows=31", "train.batch_size=3")
     short = (*rows, "train.max_steps=8", "forgetting.text=micro")
     one = run(tmp_path, *short, "hydra.run.dir=one", "train.distributed=none")
-    two = run(tmp_path, *short, "hydra.run.dir=two", f"train.distributed={way}", "train.processes=2")
+    told = (*short, "hydra.run.dir=two", f"train.distributed={way}", "train.processes=2")
+    two = run(tmp_path, *told)
     assert (one.identity, one.provenance["processes"], two.provenance["processes"]) == (two.identity, 1, 2)
-    assert two.provenance["command"][1:][-1] == "train.processes=2"
+    assert two.provenance["command"][1:] == [*SMALL, *told]
     assert two.scores["validation"] == pytest.approx(one.scores["validation"], abs=1e-5)
     assert two.scores["forgetting"]["after"] == pytest.approx(one.scores["forgetting"]["after"], rel=1e-5)
     apart, together = weights(tmp_path / "one"), weights(tmp_path / "two")

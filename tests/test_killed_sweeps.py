@@ -71,7 +71,10 @@ def kill(sweep: "subprocess.Popen[str]", victim: str, order: random.Random) -> b
         if found:
             os.kill(order.choice(found), signal.SIGKILL)
         return bool(found)
-    os.killpg(sweep.pid, signal.SIGKILL) if victim == "group" else sweep.kill()
+    if victim == "group":
+        os.killpg(sweep.pid, signal.SIGKILL)
+    else:
+        sweep.kill()
     sweep.wait(timeout=PATIENCE)
     return True
 
@@ -192,7 +195,7 @@ def test_the_command_itself_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     assert harness(undisturbed).wait(timeout=PATIENCE) == 0, (undisturbed / "output.txt").read_text()
     order = random.Random(SEED)
-    for victim in ("group", "worker"):
+    for victim in ("group", "parent", "worker", "group"):
         sweep = harness(disturbed)
         seen = set(disturbed.glob("runs/checkpoints/*/checkpoint.pt"))
         wait_for(lambda seen=seen: bool(set(disturbed.glob("runs/checkpoints/*/checkpoint.pt")) - seen), sweep)

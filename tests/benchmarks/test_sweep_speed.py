@@ -88,7 +88,7 @@ def sweep(model: Path, data: Path, folder: Path) -> tuple[list[dict[str, Any]], 
 def test_a_sweep_takes_at_most_two_fifths_of_a_shell_loop(
     minilm: Path, real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With equal scores within the noise of the seeds, and less than a tenth of the workers' time spent otherwise."""
+    """With equal scores within the noise of the seeds, and less than a fifth of the workers' time spent otherwise."""
     data, ours_in, theirs_in = real_data / "glue/sst2", tmp_path / "ours", tmp_path / "theirs"
     ours_in.mkdir()
     runs, seconds = sweep(minilm, data, ours_in)

@@ -48,10 +48,10 @@ def look(processes: Processes, folder: Path, name: str, kind: Kind) -> str | Non
         processes.spread_frozen(layers, [*trained, *spread.kept_whole()])
     except ConfigError as refusal:
         return str(refusal)
-    before = contract.measure.weight_bytes(whole.model), contract.measure.weight_bytes(spread.model)
-    assert before[1] < before[0], f"spread weights take {before[1]} bytes of {before[0]}"
-    for name_, ours, theirs in zip(("on", "off"), scores(spread, kind), scores(whole, kind), strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-5), f"logits, adapter {name_}: {(ours - theirs).abs().max()}"
+    held, needed = contract.measure.weight_bytes(spread.model), contract.measure.weight_bytes(whole.model)
+    assert held < needed, f"spread weights take {held} bytes of {needed}"
+    for switched, ours, theirs in zip(("on", "off"), scores(spread, kind), scores(whole, kind), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5), f"logits, adapter {switched}: {(ours - theirs).abs().max()}"
     return None
 
 
