@@ -23,6 +23,7 @@ import hashlib
 import json
 import logging
 import os
+import random
 import re
 import sqlite3
 import subprocess
@@ -30,7 +31,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -85,6 +86,12 @@ CURVES = "development."
 MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}  # every other status is FAILED
 
 LOCK_SECONDS = 600
+# Longer than a crowd of writers takes; the run itself is safe in its directory meanwhile.
+BUSY_SECONDS, FIRST_WAIT, LONGEST_WAIT = 600, 1.0, 30.0
+# What a store says when it has too much to do, in errors that MLflow's client takes for final.
+_BUSY = re.compile(
+    r"QueuePool limit|too many clients|remaining connection slots|database is locked|read timed out", re.I
+)
 ANSWERS, ANSWERS_SHOWN = "answers.json", 50
 # MLflow's own limits (mlflow.utils.validation): longer values and larger batches are refused.
 VALUE_LENGTH, TAG_LENGTH, DIGEST_LENGTH, PARAMS_A_BATCH, METRICS_A_BATCH = 6000, 8000, 36, 100, 1000
@@ -100,6 +107,10 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+
+
+class StoreBusyError(ConnectionError):
+    """The store has more to do than it can; later it may take what it refused now."""
 
 
 @dataclass
@@ -157,7 +168,8 @@ def _client(store: Store) -> Iterator[Any]:
                 yield mlflow.MlflowClient(tracking_uri=store.uri)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             reason = store.scrub(" ".join(str(error).split()))[:500]
-            raise ConnectionError(f"the tracking store {store.uri} failed: {reason}") from None
+            kind = StoreBusyError if _BUSY.search(reason) else ConnectionError
+            raise kind(f"the tracking store {store.uri} failed: {reason}") from None
 
 
 @contextmanager
@@ -242,8 +254,9 @@ def _experiment_id(client: Any, store: Store, name: str) -> str:
 def send(run_dir: Path, uri: str, experiment: str) -> str:
     """Send one run directory, unless the store has it; return the MLflow run's id.
 
-    Only `result.json` must exist; `config.yaml`, `steps.jsonl`, `predictions.parquet`, `adapter/` and `run.log` go
-    along where they do. `tracked.json` in the run directory then says where the run went.
+    A store that is busy is asked again for some minutes. Only `result.json` must exist; `config.yaml`, `steps.jsonl`,
+    `predictions.parquet`, `adapter/` and `run.log` go along where they do. `tracked.json` in the run directory then
+    says where the run went.
 
     Raises:
         ConfigError: The store cannot be used (see `check`).
@@ -255,25 +268,42 @@ def send(run_dir: Path, uri: str, experiment: str) -> str:
     record = RunRecord.read(run_dir)
     check(uri)
     store = parse(uri)
-    with _lock(store):
-        _create(store)
-        known = _fetch(store, run_ids=[record.run_id])
-        if known:
-            sent = str(known[0]["mlflow_run_id"])
-        else:
-            with _client(store) as client:
-                sent = _send(client, store, run_dir, record, experiment)
+    sent = _patiently(lambda: _send_once(store, run_dir, record, experiment))
     note = {"uri": redact(store.uri), "experiment": experiment, "mlflow_run_id": sent}
     with suppress(OSError):  # a read-only archive can be sent too; the store itself knows what it has
         write_atomically(run_dir / TRACKED_FILE, json.dumps(note, indent=2) + "\n")
     return sent
 
 
+def _patiently(act: Callable[[], str]) -> str:
+    """Do what is safe to do again, until the store is not busy or `BUSY_SECONDS` are over."""
+    deadline, wait = time.monotonic() + BUSY_SECONDS, FIRST_WAIT
+    # Writers that met once would meet again, were they to wait alike; the seeds of a run stay untouched.
+    lots = random.SystemRandom()
+    while True:
+        try:
+            return act()
+        except StoreBusyError:
+            pause = wait * lots.uniform(0.5, 1.5)
+            if time.monotonic() + pause > deadline:
+                raise
+            time.sleep(pause)
+            wait = min(2 * wait, LONGEST_WAIT)
+
+
+def _send_once(store: Store, run_dir: Path, record: RunRecord, experiment: str) -> str:
+    with _lock(store):
+        _create(store)
+        known = _fetch(store, run_ids=[record.run_id])
+        if known:
+            return str(known[0]["mlflow_run_id"])
+        with _client(store) as client:
+            return _send(client, store, run_dir, record, experiment)
+
+
 def _send(client: Any, store: Store, run_dir: Path, record: RunRecord, experiment: str) -> str:
     start = time.perf_counter()
     experiment_id = _experiment_id(client, store, experiment)
-    for rest in client.search_runs([experiment_id], f"tags.`{PENDING_TAG}` = {_quoted(record.run_id)}"):
-        client.delete_run(rest.info.run_id)
     started, ended = milliseconds(record.started_at, run_dir), milliseconds(record.ended_at, run_dir)
     tags = run_tags(record) | {PENDING_TAG: record.run_id, SENT_ON_TAG: datetime.now(UTC).date().isoformat()}
     if record.sweep.get("name"):
@@ -285,6 +315,10 @@ def _send(client: Any, store: Store, run_dir: Path, record: RunRecord, experimen
     _log(client, store, run_id, run_dir, record, started, ended)
     # Of all costs the only one that the record can't have: it was written before anything was sent.
     client.log_metric(run_id, "cost.track_seconds", time.perf_counter() - start, timestamp=ended)
+    # What a kill left, and what a server made twice because a request was repeated that it had not answered in time.
+    for rest in client.search_runs([experiment_id], f"tags.`{PENDING_TAG}` = {_quoted(record.run_id)}"):
+        if rest.info.run_id != run_id:
+            client.delete_run(rest.info.run_id)
     client.set_tag(run_id, RUN_ID_TAG, record.run_id)
     client.delete_tag(run_id, PENDING_TAG)
     return run_id

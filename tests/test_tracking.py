@@ -8,10 +8,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import date
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pandas as pd
 import pytest
@@ -466,6 +468,74 @@ def mlflow_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
     command += ["--artifacts-destination", str(tmp_path / "kept")]
     with serving(command, port, tmp_path / "server.log") as address:
         yield address
+
+
+@contextmanager
+def crowded(address: str, refusals: list[int]) -> Iterator[str]:
+    """A server before another one that creates two runs for one, then is too busy for a batch, as often as told.
+
+    `refusals` is counted down, and ends at the number of batches that were let through, as a negative number.
+    """
+
+    class Forward(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.path.endswith("/runs/log-batch"):
+                refusals[0] -= 1
+                if refusals[0] >= 0:
+                    message = "QueuePool limit of size 5 overflow 10 reached, connection timed out, timeout 30.00"
+                    return self.answer(400, json.dumps({"error_code": "BAD_REQUEST", "message": message}).encode())
+            headers = {name: value for name, value in self.headers.items() if name not in {"Host", "Content-Length"}}
+            for _ in range(1 + self.path.endswith("/runs/create")):
+                request = Request(address + self.path, body or None, headers, method=self.command)
+                try:
+                    with urlopen(request, timeout=60) as response:
+                        status, content = response.status, response.read()
+                except HTTPError as error:
+                    status, content = error.code, error.read()
+            return self.answer(status, content)
+
+        do_POST = do_PUT = do_DELETE = do_PATCH = do_GET  # noqa: N815
+
+        def answer(self, status: int, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Forward) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_crowded_server_is_asked_again(tmp_path: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a server is too busy for comes again until it is there once; one that stays busy keeps nothing half."""
+    first, second = (write_run(tmp_path / "runs", seed=seed) for seed in range(2))
+    monkeypatch.setattr(tracking, "FIRST_WAIT", 0.01)
+    refusals = [3]
+    with crowded(mlflow_server, refusals) as uri:
+        tracking.send(first, uri, "tests")
+        assert refusals[0] < 0
+        assert [run["params"]["seed"] for run in tracking.read_runs(mlflow_server)] == ["0"]
+        refusals[0] = 10**6
+        monkeypatch.setattr(tracking, "BUSY_SECONDS", 1)
+        with pytest.raises(ConnectionError, match=r"^the tracking store http://127.* failed: .*QueuePool limit"):
+            tracking.send(second, uri, "tests")
+    with closing(sqlite3.connect(tmp_path / "server.db")) as connection:
+        query = "SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active' AND name LIKE 'lora%seed 0%'"
+        assert len(connection.execute(query).fetchall()) == 1
+    tracking.send(second, mlflow_server, "tests")
+    assert [run["params"]["seed"] for run in tracking.read_runs(mlflow_server)] == ["0", "1"]
+    with closing(sqlite3.connect(tmp_path / "server.db")) as connection:
+        query = "SELECT count(*) FROM runs WHERE lifecycle_stage = 'active' AND name LIKE 'lora%'"
+        assert connection.execute(query).fetchone() == (2,)
 
 
 def with_predictions(folder: Path, method: str, wrong: int) -> Path:
