@@ -24,6 +24,7 @@ from harness.config import ConfigError, resolved
 from harness.mistakes import MISTAKES, explain, key_of
 from harness.point_claims import outcome_of_stored
 from harness.points import (
+    LOST,
     NOT_RUN,
     TAKEN,
     Point,
@@ -50,6 +51,8 @@ SWEEP_WITHOUT_FILE = "multirun"
 EMPTY = "the sweep is empty: one of its lists of values has nothing in it"
 # How often a point is looked at again that another sweep works on.
 TAKEN_SECONDS = 1.0
+# How many workers may die before a point begins: as many as can't be chance.
+LOSSES_ALLOWED = 3
 
 
 class LocalLauncher(Launcher):
@@ -58,10 +61,11 @@ class LocalLauncher(Launcher):
     Args:
         workers: Processes; null for the number of cores divided by `threads`, or for the slots of the GPUs.
         threads: CPU threads of each.
+        imports: Modules that a worker imports when it starts.
     """
 
-    def __init__(self, workers: int | None = None, threads: int = 1) -> None:
-        self.workers, self.threads = workers, threads
+    def __init__(self, workers: int | None = None, threads: int = 1, imports: Sequence[str] = ()) -> None:
+        self.workers, self.threads, self.imports = workers, threads, imports
         self.processes: list[Worker] = []
         self.durations = Durations()
 
@@ -204,8 +208,8 @@ class LocalLauncher(Launcher):
                     write_record(point)
                 progress.ended(point)
         waiting = [point for point in points if not point.outcome and not point.twin]
-        self._learn_durations(waiting)
         free = self._staff(places[: len(waiting)])
+        self._learn_durations(waiting)
         running: dict[Future[Any], tuple[Worker, Point]] = {}
         stopped = interrupted = False
         try:
@@ -255,15 +259,16 @@ class LocalLauncher(Launcher):
                 self.durations.earlier = tracking.durations(uris.pop())
 
     def _staff(self, places: list[str | None]) -> "list[Worker]":
-        """The workers, one a place; those of an earlier batch that fit live on."""
+        """The workers, one a place, on their way; those of an earlier batch that fit live on."""
         from harness.workers import Worker
 
         for number, gpu in enumerate(places):
             if number == len(self.processes):
-                self.processes.append(Worker(self.threads, gpu))
+                self.processes.append(Worker(self.threads, gpu, self.imports))
             elif self.processes[number].gpu != gpu:
                 self.processes[number].stop()
-                self.processes[number] = Worker(self.threads, gpu)
+                self.processes[number] = Worker(self.threads, gpu, self.imports)
+            self.processes[number].begin()
         return self.processes[: len(places)]
 
     def _next(self, waiting: list[Point], progress: Progress) -> Point | None:
@@ -289,10 +294,18 @@ class LocalLauncher(Launcher):
         return started
 
     def _settle(self, point: Point, future: Future[Any]) -> bool:
-        """Settle a point whose worker is done with it; false when another sweep works on it."""
+        """Settle a point whose worker is done with it; false when it must be tried again.
+
+        That is one that another sweep works on, and one whose worker died before it began.
+        """
         from harness.workers import outcome_of
 
         outcome, lost = outcome_of(future, point.seconds_allowed, point.seconds)
+        if outcome["status"] == LOST:
+            point.losses += 1
+            if point.losses < LOSSES_ALLOWED:
+                return False
+            outcome = {**outcome, "status": "failed", "error": f"{outcome['error']}, {point.losses} times in a row"}
         if outcome["status"] == TAKEN:
             point.not_before = time.monotonic() + TAKEN_SECONDS
             return False

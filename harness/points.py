@@ -21,8 +21,8 @@ from harness.progress import Kind, score_text, spell, table
 from harness.record import RESULT_FILE, TRACKED_FILE, RunRecord
 
 # Statuses beside those of a record: a single run that was not started for a user's mistake, a point never reached,
-# and one that another sweep is working on.
-REFUSED, NOT_RUN, TAKEN = "refused", "not run", "taken"
+# one that another sweep is working on, and one whose worker died before it began.
+REFUSED, NOT_RUN, TAKEN, LOST = "refused", "not run", "taken", "lost"
 CONSOLE_FILE = "console.log"
 
 # What each sweep.rerun leaves alone. A point that failed, ran out of memory or was cut off is always tried again: its
@@ -57,8 +57,9 @@ class Point:
     outcome: dict[str, Any] = field(default_factory=dict)
     began: float = 0.0
     ended: float | None = None
-    # When to try again one that another sweep works on.
+    # When to try again one that another sweep works on, and how often its worker died before it began.
     not_before: float = 0.0
+    losses: int = 0
     # Overrides that every point of the sweep has, and an earlier point that is the same as this one.
     shared: frozenset[str] = frozenset()
     twin: "Point | None" = None

@@ -1,14 +1,18 @@
 """Worker processes that live on between the points of a sweep, and lose no more than their own point when they die."""
 
+import atexit
 import faulthandler
 import gc
+import importlib
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -22,7 +26,7 @@ from pebble import CONSTS, ProcessExpired, ProcessFuture, ProcessPool
 from harness import kept
 from harness.config import ConfigError, register_resolvers
 from harness.point_claims import Claim
-from harness.points import CONSOLE_FILE, TAKEN, failed
+from harness.points import CONSOLE_FILE, LOST, TAKEN, failed
 
 # Every library that would otherwise start as many threads as there are cores, in each worker.
 THREAD_VARIABLES = (
@@ -50,11 +54,25 @@ class Worker:
 
     A pebble pool of one, not one pool of many: pebble's workers share a channel and a lock, and a worker killed
     between taking a task and saying so breaks the whole pool.
+
+    Args:
+        threads: CPU threads that it computes with.
+        gpu: The one that it sees; null: what there is.
+        imports: Modules that it imports before its first point.
     """
 
-    def __init__(self, threads: int, gpu: str | None = None) -> None:
-        self.threads, self.gpu = threads, gpu
+    def __init__(self, threads: int, gpu: str | None = None, imports: Sequence[str] = ()) -> None:
+        self.threads, self.gpu, self.imports = threads, gpu, tuple(imports)
         self.pool: ProcessPool | None = None
+
+    def begin(self) -> ProcessPool:
+        """Start the process unless it lives, and let it import what its points need."""
+        if self.pool is None or not self.pool.active:
+            self.stop()
+            # spawn: a forked torch inherits locks and threads in an unknown state.
+            self.pool = ProcessPool(1, 0, _prepare, (self.threads, self.gpu), get_context("spawn"))
+            self.pool.schedule(import_modules, args=(self.imports,))
+        return self.pool
 
     def start(
         self, task: Task, config: DictConfig, context: HydraContext, seconds: float | None, claim: Claim | None
@@ -65,11 +83,7 @@ class Worker:
             seconds: How long it may take; null: no limit.
             claim: What no two processes may do at a time; null where there is no store to share.
         """
-        if self.pool is None or not self.pool.active:
-            self.stop()
-            # spawn: a forked torch inherits locks and threads in an unknown state.
-            self.pool = ProcessPool(1, 0, _prepare, (self.threads, self.gpu), get_context("spawn"))
-        return self.pool.schedule(
+        return self.begin().schedule(
             run_in_worker, args=(task, config, context, seconds, claim), timeout=seconds and seconds + GRACE_SECONDS
         )
 
@@ -90,6 +104,9 @@ def outcome_of(future: Future[Any], allowed: float | None, elapsed: float) -> tu
     """What became of a point, and whether its worker was lost and so could record nothing."""
     try:
         return future.result(), False
+    except BrokenProcessPool:
+        # Its process died without work: while it was starting, or between two points.
+        return {**failed("its worker process died before the run began"), "status": LOST}, True
     except (ProcessExpired, TimeoutError) as error:
         status = getattr(error, "exitcode", TIMED_OUT)
         # The time until the worker was there counts in `elapsed` too, so its status decides.
@@ -126,7 +143,44 @@ def _prepare(threads: int, gpu: str | None) -> None:
     def leave_loudly(status: int) -> None:
         leave(status or SILENT_EXIT if os.getpid() == own else status)
 
+    def leave_at_once() -> None:
+        if os.getpid() == own:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            leave(0)
+
     os._exit = leave_loudly  # type: ignore[assignment]
+    # What is registered first is called last. To take thousands of modules apart would take seconds.
+    atexit.register(leave_at_once)
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import, without looking for garbage meanwhile: among thousands of new modules that takes a quarter of the time.
+
+    One that fails or warns here does so again in the run, whose log says so.
+    """
+    gc.disable()
+    try:
+        with _silence():
+            for name in names:
+                with suppress(Exception):
+                    importlib.import_module(name)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Let what this process says, also C code of it, get lost."""
+    before = [(stream, os.dup(stream)) for stream in (1, 2)]
+    _redirect_output(Path(os.devnull))
+    try:
+        yield
+    finally:
+        for stream, kept_open in before:
+            os.dup2(kept_open, stream)
+            os.close(kept_open)
 
 
 def _die_with_parent() -> None:

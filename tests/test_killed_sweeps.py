@@ -125,11 +125,10 @@ def test_a_sweep_killed_many_times_ends_as_an_undisturbed_one(tmp_path: Path, ca
     assert len(done(disturbed)) == POINTS
     assert finished_runs(disturbed) == finished_runs(undisturbed)
     assert unended(disturbed) == 0
-    # What else there is tells of workers that were killed.
+    # What else there is tells of workers that were killed while they ran a point: one that had none costs none.
     others = [run["tags"]["error"] for run in tracking.read_runs(store(disturbed)) if run["tags"]["status"] == "failed"]
     assert len(others) <= kills["worker"]
-    # Killed while it started, a worker's point was never begun.
-    assert all("killed by SIGKILL" in error or "could not be used: BrokenProcessPool" in error for error in others)
+    assert all("killed by SIGKILL" in error for error in others)
 
 
 def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:

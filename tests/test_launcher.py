@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from toy_sweep import ToySweep
+from toy_sweep import ToySweep, die_while_starting
 
-from harness import launcher, tracking
+from harness import launcher, tracking, workers
 from harness import points as sweep_points
 from harness.config import ConfigError
 from harness.record import RunRecord
@@ -108,6 +108,37 @@ def test_workers_live_on_and_compute_with_their_threads(toy, monkeypatch):
     assert all(expected.items() <= outcome["environment"].items() for outcome in outcomes)
     assert os.environ["OMP_NUM_THREADS"] == "5"
     assert not [child for child in multiprocessing.active_children() if "pebble" in child.name]
+
+
+@pytest.mark.parametrize(("deaths", "status"), [(2, "finished"), (50, "failed")])
+def test_a_worker_that_dies_before_it_takes_a_point_costs_no_point(toy, monkeypatch, deaths, status):
+    """Another one takes it; of a machine on which none can start, the sweep comes to an end."""
+    for number in range(deaths):
+        (toy.folder / f"death{number}").touch()
+    monkeypatch.setenv("HARNESS_TOY", str(toy.folder))
+    monkeypatch.setattr(workers, "_prepare", die_while_starting)
+    outcomes = toy.launch([["act=finish", f"seed={seed}"] for seed in range(3)], "hydra.launcher.workers=1")
+    assert [outcome["status"] for outcome in outcomes] == [status] * 3
+    reason = None if status == "finished" else "its worker process died before the run began, 3 times in a row"
+    assert [outcome["error"] for outcome in outcomes] == [reason] * 3
+    assert bool(list(toy.folder.glob("death*"))) == (status == "failed")
+
+
+def test_a_worker_imports_before_its_first_point(toy, monkeypatch):
+    """Within no run's time limit; what can't be imported, or kills the worker, fails no point."""
+    (toy.folder / "slow_to_import.py").write_text("import time; time.sleep(4)")
+    (toy.folder / "deadly.py").write_text(
+        "import os, pathlib\nfile = pathlib.Path(__file__).with_name('died')\n"
+        "if not file.exists():\n    file.touch()\n    os._exit(3)\n"
+    )
+    monkeypatch.syspath_prepend(str(toy.folder))
+    points = [["act=imported", f"seed={seed}", "sweep.timeout_minutes=0.05"] for seed in range(2)]
+    settings = ["hydra.launcher.workers=1", "hydra.launcher.imports=[not_there_at_all,slow_to_import]"]
+    outcomes = toy.launch(points, *settings)
+    assert [(outcome["status"], outcome["imported"]) for outcome in outcomes] == [("finished", True)] * 2
+    outcomes = toy.launch(points, "hydra.launcher.workers=1", "hydra.launcher.imports=[deadly]")
+    assert (toy.folder / "died").exists()
+    assert [outcome["status"] for outcome in outcomes] == ["finished"] * 2
 
 
 def test_points_with_a_result_are_skipped_with_the_stored_outcome(toy, capsys):

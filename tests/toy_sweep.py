@@ -59,6 +59,8 @@ def task(cfg: DictConfig) -> Any:
         case "report":
             names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "HARNESS_TOY")
             return {"status": "finished", "pid": os.getpid(), "environment": {n: os.environ.get(n) for n in names}}
+        case "imported":
+            return {"status": "finished", "scores": {}, "imported": "slow_to_import" in sys.modules}
         case "diverge":
             return {"status": "diverged", "error": "the loss is NaN at step 3", "scores": {}}
         case "raise":
@@ -88,6 +90,13 @@ def task(cfg: DictConfig) -> Any:
         case "record_then_die":
             record(cfg, "finished").write(Path(cfg.folder))
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_while_starting(threads: int, gpu: str | None) -> None:
+    """The beginning of a worker that is killed before it takes a point, as often as there are files to take."""
+    for file in Path(os.environ["HARNESS_TOY"]).glob("death*"):
+        file.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def note(file: Path, seed: int) -> None:
@@ -176,7 +185,9 @@ class ToySweep:
         def opened() -> Any:
             with initialize_config_dir(str(self.configurations), version_base="1.3"):
                 loader = GlobalHydra.instance().config_loader()
-                config = loader.load_configuration("config", list(settings), RunMode.MULTIRUN)
+                local = not any(setting.startswith("hydra/launcher=") for setting in settings)
+                needed = ["hydra.launcher.imports=[]"] if local else []  # no torch for toys
+                config = loader.load_configuration("config", [*needed, *settings], RunMode.MULTIRUN)
                 yield HydraContext(config_loader=loader, callbacks=Callbacks()), config
 
         return opened()

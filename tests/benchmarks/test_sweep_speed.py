@@ -88,7 +88,7 @@ def sweep(model: Path, data: Path, folder: Path) -> tuple[list[dict[str, Any]], 
 def test_a_sweep_takes_at_most_two_fifths_of_a_shell_loop(
     minilm: Path, real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With equal scores within the noise of the seeds, and less than a fifth of the workers' time spent otherwise."""
+    """With equal scores within the noise of the seeds, and less than a tenth of the workers' time spent otherwise."""
     data, ours_in, theirs_in = real_data / "glue/sst2", tmp_path / "ours", tmp_path / "theirs"
     ours_in.mkdir()
     runs, seconds = sweep(minilm, data, ours_in)
@@ -111,6 +111,6 @@ def test_a_sweep_takes_at_most_two_fifths_of_a_shell_loop(
     # Of a few short runs most of the time goes into starting: the libraries are imported once a worker.
     assert seconds <= (0.4 if WHOLE else 0.6) * loop_seconds
     if WHOLE:
-        assert overhead < 0.2
+        assert overhead < 0.1
         p_values = [float(ttest_ind(ours[method], theirs[method], equal_var=False).pvalue) for method in METHODS]
         assert min(holm(p_values)) > 0.05, p_values
