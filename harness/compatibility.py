@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.architectures import ARCHITECTURES, Backbone, Kind
 from harness.batches import plain_inputs
 from harness.config import ConfigError, Experiment, Quantization, build, near_misses
+from harness.methods import trained_parameters
 from harness.mistakes import choices
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def _train_a_step(experiment: Experiment, folder: Path) -> None:
     expected = method.expected_parameters(backbone)
     adapter = method.attach(backbone)
     measure.parameters(adapter, expected)
-    trained = {**adapter.adapter_parameters(), **adapter.head_parameters()}
+    trained = trained_parameters(adapter)
     before = {name: parameter.detach().clone() for name, parameter in adapter.model.named_parameters()}
     optimizer = adapter.optimizer(trained, experiment.train) or torch.optim.AdamW(trained.values(), lr=1e-3)
     adapter.start(total_steps=100)

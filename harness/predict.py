@@ -14,6 +14,7 @@ from harness import measure
 from harness.architectures import Backbone
 from harness.batches import plain_inputs
 from harness.config import ConfigError, Experiment, Quantization
+from harness.methods import trained_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -159,7 +160,7 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
         if fake:
             # Attached without values, then given tensors that stand for memory on a device.
             _give_memory(adapter.model)
-        trained = {**adapter.adapter_parameters(), **adapter.head_parameters()}
+        trained = trained_parameters(adapter)
         for parameter in trained.values():
             if parameter.dtype is not torch.float32:
                 parameter.data = parameter.data.float()

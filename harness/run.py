@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness import __version__, config, distributed, forgetting, kept, models, record, tracking
 from harness.config import ConfigError, Experiment, TrackingKind
 from harness.interrupts import kill_as_interrupt
+from harness.methods import trained_parameters
 from harness.provenance import command_line
 from harness.record import RunRecord, Status
 from harness.trained import UNTOUCHED, Trained
@@ -308,7 +309,7 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: dist
     # -> method
     adapter = method.attach(backbone)
     cost |= measure.parameters(adapter, method.expected_parameters(replace(skeleton, head=backbone.head)))
-    trained = [*adapter.adapter_parameters().values(), *adapter.head_parameters().values()]
+    trained = trained_parameters(adapter).values()
     for parameter in trained:
         # Frozen weights stay in the precision that is computed in; trained ones need float32 for small steps.
         parameter.data = parameter.data.float()

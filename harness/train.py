@@ -23,7 +23,7 @@ from harness.config import Scheduler, TrainConfig
 from harness.distributed import Processes
 from harness.evaluate import Evaluation
 from harness.interrupts import deferred_interrupts
-from harness.methods import Adapter
+from harness.methods import Adapter, trained_parameters
 from harness.metrics import higher_is_better
 from harness.record import CUDA_MEMORY, STEP_MEMORY
 from harness.speed import SystemLoad
@@ -113,7 +113,7 @@ class Trainer:
         self.higher_is_better = higher_is_better(primary_metric)
         # Of the best weights; null after a resumption, when the best may lie before it.
         self.best_evaluation: Evaluation | None = None
-        self.trained = {**adapter.adapter_parameters(), **adapter.head_parameters()}
+        self.trained = trained_parameters(adapter)
         self.lengths = [row["length"] for row in features]
         rows_a_step = settings.batch_size * settings.gradient_accumulation_steps
         self.steps_per_epoch = math.ceil(len(features) / rows_a_step)

@@ -43,7 +43,7 @@ hydra:
   searchpath: ["file://CONF"]
   output_subdir: null
   job: {chdir: false}
-  launcher: {workers: 2}
+  launcher: {workers: 2, imports: []}
   sweep: {dir: "runs/toy/${now:%H-%M-%S-%f}", subdir: "${hydra.job.num}"}
 """
 SCRIPT = "from recorded_sweep import main; main()"

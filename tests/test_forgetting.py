@@ -19,6 +19,7 @@ from harness.compatibility import TINY
 from harness.composition import compose
 from harness.config import PACKAGE, ConfigError, build
 from harness.forgetting import BorrowedHead, CannotMeasure, Forgetting, mask, masked_loss, measure, read_text
+from harness.methods import trained_parameters
 from harness.tasks.micro import corpus
 
 CPU = torch.device("cpu")
@@ -152,7 +153,7 @@ def test_every_kind_of_method_is_switched_off_for_before_and_on_for_after(name, 
     """Virtual tokens, hooks, added and changed weights all count; a linear probe forgets nothing."""
     folder = language_model(model_type)
     adapter, backbone, virtual_tokens = attach(folder, name)
-    disturb({**adapter.adapter_parameters(), **adapter.head_parameters()})
+    disturb(trained_parameters(adapter))
     requires_grad = {n: p.requires_grad for n, p in adapter.model.named_parameters()}
     found = measured(adapter, backbone, folder, virtual_tokens)
     assert found.before == pytest.approx(plain(folder, model_type == "gpt2"), rel=1e-5)

@@ -172,3 +172,8 @@ class Adapter(Protocol):
 
     def detach(self) -> None:
         """Take the adapter off: the backbone computes what it did before `attach`; this object is of no more use."""
+
+
+def trained_parameters(adapter: Adapter) -> "dict[str, nn.Parameter]":
+    """What training changes: the adapter's parameters, then the head's."""
+    return {**adapter.adapter_parameters(), **adapter.head_parameters()}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from harness.config import ConfigError, Quantization
 from harness.measure import logical_size
-from harness.methods import CONFIG_FILE, EARLIER, WEIGHTS_FILE, MethodDefaults, TrainingHooks
+from harness.methods import CONFIG_FILE, EARLIER, WEIGHTS_FILE, MethodDefaults, TrainingHooks, trained_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -207,10 +207,10 @@ class SelectedWeights(TrainingHooks):
 
     def saved_bytes(self) -> int:
         # Trained weights are float32, whatever the backbone's are.
-        return 4 * sum(p.numel() for p in (*self.adapter_parameters().values(), *self.head_parameters().values()))
+        return 4 * sum(p.numel() for p in trained_parameters(self).values())
 
     def save(self, folder: Path) -> None:
-        self._write(folder, {**self.adapter_parameters(), **self.head_parameters()})
+        self._write(folder, trained_parameters(self))
 
     def _write(self, folder: Path, tensors: "Mapping[str, Tensor]", **figures: float) -> None:
         """Write tensors, and the method's hyper-parameters with what it came to."""

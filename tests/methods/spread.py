@@ -17,6 +17,7 @@ from torch import distributed
 from harness.architectures import Kind
 from harness.config import ConfigError
 from harness.distributed import Processes
+from harness.methods import trained_parameters
 
 
 def attached(folder: Path, name: str, kind: Kind):
@@ -44,7 +45,7 @@ def look(processes: Processes, folder: Path, name: str, kind: Kind) -> str | Non
     backbone, spread = attached(folder, name, kind)
     layers = [backbone.model.get_submodule(layer) for layer in backbone.layers()]
     try:
-        trained = [*spread.adapter_parameters().values(), *spread.head_parameters().values()]
+        trained = trained_parameters(spread).values()
         processes.spread_frozen(layers, [*trained, *spread.kept_whole()])
     except ConfigError as refusal:
         return str(refusal)

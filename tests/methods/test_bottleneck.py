@@ -18,6 +18,7 @@ from harness.architectures import Backbone, Kind
 from harness.batches import plain_inputs
 from harness.compatibility import TINY, backbones, words
 from harness.config import ConfigError, Quantization, component, conf_root
+from harness.methods import trained_parameters
 from harness.methods.layers import Bottleneck, linear_bottleneck
 
 METHODS = ["houlsby", "pfeiffer", "parallel_adapter", "compacter", "diff_pruning"]
@@ -49,7 +50,7 @@ def logits(backbone: Backbone) -> torch.Tensor:
 
 def train(adapter: Any, kind: Kind, steps: int = 3, autocast: bool = False) -> tuple[float, float]:
     """A few steps on one batch without dropout; returns the loss before and after."""
-    trained = {**adapter.adapter_parameters(), **adapter.head_parameters()}
+    trained = trained_parameters(adapter)
     optimizer = torch.optim.AdamW(trained.values(), lr=5e-3)
     losses = []
     for _ in range(steps + 1):

@@ -19,6 +19,7 @@ from harness.batches import collator_for, plain_inputs
 from harness.compatibility import backbones, words
 from harness.composition import compose
 from harness.config import ConfigError, Experiment, Quantization, build, conf_root
+from harness.methods import trained_parameters
 
 METHODS = sorted(
     str(p.relative_to(conf_root() / "conf/method").with_suffix(""))
@@ -111,7 +112,7 @@ def train(adapter: Any, kind: Kind = Kind.classification, rate: float = 1e-3, st
     model = adapter.model
     model.eval()
     settings = SimpleNamespace(learning_rate=rate, weight_decay=0.0)
-    trained = {**adapter.adapter_parameters(), **adapter.head_parameters()}
+    trained = trained_parameters(adapter)
     optimizer = adapter.optimizer(trained, settings) or torch.optim.AdamW(trained.values(), lr=rate)
     adapter.start(steps)
     losses = []

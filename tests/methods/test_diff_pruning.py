@@ -15,6 +15,7 @@ from test_bottleneck import backbone_of, inputs, logits, method_of, train
 from harness import models
 from harness.architectures import Backbone, Kind
 from harness.config import ConfigError, Quantization
+from harness.methods import trained_parameters
 from harness.methods.diff_pruning import DiffPrunedWeights, expected_l0, hard_concrete
 
 CLASSIFICATION = inputs(Kind.classification)
@@ -127,7 +128,7 @@ def test_the_penalty_closes_gates_and_weights_count_each() -> None:
 
 def test_gates_and_kept_differences_learn_at_their_own_rates_and_do_not_decay() -> None:
     adapter = attached(backbone_of("bert"), gate_learning_rate=0.2, fixed_rate_factor=7.0)
-    trained = {**adapter.adapter_parameters(), **adapter.head_parameters()}
+    trained = trained_parameters(adapter)
     settings: Any = SimpleNamespace(learning_rate=1e-3, weight_decay=0.1)
     optimizer = adapter.optimizer(trained, settings)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
@@ -181,8 +182,8 @@ def test_a_checkpoint_holds_the_places(tmp_path: Path) -> None:
     adapter = trained_and_pruned(backbone_of("bert"))
     resumed = attached(backbone_of("bert"))
     assert attached(backbone_of("bert")).state() == {}
-    for name, parameter in {**resumed.adapter_parameters(), **resumed.head_parameters()}.items():
-        parameter.data.copy_({**adapter.adapter_parameters(), **adapter.head_parameters()}[name])
+    for name, parameter in trained_parameters(resumed).items():
+        parameter.data.copy_(trained_parameters(adapter)[name])
     resumed.load_state(adapter.state())
     assert resumed.settled()
     for both in (adapter, resumed):

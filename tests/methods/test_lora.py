@@ -13,6 +13,7 @@ from harness.architectures import Kind
 from harness.batches import plain_inputs
 from harness.compatibility import words
 from harness.config import ConfigError
+from harness.methods import trained_parameters
 
 TinyModel = Callable[[str], Path]
 INPUTS = plain_inputs(words(8, 12), Kind.classification)
@@ -66,7 +67,7 @@ def test_pissa_starts_from_the_main_singular_directions_and_gives_the_weights_ba
 
 def test_in_lora_plus_b_learns_faster_than_a() -> None:
     adapter = method_of("lora_plus").attach(random_backbone("bert"))
-    trained = {**adapter.adapter_parameters(), **adapter.head_parameters()}
+    trained = trained_parameters(adapter)
     optimizer = adapter.optimizer(trained, SETTINGS)
     rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert set(rate) == {id(p) for p in trained.values()}
@@ -80,7 +81,7 @@ def test_lora_fa_trains_b_alone() -> None:
     assert all(".lora_B." in name for name in adapter.adapter_parameters())
     assert sum(p.numel() for p in adapter.adapter_parameters().values()) == 4 * 8 * 64
     frozen = {name: p.detach().clone() for name, p in adapter.model.named_parameters() if ".lora_A." in name}
-    optimizer = adapter.optimizer({**adapter.adapter_parameters(), **adapter.head_parameters()}, SETTINGS)
+    optimizer = adapter.optimizer(trained_parameters(adapter), SETTINGS)
     losses = []
     for _ in range(4):
         loss = adapter.model(**INPUTS).loss
@@ -97,7 +98,7 @@ def test_qlora_has_the_optimizer_of_bitsandbytes_with_the_same_groups() -> None:
     from bitsandbytes import optim
 
     adapter = method_of("lora", "method.optimizer=paged_adamw").attach(random_backbone("bert"))
-    trained = {**adapter.adapter_parameters(), **adapter.head_parameters()}
+    trained = trained_parameters(adapter)
     optimizer = adapter.optimizer(trained, SETTINGS)
     assert isinstance(optimizer, optim.AdamW)
     assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in trained.values()}
@@ -130,9 +131,7 @@ def adalora(total_steps: int = 20) -> tuple[Any, Any]:
             module.p = 0.0
     torch.manual_seed(3)
     adapter = method_of("adalora", "method.interval=2", "method.target_rank=4").attach(plain)
-    optimizer = torch.optim.AdamW(
-        [*adapter.adapter_parameters().values(), *adapter.head_parameters().values()], lr=5e-3
-    )
+    optimizer = torch.optim.AdamW(trained_parameters(adapter).values(), lr=5e-3)
     adapter.start(total_steps)
     return adapter, optimizer
 
@@ -156,7 +155,7 @@ def test_adalora_cuts_to_its_budget_and_then_no_more() -> None:
 def test_adalora_goes_on_where_it_stopped(cut: int, tmp_path: Path) -> None:
     whole, optimizer = adalora()
     steps(whole, optimizer, 1, cut)
-    trained = {**whole.adapter_parameters(), **whole.head_parameters()}
+    trained = trained_parameters(whole)
     saved = {
         "trained": {name: p.detach().clone() for name, p in trained.items()},
         "optimizer": optimizer.state_dict(),
@@ -167,7 +166,7 @@ def test_adalora_goes_on_where_it_stopped(cut: int, tmp_path: Path) -> None:
 
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     resumed, fresh = adalora()
-    for name, parameter in {**resumed.adapter_parameters(), **resumed.head_parameters()}.items():
+    for name, parameter in trained_parameters(resumed).items():
         parameter.data.copy_(state["trained"][name])
     fresh.load_state_dict(state["optimizer"])
     resumed.load_state(state["method"])

@@ -17,6 +17,7 @@ from harness.architectures import ARCHITECTURES, Backbone, Kind
 from harness.compatibility import TINY, words
 from harness.composition import compose
 from harness.config import ConfigError, Quantization, build, conf_root
+from harness.methods import trained_parameters
 from harness.methods.peft import PeftMethod, fits
 from harness.methods.peft_counts import LEFT_OUT, RULES
 
@@ -55,7 +56,7 @@ def logits(model: nn.Module, padding: int = 0) -> torch.Tensor:
 def shake(adapter: Any) -> None:
     """Move all trained parameters from where they start, as training would."""
     with torch.no_grad():
-        for parameter in {**adapter.adapter_parameters(), **adapter.head_parameters()}.values():
+        for parameter in trained_parameters(adapter).values():
             parameter += 0.02 * torch.randn(parameter.shape)
 
 
