@@ -60,6 +60,27 @@ def loss(adapter: "Adapter", batch: "Batch", beta: float, dropout: bool) -> "Ten
     return value
 
 
+def rehearse(adapter: "Adapter", batch: "Batch", dropout: bool) -> "Tensor":
+    """The passes of `loss` on tensors without values, of which TRL would read some for its log.
+
+    Args:
+        batch: Inputs with `labels`.
+        dropout: As in `loss`.
+    """
+    import torch
+    from trl.trainer.utils import disable_dropout_in_model
+
+    def answers() -> "Tensor":
+        return adapter.model(**batch.inputs, use_cache=False, fused_lm_head=True).log_probs.sum(dim=1)
+
+    if not dropout:
+        disable_dropout_in_model(adapter.model)
+    with _fused_output_layer(adapter.model), _reference(adapter), torch.no_grad():
+        reference = answers()
+    with _fused_output_layer(adapter.model):
+        return (answers() - reference).sum()
+
+
 def log_probabilities(adapter: "Adapter", batch: "Batch") -> LogProbabilities:
     """What the model with its adapter gives the answers, without a gradient."""
     with _fused_output_layer(adapter.model):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import measure
 from harness.architectures import Backbone
-from harness.batches import plain_inputs
+from harness.batches import Batch, plain_inputs
 from harness.config import ConfigError, Experiment, Quantization
 from harness.methods import trained_parameters
 
@@ -155,11 +155,11 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
     set_checkpointing(model, experiment.train.gradient_checkpointing)
     packed = packed_weights(backbone, experiment.model.double_quantization)
     adapter = method.attach(backbone)
-    file_bytes = adapter.saved_bytes()
     with FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext():
         if fake:
             # Attached without values, then given tensors that stand for memory on a device.
             _give_memory(adapter.model)
+        file_bytes = adapter.saved_bytes()
         trained = trained_parameters(adapter)
         for parameter in trained.values():
             if parameter.dtype is not torch.float32:
@@ -167,17 +167,14 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
         optimizer = adapter.optimizer(trained, experiment.train) or make_optimizer(trained, experiment.train)
         adapter.start(total_steps=100)
         adapter.model.train()
-        inputs = _inputs(backbone, step)
         tokens = step.rows * step.length
+        batch = Batch(_inputs(backbone, step), list(range(step.rows)), tokens, tokens, step.rows)
         costs = measure.StepCosts(step.rows, tokens, step.length, tokens)
         kept = _keep_inputs(model, packed) if quantization is Quantization.int8 else []
         with measure.StepMeter(adapter.model, optimizer, costs) as meter:
             meter.forward_begins()
             with torch.autocast("cpu", autocast, enabled=autocast is not None):
-                if experiment.task.against_backbone():
-                    with torch.no_grad():
-                        adapter.model(**inputs)
-                loss = adapter.model(**inputs).loss
+                loss = experiment.task.rehearse(adapter, batch)
             meter.forward_ended()
             loss.backward()
             penalty = adapter.penalty()

@@ -71,7 +71,7 @@ __all__ = [
 ]
 
 VIEW_TAG = "mlflow.sharedViewState."
-PENDING_TAG, NOTE_TAG = "harness.pending", "mlflow.note.content"
+PENDING_TAG, NOT_PENDING, NOTE_TAG = "harness.pending", "no", "mlflow.note.content"
 SWEEP_PARENT_TAG = "harness.sweep"
 # A day, UTC: by it a copy of a server's runs is brought up to date.
 SENT_ON_TAG = "harness.sent_on"
@@ -302,6 +302,8 @@ def _send_once(store: Store, run_dir: Path, record: RunRecord, experiment: str) 
 
 
 def _send(client: Any, store: Store, run_dir: Path, record: RunRecord, experiment: str) -> str:
+    from mlflow.entities import RunTag
+
     start = time.perf_counter()
     experiment_id = _experiment_id(client, store, experiment)
     started, ended = milliseconds(record.started_at, run_dir), milliseconds(record.ended_at, run_dir)
@@ -319,7 +321,8 @@ def _send(client: Any, store: Store, run_dir: Path, record: RunRecord, experimen
     for rest in client.search_runs([experiment_id], f"tags.`{PENDING_TAG}` = {_quoted(record.run_id)}"):
         if rest.info.run_id != run_id:
             client.delete_run(rest.info.run_id)
-    client.set_tag(run_id, RUN_ID_TAG, record.run_id)
+    # Both in one transaction: whenever a kill comes, the run is whole and known, or something to be cleared away.
+    client.log_batch(run_id, tags=[RunTag(RUN_ID_TAG, record.run_id), RunTag(PENDING_TAG, NOT_PENDING)])
     client.delete_tag(run_id, PENDING_TAG)
     return run_id
 

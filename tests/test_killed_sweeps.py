@@ -53,7 +53,7 @@ def unended(folder: Path) -> int:
     """Runs that the store shows as running, or that were sent by half."""
     with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
         query = """SELECT count(DISTINCT r.run_uuid) FROM runs r LEFT JOIN tags t
-            ON t.run_uuid = r.run_uuid AND t.key = 'harness.pending'
+            ON t.run_uuid = r.run_uuid AND t.key = 'harness.pending' AND t.value != 'no'
             WHERE r.lifecycle_stage = 'active' AND (r.status = 'RUNNING' OR t.key IS NOT NULL)"""
         return int(connection.execute(query).fetchone()[0])
 

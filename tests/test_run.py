@@ -89,6 +89,26 @@ def test_a_step_is_predicted_as_it_is_measured(method: str, tiny_experiment: lis
         assert predicted[name] == pytest.approx(cost[name], rel=0.1), name
 
 
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [
+        ("preference/micro", "full"),
+        ("preference/micro", "lora"),
+        ("preference/micro", "qlora"),
+        ("preference/micro", "prompt_tuning"),
+        ("instruct/micro", "lora"),
+        ("lm/micro", "lora"),
+    ],
+)
+def test_a_step_of_a_language_task_is_predicted_as_it_is_measured(task: str, method: str, tmp_path: Path) -> None:
+    """With the loss that the task has: of pairs the reference's pass, and no logits held for all of the vocabulary."""
+    options = ["model=micro_decoder", f"task={task}", f"method={method}", "tracking=none", "forgetting.text=null"]
+    options += ["task.max_train_rows=64", "task.max_development_rows=8", "train.max_steps=2", "train.batch_size=8"]
+    cost = carry_out(tmp_path / "run", *options, "measure.predict=true", "evaluate.validation=false").cost
+    for name in ("weight_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes", "train_peak_bytes"):
+        assert cost["predicted"][name] == pytest.approx(cost[name], rel=0.01), name
+
+
 def test_the_time_to_a_score_is_that_of_the_evaluation_that_reached_it(
     tiny_experiment: list[str], tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from datetime import date
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -188,6 +189,51 @@ def test_what_a_kill_left_half_sent_is_replaced(tmp_path: Path, monkeypatch: pyt
         active = connection.execute("SELECT count(*) FROM runs WHERE lifecycle_stage = 'active' AND name LIKE 'lora%'")
         assert active.fetchone() == (1,)
     connection.close()
+
+
+def test_a_kill_at_any_request_leaves_a_run_whole_and_known_or_to_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each of the requests that send a run: sent again it is there once, whole, and nothing is there by half."""
+    from mlflow import MlflowClient
+
+    asked: list[str] = []
+    killed_at = 0
+
+    def counted(name: str) -> Any:
+        original = getattr(MlflowClient, name)
+
+        def request(*given: Any, **named: Any) -> Any:
+            answer = original(*given, **named)
+            asked.append(name)
+            if len(asked) == killed_at:
+                raise KeyboardInterrupt
+            return answer
+
+        return request
+
+    for name in ("create_run", "set_terminated", "log_batch", "log_metric", "log_artifact", "set_tag", "delete_tag"):
+        monkeypatch.setattr(MlflowClient, name, counted(name))
+    uri = new_store(tmp_path)
+    tracking.send(write_run(tmp_path / "first"), uri, "tests")  # and the parent of its sweep
+    asked.clear()
+    tracking.send(write_run(tmp_path / "second"), uri, "tests")
+    requests = len(asked)
+    assert asked[-2:] == ["log_batch", "delete_tag"]
+    for killed_at in range(1, requests + 1):
+        run_dir = write_run(tmp_path / f"runs{killed_at}", seed=killed_at)
+        asked.clear()
+        with pytest.raises(KeyboardInterrupt):
+            tracking.send(run_dir, uri, "tests")
+        known = len(tracking.read_runs(uri)) == killed_at + 2
+        assert known == (killed_at >= requests - 1)
+        tracking.send(run_dir, uri, "tests")
+        assert len(tracking.read_runs(uri)) == killed_at + 2
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
+        active = "SELECT count(*) FROM runs WHERE lifecycle_stage = 'active' AND name LIKE 'lora%'"
+        assert connection.execute(active).fetchone() == (requests + 2,)
+        running = "SELECT count(*) FROM runs WHERE lifecycle_stage = 'active' AND status = 'RUNNING'"
+        assert connection.execute(running).fetchone() == (0,)
 
 
 def test_four_processes_create_one_store(tmp_path: Path) -> None:

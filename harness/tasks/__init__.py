@@ -105,6 +105,13 @@ class Task(Protocol):
     def loss(self, adapter: "Adapter", batch: "Batch") -> "Tensor":
         """The training loss of a batch: a scalar, a mean over what `Batch.weight` counts."""
 
+    def rehearse(self, adapter: "Adapter", batch: "Batch") -> "Tensor":
+        """What `loss` takes in memory and operations, up to a scalar to go backward from; on tensors without values.
+
+        Args:
+            batch: Inputs of the model as for its own loss, without targets.
+        """
+
     def evaluate(
         self, subject: "Subject", features: list[Features], rows: list[Row], meter: "ForwardMeter | None" = None
     ) -> "Evaluation":

@@ -108,6 +108,11 @@ class Preference(PromptTask):
 
         return dpo.loss(adapter, batch, self.beta, self.dropout)
 
+    def rehearse(self, adapter: "Adapter", batch: Batch) -> "Tensor":
+        from harness import dpo
+
+        return dpo.rehearse(adapter, batch, self.dropout)
+
     def evaluate(
         self, subject: "Subject", features: list[Features], rows: list[Row], meter: "ForwardMeter | None" = None
     ) -> "Evaluation":

@@ -87,6 +87,14 @@ class RowTask:
         """Whether the scores are held against the backbone alone already."""
         return False
 
+    def loss(self, adapter: "Adapter", batch: "Batch") -> "Tensor":
+        """The training loss of a batch: a scalar, a mean over what `Batch.weight` counts."""
+        raise NotImplementedError
+
+    def rehearse(self, adapter: "Adapter", batch: "Batch") -> "Tensor":
+        """What `loss` takes in memory and operations, on tensors without values."""
+        return self.loss(adapter, batch)
+
     def columns(self) -> list[str]:
         """The columns that every row must have."""
         raise NotImplementedError
