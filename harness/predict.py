@@ -129,11 +129,13 @@ def _count(experiment: Experiment, configuration: "PretrainedConfig", step: Step
     try:
         return _run(experiment, configuration, step, fake=True)
     except (ConfigError, RuntimeError) as error:
-        # A method that reads weights, to decompose them or to choose among them, says so in one of these ways.
+        # A method that reads numbers, to decompose weights or to decide by a draw, says so in one of these ways.
         reason = str(error).split("\n")[0]
     weights = sum(p.numel() for p in empty_model(configuration, experiment.task.kind).model.parameters())
     if 4 * weights > LARGEST_REAL_BYTES:
-        raise Unpredictable(f"the method reads the values of the weights, which a plan does not have ({reason})")
+        raise Unpredictable(
+            f"its step needs tensors with values, and the weights are too many to make some up ({reason})"
+        )
     return _run(experiment, configuration, step, fake=False)
 
 

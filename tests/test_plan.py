@@ -310,6 +310,18 @@ def test_a_picture_of_the_memory_is_drawn(
         assert path.read_bytes().startswith(start)
 
 
+@pytest.mark.parametrize(
+    ("method", "numbers"),
+    [("prompt_tuning", 20 * 4096), ("p_tuning", 20 * 4096), ("prefix_tuning", 30 * 32 * 2 * 1024)],
+)
+def test_a_prompt_is_planned_for_a_large_backbone(method: str, numbers: int) -> None:
+    """Too large to make weights up: the step runs on tensors without values, and so does what is saved."""
+    options = [f"method={method}", "model=llama_3_8b", "task=instruct/gsm8k", "task.data_dir=.", "train.max_steps=10"]
+    cost = planner.plan_point("config", options, planning.Settings(batch_size=1, length=64))["cost"]
+    assert cost["adapter_file_bytes"] == 4 * numbers
+    assert cost["train_peak_bytes"] > cost["weight_bytes"] > 2 * 8e9
+
+
 def test_tasks_of_language_are_planned_without_weights() -> None:
     """A pair of answers is two texts, and the reference reads them too: more operations a token, twice the tokens."""
     options = ["model=llama_3_2_1b", "method=lora", "task.data_dir=.", "task.max_length=64", "train.max_steps=10"]
