@@ -100,6 +100,9 @@ class LocalLauncher(Launcher):
         for key, value in (("workers", self.workers), ("threads", self.threads)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigError(f"hydra.launcher.{key}={value}: a positive whole number is needed")
+        listed = isinstance(self.imports, Sequence) and not isinstance(self.imports, str)
+        if not listed or not all(isinstance(name, str) for name in self.imports):
+            raise ConfigError(f"hydra.launcher.imports={self.imports}: a list of module names is needed")
         if not points:
             raise ConfigError(EMPTY)
 

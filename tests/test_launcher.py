@@ -325,6 +325,8 @@ def test_a_point_that_was_cut_off_goes_on_from_its_checkpoint(toy):
     ("points", "setting", "sentence"),
     [
         ([], "seed=0", "the sweep is empty"),
+        ([["seed=0"]], "hydra.launcher.imports=5", "hydra.launcher.imports=5: a list of module names is needed"),
+        ([["seed=0"]], "hydra.launcher.imports=os", "hydra.launcher.imports=os: a list of module names is needed"),
         ([["seed=0"]], "hydra.launcher.workers=0", "hydra.launcher.workers=0: a positive whole number is needed"),
         (
             [["method=wid"], ["method=wid", "seed=1"]],
