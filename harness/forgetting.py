@@ -12,6 +12,7 @@ from harness.batches import IGNORED, by_length
 from harness.config import ConfigError
 from harness.language_modelling import pad
 from harness.models import digest, positions_of
+from harness.transformers_inner import hidden_states
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -230,7 +231,6 @@ def caught_states(language_model: "PreTrainedModel") -> Any:
         The module; its `hidden` (batch x sequence x hidden) is what it returns.
     """
     from torch import Tensor, nn
-    from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
     class CaughtStates(nn.Module):
         hidden: Tensor | None = None
@@ -241,8 +241,8 @@ def caught_states(language_model: "PreTrainedModel") -> Any:
             """OPT's language model asks its backbone's inner decoder."""
             return self
 
-        def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPastAndCrossAttentions:
-            return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.hidden)
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return hidden_states(self.hidden)
 
     states = CaughtStates()
     # DeBERTa-v2's newer head multiplies by the embeddings that it finds here.

@@ -15,6 +15,7 @@ from harness.architectures import Backbone
 from harness.batches import Batch, plain_inputs
 from harness.config import ConfigError, Experiment, Quantization
 from harness.methods import trained_parameters
+from harness.transformers_inner import is_converted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -208,7 +209,6 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
 def packed_weights(backbone: Backbone, double: bool) -> dict[str, tuple[int, int]]:
     """Linear layers that bitsandbytes would pack: name -> bytes plain and packed, quantization state included."""
     from torch import nn
-    from transformers.quantizers.quantizers_utils import should_convert_module
 
     from harness.models import never_quantized
 
@@ -216,7 +216,7 @@ def packed_weights(backbone: Backbone, double: bool) -> dict[str, tuple[int, int
         return {}
     int8, skip, sizes = backbone.quantization is Quantization.int8, never_quantized(backbone.architecture), {}
     for name, module in backbone.model.named_modules():
-        if not isinstance(module, nn.Linear) or not should_convert_module(name, skip):
+        if not isinstance(module, nn.Linear) or not is_converted(name, skip):
             continue
         weight = module.weight
         small = int8_bytes(*weight.shape) if int8 else four_bit_bytes(weight.numel(), double)

@@ -16,6 +16,7 @@ from harness.config import PACKAGE, Quantization
 from harness.generation import generate, option_log_likelihoods
 from harness.methods.bottleneck import Activation, Houlsby
 from harness.methods.peft import PeftMethod
+from harness.methods.peft_inner import hand_over_prefix
 from harness.models import quantization_config
 from harness.tasks.micro import corpus
 
@@ -43,6 +44,8 @@ def with_peft(model: Any, method: str) -> Any:
     """A method with values that change what the model says, as if it had been trained."""
     torch.manual_seed(1)
     wrapped = peft.get_peft_model(model, PEFT[method]())
+    if method == "prefix_tuning":
+        hand_over_prefix(wrapped)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if "prompt" in name or "adaption" in name:

@@ -16,6 +16,7 @@ from harness.architectures import ROLES, Backbone, Kind
 from harness.config import ConfigError, Quantization, locate, near_misses
 from harness.methods import CONFIG_FILE, WEIGHTS_FILE, MethodDefaults, TrainingHooks
 from harness.methods.peft_counts import LEFT_OUT, RULES, describe, expected, matches, width
+from harness.methods.peft_inner import adapted_layer, config_classes, copied_module, hand_over_prefix
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -133,14 +134,12 @@ class PeftMethod(PeftBased):
             raise ConfigError(f"{key}.num_virtual_tokens: a whole number from 1 on is needed")
 
     def _class(self, key: str) -> type:
-        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
         target = (self.config or {}).get("_target_")
         if not isinstance(target, str):
             raise ConfigError(
                 f"{key}={self.config}: name a class of peft, as in {key}='{{_target_: peft.VeraConfig, r: 256}}'"
             )
-        classes = {cls.__name__ for cls in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
+        classes = {cls.__name__ for cls in config_classes()}
         name = target.rpartition(".")[2]
         if not target.startswith("peft.") or name not in classes:
             raise ConfigError(
@@ -468,6 +467,8 @@ class PeftAdapter(TrainingHooks):
         self._hooks.append(self.model.register_forward_pre_hook(drop, with_kwargs=True))
         if counts and not in_cache:
             self._hooks.append(base.register_forward_pre_hook(count, with_kwargs=True))
+        if in_cache:
+            self._hooks.append(hand_over_prefix(self.model))
         if self.backbone.kind is Kind.causal_lm and not in_cache:
             self._hooks.append(self.model.register_forward_hook(cut, with_kwargs=True))
 
@@ -491,15 +492,13 @@ class PeftAdapter(TrainingHooks):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        from peft.utils.other import AuxiliaryTrainingWrapper
-
         trained = set(self._trained())
         values = {parameter: parameter.detach().clone() for parameter in self.changed}
         _set(self.changed)
         self._off = True
         try:
             if self.config.is_prompt_learning:
-                heads = [m for m in self.model.modules() if isinstance(m, AuxiliaryTrainingWrapper)]
+                heads = [m for m in self.model.modules() if isinstance(m, copied_module())]
                 for head in heads:
                     head.enable_adapters(False)
                 self.model.forward = self.model.base_model.forward  # type: ignore[method-assign,union-attr,assignment]
@@ -539,18 +538,16 @@ class PeftAdapter(TrainingHooks):
         (folder / "README.md").unlink(missing_ok=True)
 
     def detach(self) -> None:
-        from peft.tuners.tuners_utils import BaseTunerLayer
-        from peft.utils.other import AuxiliaryTrainingWrapper
-
+        adapted, copied = adapted_layer(), copied_module()
         base = self.model.get_base_model()  # type: ignore[operator]
         if self.config.is_adaption_prompt:
             self.model.base_model.disable_adapter_layers()  # type: ignore[union-attr,operator]
         for hook in self._hooks:
             hook.remove()
         for name, module in list(base.named_modules()):
-            if isinstance(module, BaseTunerLayer):
+            if isinstance(module, adapted):
                 base.set_submodule(name, module.get_base_layer())
-            elif isinstance(module, AuxiliaryTrainingWrapper):
+            elif isinstance(module, copied):
                 base.set_submodule(name, module.original_module)
         if hasattr(base, "peft_config"):
             del base.peft_config
@@ -560,9 +557,6 @@ class PeftAdapter(TrainingHooks):
         raise ValueError(f"{self.method.name} is woven into the model, where another method of peft can't come on top")
 
     def merge(self) -> "nn.Module":
-        from peft.tuners.tuners_utils import BaseTunerLayer
-        from peft.utils.other import AuxiliaryTrainingWrapper
-
         reason = RULES[type(self.config).__name__].unmergeable
         if reason:
             raise ValueError(f"method={self.method.name} can't be merged: {reason}")
@@ -572,13 +566,14 @@ class PeftAdapter(TrainingHooks):
                 f"method={self.method.name} is not merged: the sum, rounded to {stored}, scores differently"
             )
         # Of a copy: the adapter stays as it is.
+        adapted, copied = adapted_layer(), copied_module()
         merged = copy.deepcopy(self.model.get_base_model())  # type: ignore[operator]
         for name, module in list(merged.named_modules()):
-            if isinstance(module, BaseTunerLayer):
+            if isinstance(module, adapted):
                 with quiet():
                     module.merge()
                 merged.set_submodule(name, module.get_base_layer())
-            elif isinstance(module, AuxiliaryTrainingWrapper):
+            elif isinstance(module, copied):
                 merged.set_submodule(name, module.modules_to_save["default"])
         if hasattr(merged, "peft_config"):
             del merged.peft_config
