@@ -482,7 +482,12 @@ NOT_IDENTITY = {
 }
 
 
-def identity(experiment: Experiment, revisions: dict[str, str], version: str) -> str:
+# Hashed into every identity: raised when the same configuration and data give other scores than before, and only then,
+# with an entry in CHANGELOG.md that says which. The package's own version says nothing about results.
+RESULTS_VERSION = "0.1.0"
+
+
+def identity(experiment: Experiment, revisions: dict[str, str]) -> str:
     """SHA-256 (hexadecimal) over everything that decides the result.
 
     The learning rate counts once, as `train.learning_rate`: the method's own is only where its default comes from.
@@ -496,7 +501,7 @@ def identity(experiment: Experiment, revisions: dict[str, str], version: str) ->
         for section, values in experiment.resolved.items()
         if section not in ("measure", "tracking", "sweep")
     }
-    content: dict[str, Any] = {"config": decisive, **revisions, "version": version}
+    content: dict[str, Any] = {"config": decisive, **revisions, "version": RESULTS_VERSION}
     if experiment.sweep.stop_share is not None:
         content["stop_share"] = experiment.sweep.stop_share
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

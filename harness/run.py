@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness import __version__, config, distributed, forgetting, kept, models, record, tracking
+from harness import config, distributed, forgetting, kept, models, record, tracking
 from harness.config import ConfigError, Experiment, TrackingKind
 from harness.interrupts import kill_as_interrupt
 from harness.methods import trained_parameters
@@ -53,7 +53,7 @@ def prepare(cfg: DictConfig) -> Inputs:
     folder, model = _backbone(experiment)
     revisions = {"model": model, **_texts(experiment)}
     to_the_end = replace(experiment, sweep=replace(experiment.sweep, stop_share=None))
-    identities = (config.identity(one, revisions, __version__) for one in (experiment, to_the_end))
+    identities = (config.identity(one, revisions) for one in (experiment, to_the_end))
     return Inputs(experiment, folder, revisions, *identities)
 
 
@@ -99,7 +99,7 @@ class Identities:
         resolved = experiment.resolved
         _, model = self._once("backbone", resolved["model"], lambda: _backbone(experiment))
         texts = self._once("texts", (resolved["task"], resolved["forgetting"]), lambda: _texts(experiment))
-        return config.identity(experiment, {"model": model, **texts}, __version__)
+        return config.identity(experiment, {"model": model, **texts})
 
     def _section(self, key: str, values: Any) -> tuple[Any, Any]:
         return self._once(key, values, lambda: config.make_section(key, values))
@@ -257,6 +257,7 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: dist
     from harness.methods import saved
     from harness.provenance import provenance
     from harness.train import Trainer
+    from harness.versions import warn_of_untested
 
     experiment, cost = inputs.experiment, result.cost
     task, method = experiment.task, experiment.method
@@ -270,6 +271,7 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: dist
     result.provenance["processes"] = processes.count
     result.provenance["distributed"] = experiment.train.distributed.value
     speed.warn_of_others(device)
+    warn_of_untested()
     energy = speed.Energy(device)
     resident_from_here = speed.reset_peak_resident_size()
 

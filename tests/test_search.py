@@ -169,7 +169,7 @@ def test_what_is_tried_does_not_change_what_a_run_is() -> None:
     """Nor does how it was chosen; where it is stopped does."""
 
     def named(*overrides: str) -> str:
-        return identity(build(compose("config", list(overrides))), {}, "0")
+        return identity(build(compose("config", list(overrides))), {})
 
     chosen = ["sweep.search=tpe", "sweep.searched=[train.learning_rate]", "sweep.chosen_from='best of 3'"]
     searched = ["method.learning_rates=[1e-6,1]", "method.second_range={alpha:[1,2]}"]
