@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from harness.config import ConfigError, Quantization, near_misses
+from harness.config.errors import ConfigError, near_misses
+from harness.config.schema import Quantization
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

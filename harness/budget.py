@@ -6,7 +6,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.config import ConfigError, Experiment, component
+from harness.config.build import component
+from harness.config.errors import ConfigError
+from harness.config.schema import Experiment
 
 if TYPE_CHECKING:
     from harness.architectures import Backbone

@@ -17,9 +17,9 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from harness import points
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
+from harness.config.mistakes import MISTAKES, explain
 from harness.launcher import LocalLauncher, hydra_config
-from harness.mistakes import MISTAKES, explain
 from harness.point_claims import Claim
 from harness.points import NOT_RUN, Point
 

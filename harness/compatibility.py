@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.architectures import ARCHITECTURES, Backbone, Kind
 from harness.batches import plain_inputs
-from harness.config import ConfigError, Experiment, Quantization, build, near_misses
+from harness.config.build import build
+from harness.config.errors import ConfigError, near_misses
+from harness.config.mistakes import choices
+from harness.config.schema import Experiment, Quantization
 from harness.methods import trained_parameters
-from harness.mistakes import choices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +87,7 @@ def experiments(names: list[str] | None) -> dict[str, Experiment]:
     Raises:
         ConfigError: There is no method of a name.
     """
-    from harness.composition import compose
+    from harness.config.compose import compose
 
     valid = choices("method")
     for name in names or ():

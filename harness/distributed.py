@@ -19,7 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from harness.config import ConfigError, Device, Distributed, Experiment, Quantization
+from harness.config.errors import ConfigError
+from harness.config.schema import Device, Distributed, Experiment, Quantization
 from harness.record import CONFIG_FILE, RunRecord, Status, written_since
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import __version__
-from harness.config import ConfigError, Quantization, near_misses
+from harness.config.errors import ConfigError, near_misses
+from harness.config.schema import Quantization
+from harness.config.version import __version__
 from harness.provenance import package_versions
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness import perplexity
 from harness.architectures import Backbone, Kind
 from harness.batches import IGNORED, by_length
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.language_modelling import pad
 from harness.models import digest, positions_of
 

@@ -1,6 +1,5 @@
 """`hydra/launcher=local`: the points of a sweep on worker processes of this machine; no point can harm another."""
 
-import importlib
 import math
 import os
 import sys
@@ -9,19 +8,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
-from hydra.plugins.plugin import Plugin
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from harness.config import ConfigError, resolved
-from harness.mistakes import MISTAKES, explain, key_of
+from harness.config.build import resolved
+from harness.config.errors import ConfigError
+from harness.config.mistakes import MISTAKES, explain, key_of
 from harness.point_claims import outcome_of_stored
 from harness.points import (
     LOST,
@@ -46,7 +43,6 @@ from harness.slots import slots, visible_gpus
 if TYPE_CHECKING:
     from harness.workers import Worker
 
-PLUGIN_MODULE = "hydra_plugins.harness"
 SWEEP_WITHOUT_FILE = "multirun"
 EMPTY = "the sweep is empty: one of its lists of values has nothing in it"
 # How often a point is looked at again that another sweep works on.
@@ -344,26 +340,6 @@ class LocalLauncher(Launcher):
         # COMPLETED also for a failure: sweepers read return_value, which raises for FAILED and would hide the others.
         returned.status, returned.return_value = JobStatus.COMPLETED, point.outcome
         return returned
-
-
-def register(*plugins: type[Plugin]) -> None:
-    """Make plugins known to Hydra as `hydra_plugins.harness.NAME`.
-
-    Hydra instantiates none that lie elsewhere, and imports them by that name. A package in that namespace would be a
-    second top-level one to ship, and Hydra would import it whenever any Hydra application starts; a module made here
-    exists only in our own process.
-    """
-    known: Plugins = Plugins.instance()
-    try:
-        namespace = importlib.import_module("hydra_plugins")
-    except ModuleNotFoundError:
-        namespace = sys.modules.setdefault("hydra_plugins", ModuleType("hydra_plugins"))
-    module = sys.modules.setdefault(PLUGIN_MODULE, ModuleType(PLUGIN_MODULE))
-    namespace.harness = module  # type: ignore[attr-defined]
-    for plugin in plugins:
-        plugin.__module__ = PLUGIN_MODULE
-        setattr(module, plugin.__name__, plugin)
-        known.register(plugin)
 
 
 def identities() -> Callable[[dict[str, Any]], str]:

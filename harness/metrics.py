@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from harness import text_metrics
-from harness.config import ConfigError, near_misses
+from harness.config.errors import ConfigError, near_misses
 from harness.text_metrics import PER_ROW
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.architectures import Architecture, Backbone, Kind, architecture
-from harness.config import ConfigError, EarlierAdapter, Experiment, ModelConfig, Precision, Quantization
+from harness.config.errors import ConfigError
+from harness.config.schema import EarlierAdapter, Experiment, ModelConfig, Precision, Quantization
 
 if TYPE_CHECKING:
     from torch import device as Device

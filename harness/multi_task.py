@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config import ConfigError, Experiment, build
+from harness.config.build import build
+from harness.config.errors import ConfigError
+from harness.config.schema import Experiment
 from harness.record import ADAPTER_FOLDER, RESULT_FILE, RunRecord, write_atomically
 
 if TYPE_CHECKING:

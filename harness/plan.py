@@ -7,8 +7,10 @@ from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.composition import compose
-from harness.config import ConfigError, Experiment, build
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
+from harness.config.schema import Experiment
 from harness.planning import PAGE, PLANNED, Settings, Stream, draw, fits, read_settings, steps, storage
 from harness.record import empty_cost
 

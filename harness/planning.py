@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config import ConfigError, Experiment
+from harness.config.errors import ConfigError
+from harness.config.schema import Experiment
 from harness.record import MEMORY
 
 # Makers count in powers of ten or of two; the smaller of the two readings promises less.
@@ -64,7 +65,7 @@ def read_settings(given: dict[str, str]) -> Settings:
     Raises:
         ConfigError: A key is unknown, or its value is not allowed.
     """
-    from harness.config import near_misses
+    from harness.config.errors import near_misses
 
     valid = list(Settings.__dataclass_fields__)
     values: dict[str, Any] = {}

@@ -14,8 +14,9 @@ from typing import Any
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, open_dict
 
-from harness.config import ConfigError, Rerun, near_misses
-from harness.mistakes import key_of
+from harness.config.errors import ConfigError, near_misses
+from harness.config.mistakes import key_of
+from harness.config.schema import Rerun
 from harness.point_claims import Claim
 from harness.progress import Kind, score_text, spell, table
 from harness.record import RESULT_FILE, TRACKED_FILE, RunRecord

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from harness import measure
 from harness.architectures import Backbone
 from harness.batches import Batch, plain_inputs
-from harness.config import ConfigError, Experiment, Quantization
+from harness.config.errors import ConfigError
+from harness.config.schema import Experiment, Quantization
 from harness.methods import trained_parameters
 
 if TYPE_CHECKING:

@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness import __version__
-from harness.config import PACKAGE, ConfigError, key_values, near_misses
+from harness.config.errors import ConfigError, key_values, near_misses
+from harness.config.sources import PACKAGE
+from harness.config.version import __version__
 from harness.language_modelling import (
     batches,
     decoder_loss,

@@ -8,8 +8,8 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from harness import __version__
-from harness.config import PACKAGE
+from harness.config.sources import PACKAGE
+from harness.config.version import __version__
 from harness.store import redact
 
 PACKAGES = (

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import LARGEST_SEED, ConfigError, ModelConfig, key_values, near_misses, typed
+from harness.config.build import typed
+from harness.config.errors import ConfigError, key_values, near_misses
+from harness.config.schema import LARGEST_SEED, ModelConfig
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +61,7 @@ def parse(arguments: list[str]) -> tuple[ModelConfig, Study]:
     Raises:
         ConfigError: A key is unknown or given without a value, a value is of the wrong type, or there is no such model.
     """
-    from harness.composition import compose
+    from harness.config.compose import compose
 
     given = key_values(arguments, [*MODEL_KEYS, *(field.name for field in fields(Study))])
     overrides = [f"{key}={given.pop(key)}" for key in MODEL_KEYS if key in given]

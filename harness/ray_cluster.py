@@ -15,7 +15,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from harness.clusters import ClusterLauncher, ClusterLost, ClusterWorker, NodeLost, Resources, failed, sentence
-from harness.config import PACKAGE, ConfigError, conf_root
+from harness.config.errors import ConfigError
+from harness.config.sources import PACKAGE, conf_root
 from harness.store import CONNECT_SECONDS
 
 # Names of the variables that go with a point to a node begin so.

@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    from harness.config import ConfigError
+    from harness.config.errors import ConfigError
 
     try:
         options = parse(arguments)
@@ -137,7 +137,8 @@ def parse(arguments: Sequence[str]) -> Options:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from harness.config import ConfigError, conf_root, near_misses
+    from harness.config.errors import ConfigError, near_misses
+    from harness.config.sources import conf_root
     from harness.reporting import definitions
     from harness.store import redact
 
@@ -214,7 +215,7 @@ def _attach(options: Options, report: Report, out: Path) -> None:
         ConfigError: It was asked for, and there is no one sweep.
     """
     from harness import tracking
-    from harness.config import ConfigError
+    from harness.config.errors import ConfigError
     from harness.store import redact
 
     one = options.sweep is not None and len(options.sweep) == 1 and options.store is None
@@ -259,7 +260,7 @@ def _browse(options: Options) -> int:
 
 
 def _compare(options: Options) -> None:
-    from harness.config import ConfigError
+    from harness.config.errors import ConfigError
     from harness.reporting import side_by_side
 
     names = str(options.compare).split(",")
@@ -290,7 +291,7 @@ def _place(options: Options) -> str:
     Raises:
         ConfigError: The one was given as the other.
     """
-    from harness.config import ConfigError
+    from harness.config.errors import ConfigError
     from harness.store import parse, redact
 
     if options.store is None:
@@ -384,7 +385,7 @@ def write(report: Report, out: Path) -> None:
     Raises:
         ConfigError: The folder cannot be written.
     """
-    from harness.config import ConfigError
+    from harness.config.errors import ConfigError
     from harness.reporting import latex, render
     from harness.reporting.page import page
 

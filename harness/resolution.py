@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.mistakes import key_of
+from harness.config.mistakes import key_of
 
 # What begins an interpolation: a key or a resolver's name, and the character after it.
 REFERENCE = re.compile(r"\$\{([^${}:]*)(.?)", re.DOTALL)

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness import __version__, config, distributed, forgetting, kept, models, record, tracking
-from harness.config import ConfigError, Experiment, TrackingKind
+from harness import distributed, forgetting, kept, models, record, tracking
+from harness.config import build, sources
+from harness.config import identity as config_identity
+from harness.config.errors import ConfigError
+from harness.config.schema import Experiment, TrackingKind
+from harness.config.version import __version__
 from harness.interrupts import kill_as_interrupt
 from harness.methods import trained_parameters
 from harness.provenance import command_line
@@ -49,11 +53,11 @@ def prepare(cfg: DictConfig) -> Inputs:
     Raises:
         ConfigError: Something in the configuration, or a file that it names, is wrong.
     """
-    experiment = config.build(cfg)
+    experiment = build.build(cfg)
     folder, model = _backbone(experiment)
     revisions = {"model": model, **_texts(experiment)}
     to_the_end = replace(experiment, sweep=replace(experiment.sweep, stop_share=None))
-    identities = (config.identity(one, revisions, __version__) for one in (experiment, to_the_end))
+    identities = (config_identity.identity(one, revisions, __version__) for one in (experiment, to_the_end))
     return Inputs(experiment, folder, revisions, *identities)
 
 
@@ -82,7 +86,7 @@ class Identities:
 
     def __init__(self) -> None:
         self.made: dict[str, Any] = {}
-        config.register_resolvers()
+        sources.register_resolvers()
 
     def __call__(self, plain: dict[str, Any]) -> str:
         """The identity of a resolved configuration.
@@ -95,20 +99,20 @@ class Identities:
         """
         if (plain.get("sweep") or {}).get("budget") is not None:
             plain = self._within_budget(plain)
-        experiment = config.assemble(plain, self._section)
+        experiment = build.assemble(plain, self._section)
         resolved = experiment.resolved
         _, model = self._once("backbone", resolved["model"], lambda: _backbone(experiment))
         texts = self._once("texts", (resolved["task"], resolved["forgetting"]), lambda: _texts(experiment))
-        return config.identity(experiment, {"model": model, **texts}, __version__)
+        return config_identity.identity(experiment, {"model": model, **texts}, __version__)
 
     def _section(self, key: str, values: Any) -> tuple[Any, Any]:
-        return self._once(key, values, lambda: config.make_section(key, values))
+        return self._once(key, values, lambda: build.make_section(key, values))
 
     def _within_budget(self, plain: dict[str, Any]) -> dict[str, Any]:
         """The configuration with the size that a budget comes to, which depends on neither seed nor training."""
         sweep = plain["sweep"]
         decisive = [plain.get(key) for key in ("model", "task", "method")], sweep["budget"]
-        sized = self._once("sized", decisive, lambda: config.assemble(plain, self._section).resolved["method"])
+        sized = self._once("sized", decisive, lambda: build.assemble(plain, self._section).resolved["method"])
         return {**plain, "method": sized, "sweep": {**sweep, "budget": None}}
 
     def _once(self, kind: str, given: Any, make: "Callable[[], Any]") -> Any:

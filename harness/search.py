@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Protocol
 
-from harness.config import ConfigError, Search
+from harness.config.errors import ConfigError
+from harness.config.schema import Search
 
 RATE = "train.learning_rate"
 # A choice in the outermost share of its range, on a log scale, says that the best may lie beyond.

@@ -18,7 +18,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from harness.clusters import ClusterLauncher, ClusterWorker, NodeLost, Resources, failed
-from harness.config import PACKAGE, ConfigError, conf_root, near_misses
+from harness.config.errors import ConfigError, near_misses
+from harness.config.sources import PACKAGE, conf_root
 from harness.points import TAKEN
 
 # How long SLURM has to answer a question, how old an answer about the queue may be, and how long a file system may take

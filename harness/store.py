@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 
 RUN_ID_TAG = "harness.run_id"
 ALLOWED = "sqlite:///FILE, http://HOST:PORT or https://HOST"

@@ -18,9 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness import launcher, points
 from harness.choice import Candidate, Trial, choices_table
-from harness.config import ConfigError, Search, near_misses
+from harness.config import compose
+from harness.config.errors import ConfigError, near_misses
+from harness.config.mistakes import MISTAKES, explain, key_of
+from harness.config.schema import Search
 from harness.metrics import higher_is_better
-from harness.mistakes import MISTAKES, explain, key_of
 from harness.search import Budget, ranges_of, searcher
 from harness.store import redact
 
@@ -64,7 +66,7 @@ class GridSweeper(Sweeper):
 class GridSweeperConf:
     """What `hydra.sweeper` holds in a plain sweep: the keys of Hydra's basic sweeper."""
 
-    _target_: str = f"{launcher.PLUGIN_MODULE}.GridSweeper"
+    _target_: str = f"{compose.PLUGIN_MODULE}.GridSweeper"
     max_batch_size: int | None = None
     params: dict[str, str] | None = None
 
@@ -276,5 +278,5 @@ def save_configuration(config: DictConfig) -> None:
 
 def register() -> None:
     """Make the sweepers known; `hydra/sweeper=basic`, Hydra's default, becomes the grid that survives a bad point."""
-    launcher.register(GridSweeper, EqualBudgetSweeper)
+    compose.register(GridSweeper, EqualBudgetSweeper)
     ConfigStore.instance().store(group="hydra/sweeper", name="basic", node=GridSweeperConf, provider="harness")

@@ -40,7 +40,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from harness import server_copy
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.entries import final_metrics, milliseconds, run_name, run_params, run_tags, step_metrics
 from harness.record import (
     ADAPTER_FOLDER,

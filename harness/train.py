@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import measure
 from harness.batches import Batch, bucketed
-from harness.config import Scheduler, TrainConfig
+from harness.config.schema import Scheduler, TrainConfig
 from harness.distributed import Processes
 from harness.evaluate import Evaluation
 from harness.interrupts import deferred_interrupts

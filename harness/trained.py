@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness import record
 from harness.architectures import Kind
-from harness.config import Experiment
+from harness.config.schema import Experiment
 from harness.record import RunRecord
 
 if TYPE_CHECKING:

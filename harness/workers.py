@@ -24,7 +24,8 @@ from omegaconf import DictConfig
 from pebble import CONSTS, ProcessExpired, ProcessFuture, ProcessPool
 
 from harness import kept
-from harness.config import ConfigError, register_resolvers
+from harness.config.errors import ConfigError
+from harness.config.sources import register_resolvers
 from harness.point_claims import Claim
 from harness.points import CONSOLE_FILE, LOST, TAKEN, failed
 

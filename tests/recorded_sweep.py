@@ -25,7 +25,8 @@ from toy_sweep import identity
 
 from harness import launcher, points, sweeper
 from harness.__main__ import exit_status
-from harness.config import conf_root
+from harness.config import compose
+from harness.config.sources import conf_root
 from harness.record import RunRecord
 from harness.run import _track
 
@@ -81,7 +82,7 @@ def main() -> None:
     os.chdir(folder)
     Path("conf").mkdir(exist_ok=True)
     Path("conf/config.yaml").write_text(CONFIG.replace("CONF", str(conf_root() / "conf")))
-    launcher.register(launcher.LocalLauncher)
+    compose.register(launcher.LocalLauncher)
     sweeper.register()
     launcher.identities = lambda: identity
     with initialize_config_dir(str(Path("conf").resolve()), version_base="1.3"):

@@ -7,7 +7,7 @@ from conftest import TINY
 from transformers import AutoConfig
 
 from harness.architectures import ARCHITECTURES, ROLES, architecture
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.methods.peft import find_modules
 from harness.methods.peft_counts import matches
 from harness.models import empty_model

@@ -4,8 +4,11 @@ import pytest
 
 from harness.architectures import Kind
 from harness.budget import KNOBS, knob_of, sized
-from harness.composition import compose
-from harness.config import ConfigError, Experiment, build, component, conf_root
+from harness.config.build import build, component
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
+from harness.config.schema import Experiment
+from harness.config.sources import conf_root
 from harness.models import empty_model
 from harness.plan import architecture_of, plan, skeleton
 

@@ -17,7 +17,8 @@ from harness.claims import __main__ as command
 from harness.claims import architecture, costs, ledger, pages, scores
 from harness.claims.evidence import Evidence, Selection
 from harness.claims.verdict import Case, Outcome, Verdict, decide, of_cases, of_tests
-from harness.config import ConfigError, conf_root
+from harness.config.errors import ConfigError
+from harness.config.sources import conf_root
 
 ROWS = 200
 EVIL = "<script>alert(1)</script>"

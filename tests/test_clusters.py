@@ -22,7 +22,8 @@ from servers import free_port, server, stop
 from toy_sweep import ToySweep, task
 
 from harness import clusters, nodes
-from harness.config import ConfigError, register_resolvers
+from harness.config.errors import ConfigError
+from harness.config.sources import register_resolvers
 from harness.points import NOT_RUN, Point
 from harness.ray_cluster import RayLauncher
 from harness.record import RESULT_FILE, RunRecord

@@ -3,8 +3,11 @@
 import pytest
 from omegaconf import OmegaConf
 
-from harness.composition import compose
-from harness.config import ConfigError, build, component, conf_root, identity, near_misses
+from harness.config.build import build, component
+from harness.config.compose import compose
+from harness.config.errors import ConfigError, near_misses
+from harness.config.identity import identity
+from harness.config.sources import conf_root
 
 MISTAKES = {
     "train.learning_rate=fast": r"train\.learning_rate: Value 'fast'",

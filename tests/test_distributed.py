@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from harness import distributed
-from harness.composition import compose
-from harness.config import ConfigError, build
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
 from harness.record import RunRecord
 
 # Rows that two processes can't halve evenly, accumulated batches, and dropout nowhere.

@@ -12,8 +12,11 @@ import pytest
 from harness import compatibility, doctor, models
 from harness.architectures import Kind
 from harness.compatibility import Finding, ask, attempt, backbones, experiments
-from harness.composition import compose
-from harness.config import ConfigError, Experiment, Quantization, build, conf_root
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
+from harness.config.schema import Experiment, Quantization
+from harness.config.sources import conf_root
 
 METHODS = ["full", "head", "bitfit", "lora"]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from harness.batches import Collator
-from harness.composition import compose
-from harness.config import build
+from harness.config.build import build
+from harness.config.compose import compose
 from harness.evaluate import Subject, evaluate
 
 FEATURES = [

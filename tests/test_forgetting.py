@@ -16,8 +16,10 @@ from harness import forgetting, models, perplexity
 from harness.architectures import ARCHITECTURES, Backbone, Kind
 from harness.batches import IGNORED
 from harness.compatibility import TINY
-from harness.composition import compose
-from harness.config import PACKAGE, ConfigError, build
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
+from harness.config.sources import PACKAGE
 from harness.forgetting import BorrowedHead, CannotMeasure, Forgetting, mask, masked_loss, measure, read_text
 from harness.methods import trained_parameters
 from harness.tasks.micro import corpus

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from harness.architectures import Backbone, Kind, architecture
-from harness.config import PACKAGE, Quantization
+from harness.config.schema import Quantization
+from harness.config.sources import PACKAGE
 from harness.generation import generate, option_log_likelihoods
 from harness.methods.bottleneck import Activation, Houlsby
 from harness.methods.peft import PeftMethod

@@ -8,7 +8,7 @@ import pytest
 
 from harness import kept
 from harness import run as runner
-from harness.composition import compose
+from harness.config.compose import compose
 from harness.record import PREDICTIONS_FILE, STEPS_FILE, RunRecord
 
 KEPT = ["features", "rows", "tokenizer"]

@@ -13,7 +13,7 @@ from toy_sweep import ToySweep, die_while_starting
 
 from harness import launcher, tracking, workers
 from harness import points as sweep_points
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.record import RunRecord
 from harness.slots import available_cores, visible_gpus
 

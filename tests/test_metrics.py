@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 from sklearn import metrics as sklearn_metrics
 
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.metrics import METRICS, PER_ROW, compute, higher_is_better, metric
 from harness.text_metrics import final_number, normalised
 

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from harness import models
 from harness.architectures import architecture
 from harness.batches import collator_for
-from harness.composition import compose
-from harness.config import ConfigError, EarlierAdapter, ModelConfig, Quantization, build
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
+from harness.config.schema import EarlierAdapter, ModelConfig, Quantization
 
 TinyModel = Callable[[str], Path]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from harness.config import PACKAGE
+from harness.config.sources import PACKAGE
 from harness.perplexity import TextScore, Window, encode, exponential, score, windows
 from harness.record import finite
 from harness.tasks.micro import corpus

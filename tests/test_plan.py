@@ -15,8 +15,11 @@ from transformers import PretrainedConfig
 from harness import plan as planner
 from harness import planning
 from harness.architectures import Kind
-from harness.composition import compose
-from harness.config import ConfigError, Quantization, build, component, conf_root
+from harness.config.build import build, component
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
+from harness.config.schema import Quantization
+from harness.config.sources import conf_root
 from harness.measure import logical_parameters
 from harness.models import empty_model, load_model
 from harness.predict import Step

@@ -8,7 +8,8 @@ from random import Random
 
 import pytest
 
-from harness.config import PACKAGE, ConfigError
+from harness.config.errors import ConfigError
+from harness.config.sources import PACKAGE
 from harness.language_modelling import batches, read_passages, with_strangers
 from harness.pretrain import Backbone, Pretraining, build_tokenizer, parse, pretrain
 from harness.tasks import micro

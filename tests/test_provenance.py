@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness import provenance as origin
-from harness.config import PACKAGE
+from harness.config.sources import PACKAGE
 
 
 def test_versions_device_seeds_and_revisions_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

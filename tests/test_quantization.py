@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.quantization import BLOCK, NORMAL, OUTLIERS, SCHEMES, analyse, matrices, measure, parse, synthetic
 
 TinyModel = Callable[[str], Path]

@@ -13,7 +13,7 @@ import pytest
 from run_directories import new_store, store_of, write_run
 
 from harness import report
-from harness.config import conf_root
+from harness.config.sources import conf_root
 from harness.reporting import render
 
 EVIL = "<script>alert(1)</script>"

@@ -13,7 +13,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from harness.__main__ import register_plugins
-from harness.config import ConfigError, conf_root
+from harness.config.errors import ConfigError
+from harness.config.sources import conf_root
 from harness.points import without_hydra
 from harness.resolution import Inseparable, Resolution
 from harness.run import Identities, identify

@@ -13,8 +13,8 @@ import torch
 
 from harness import run as runner
 from harness import tracking
-from harness.composition import compose
-from harness.config import ConfigError
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
 from harness.methods.selective import SelectedWeights
 from harness.plan import plan
 from harness.record import COST_FIELDS, RunRecord, Status

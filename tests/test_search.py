@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from harness.choice import Candidate, Trial, choices_table
-from harness.composition import compose
-from harness.config import Search, build, conf_root, identity
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.identity import identity
+from harness.config.schema import Search
+from harness.config.sources import conf_root
 from harness.run import prepare, run
 from harness.search import RATE, Budget, Range, edge, grid_points, random_points, ranges_of, searcher, spread
 

@@ -11,7 +11,7 @@ import torch
 from harness import models, soft_prompts
 from harness.architectures import ARCHITECTURES, Backbone, Kind
 from harness.compatibility import TINY
-from harness.config import build
+from harness.config.build import build
 from harness.plan import compose
 from harness.soft_prompts import NoNeighbours, SoftPrompt, Tightness, first_keys, neighbours, table, tightness
 

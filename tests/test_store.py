@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.store import Store, check, parse, redact
 
 

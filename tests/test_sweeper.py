@@ -5,7 +5,7 @@ import pytest
 from toy_sweep import ToySweep
 
 from harness import points
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 
 EQUAL = "hydra/sweeper=equal_budget"
 TWO_FINALS = "hydra.sweeper.seeds=[1,2]"

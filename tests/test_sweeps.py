@@ -8,8 +8,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from harness.composition import compose
-from harness.config import build, conf_root
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.sources import conf_root
 from harness.plan import expand, skeleton
 
 SWEEPS = sorted(path.stem for path in (conf_root() / "sweeps").glob("*.yaml"))

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.composition import compose
-from harness.config import build
+from harness.config.build import build
+from harness.config.compose import compose
 from harness.record import RunRecord
 from harness.run import prepare, run
 from harness.train import make_optimizer, make_schedule

@@ -17,7 +17,8 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from harness import launcher, points, ray_cluster, slurm, sweeper, tracking
-from harness.config import conf_root
+from harness.config import compose
+from harness.config.sources import conf_root
 from harness.record import TRACKED_FILE, RunRecord
 
 CONFIG = """
@@ -127,7 +128,7 @@ class ToySweep:
         monkeypatch.setattr(tracking, "create", lambda uri, experiment, sweep: None)
         monkeypatch.setattr(tracking, "send", self._send)
         points.outcomes.clear()
-        launcher.register(launcher.LocalLauncher, ray_cluster.RayLauncher, slurm.SlurmLauncher)
+        compose.register(launcher.LocalLauncher, ray_cluster.RayLauncher, slurm.SlurmLauncher)
         sweeper.register()
         self.configurations = folder / "conf"
         (self.configurations / "method").mkdir(parents=True)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from harness.config import ConfigError, near_misses
+from harness.config.errors import ConfigError, near_misses
 
 DEFAULT_STORE = Path("mlflow.db")
 MISTAKEN = 2

@@ -7,7 +7,7 @@ from pathlib import Path
 from harness.claims.costs import line
 from harness.claims.evidence import Evidence, counted, parameters_by_kind, planned, quantized
 from harness.claims.verdict import Case, NoEvidence, Outcome, decide
-from harness.config import ConfigError, near_misses
+from harness.config.errors import ConfigError, near_misses
 from harness.reporting.stats import summarise
 
 
@@ -128,7 +128,7 @@ class ParametersByKind:
     least: float
 
     def judge(self, evidence: Evidence) -> list[Case]:
-        from harness.mistakes import choices
+        from harness.config.mistakes import choices
 
         cases = []
         for model in self.models or sorted(choices("model")):

@@ -14,7 +14,8 @@ import pandas as pd
 from harness.claims.evidence import Evidence, Selection, Sweep
 from harness.claims.scores import NOT_FINISHED, NOT_MEASURED, ONE_RUN, across_runs, check_selections, sweeps_of
 from harness.claims.verdict import Case, Outcome, decide
-from harness.config import ConfigError, conf_root
+from harness.config.errors import ConfigError
+from harness.config.sources import conf_root
 from harness.metrics import pearson
 from harness.record import SOFT_PROMPT_FILE
 from harness.reporting.pairwise import predictions_of

@@ -12,14 +12,15 @@ import pandas as pd
 
 from harness import tracking
 from harness.claims.verdict import NoEvidence
-from harness.config import PACKAGE, ConfigError
+from harness.config.errors import ConfigError
+from harness.config.sources import PACKAGE
 from harness.metrics import higher_is_better
 from harness.reporting import pairwise, runs, scores
 from harness.reporting.pairwise import Pairwise
 from harness.reporting.scores import FINISHED, MAJORITY
 
 if TYPE_CHECKING:
-    from harness.config import Experiment
+    from harness.config.schema import Experiment
 
 CHOSEN = ("model", "task")
 NOT_SET = "null"
@@ -245,8 +246,8 @@ def planned(overrides: tuple[str, ...]) -> dict[str, float]:
 
 
 def _experiment(overrides: Sequence[str]) -> "Experiment":
-    from harness.composition import compose
-    from harness.config import build
+    from harness.config.build import build
+    from harness.config.compose import compose
     from harness.plan import parse
 
     name, rest, _, _ = parse(list(overrides))

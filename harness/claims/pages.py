@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.claims.ledger import Judged, Tested
 from harness.claims.verdict import Case, Outcome, Verdict
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.reporting.render import NONE, Table, markdown
 from harness.reporting.scores import plain
 

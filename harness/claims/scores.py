@@ -8,7 +8,7 @@ import numpy as np
 
 from harness.claims.evidence import Evidence, Selection, Sweep
 from harness.claims.verdict import Case, NoEvidence, Outcome, decide
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.metrics import higher_is_better
 from harness.reporting.comparison import Comparison, Resampled, compare
 from harness.reporting.stats import CONFIDENCE, holm

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.config import Quantization, TrainConfig
+from harness.config.schema import Experiment, Quantization, TrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,6 +37,17 @@ class Method(Protocol):
 
     def virtual_tokens(self) -> int:
         """Positions that the method takes from the context, beside the text's."""
+
+    def within_budget(self, experiment: Experiment, values: dict[str, Any]) -> dict[str, Any]:
+        """The method's values with the size that trains the most within `sweep.budget`, the head apart.
+
+        Args:
+            experiment: The experiment with the size as its YAML has it.
+            values: The method's values as they were composed, `_target_` among them.
+
+        Raises:
+            ConfigError: The method has no size, or none that fits.
+        """
 
     def expected_parameters(self, backbone: "Backbone") -> int:
         """Trainable parameters apart from the head, by a closed form over the backbone's shapes.
@@ -82,6 +93,11 @@ class MethodDefaults:
 
     def virtual_tokens(self) -> int:
         return 0
+
+    def within_budget(self, experiment: Experiment, values: dict[str, Any]) -> dict[str, Any]:
+        from harness.budget import solve
+
+        return solve(experiment, values)
 
 
 class TrainingHooks:

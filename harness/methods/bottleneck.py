@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.methods import EARLIER, MethodDefaults
 from harness.methods.selective import SelectedWeights
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.methods.bottleneck import Houlsby
 
 if TYPE_CHECKING:

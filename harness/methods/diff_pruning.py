@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.config import ConfigError, Quantization, TrainConfig
+from harness.config.errors import ConfigError
+from harness.config.schema import Quantization, TrainConfig
 from harness.methods import WEIGHTS_FILE, MethodDefaults
 from harness.methods.selective import SelectedWeights, read_tensors
 

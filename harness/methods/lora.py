@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.architectures import ROLES, Backbone
-from harness.config import ConfigError, Quantization, TrainConfig, near_misses
+from harness.config.errors import ConfigError, near_misses
+from harness.config.schema import Quantization, TrainConfig
 from harness.methods.peft import PeftAdapter, PeftBased, find_modules, is_transposed
 from harness.methods.peft_counts import matches, width
 

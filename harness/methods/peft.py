@@ -13,7 +13,9 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from harness.architectures import ROLES, Backbone, Kind
-from harness.config import ConfigError, Quantization, locate, near_misses
+from harness.config.build import locate
+from harness.config.errors import ConfigError, near_misses
+from harness.config.schema import Quantization
 from harness.methods import CONFIG_FILE, WEIGHTS_FILE, MethodDefaults, TrainingHooks
 from harness.methods.peft_counts import LEFT_OUT, RULES, describe, expected, matches, width
 

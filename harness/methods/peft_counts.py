@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.architectures import Backbone, Kind
-from harness.config import ConfigError, Quantization
+from harness.config.errors import ConfigError
+from harness.config.schema import Quantization
 
 if TYPE_CHECKING:
     from torch import nn

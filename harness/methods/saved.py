@@ -13,7 +13,9 @@ from omegaconf import OmegaConf
 
 from harness import models
 from harness.architectures import Backbone, Kind
-from harness.config import ConfigError, Experiment, ModelConfig, component, near_misses, typed
+from harness.config.build import component, typed
+from harness.config.errors import ConfigError, near_misses
+from harness.config.schema import Experiment, ModelConfig
 from harness.record import write_atomically
 
 if TYPE_CHECKING:

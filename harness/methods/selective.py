@@ -9,7 +9,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.config import ConfigError, Quantization
+from harness.config.errors import ConfigError
+from harness.config.schema import Quantization
 from harness.measure import logical_size
 from harness.methods import CONFIG_FILE, EARLIER, WEIGHTS_FILE, MethodDefaults, TrainingHooks, trained_parameters
 

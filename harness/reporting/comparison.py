@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.record import PREDICTIONS_FILE
 from harness.reporting.stats import CONFIDENCE, PLACES, RESAMPLES, TAILS, Summary, holm, summarise
 from harness.text_metrics import PER_ROW

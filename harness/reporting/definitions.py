@@ -58,7 +58,8 @@ def find(name: str) -> dict[str, Any] | None:
     from omegaconf import OmegaConf
     from yaml import YAMLError
 
-    from harness.config import ConfigError, typed
+    from harness.config.build import typed
+    from harness.config.errors import ConfigError
 
     if name == LEDGER:
         raise ConfigError(f"{name}: the ledger of claims is no report; judge it with python -m harness.claims")
@@ -95,7 +96,7 @@ def texts(key: str, value: Any) -> Any:
 
 
 def _folders() -> list[Path]:
-    from harness.config import conf_root
+    from harness.config.sources import conf_root
 
     return [Path(FOLDER), conf_root() / FOLDER]
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.entries import run_params
 from harness.reporting.scores import plain
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from harness import tracking
-from harness.config import ConfigError, near_misses
+from harness.config.errors import ConfigError, near_misses
 from harness.metrics import higher_is_better
 from harness.record import PREDICTIONS_FILE
 from harness.reporting.comparison import (

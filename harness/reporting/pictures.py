@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from harness.config import ConfigError, near_misses
+from harness.config.errors import ConfigError, near_misses
 from harness.metrics import higher_is_better
 from harness.reporting import plot_costs, plot_scores
 from harness.reporting.plot_costs import COSTS, REFERENCES, front

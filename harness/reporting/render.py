@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.config import ConfigError, near_misses
+from harness.config.errors import ConfigError, near_misses
 from harness.record import COST_FIELDS, MEMORY
 from harness.reporting.across import Across
 from harness.reporting.comparison import NO_DIFFERENCE, NO_SCORE

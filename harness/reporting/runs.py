@@ -12,7 +12,7 @@ import pandas as pd
 
 from harness import store as stores
 from harness import tracking
-from harness.config import ConfigError, near_misses
+from harness.config.errors import ConfigError, near_misses
 from harness.entries import final_metrics, milliseconds, run_name, run_params, run_tags
 from harness.record import RESULT_FILE, SCHEMA_VERSION, RunRecord
 from harness.reporting import others as foreign

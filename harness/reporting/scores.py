@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness import __version__, tracking
-from harness.config import NOT_IDENTITY, Search
+from harness import tracking
+from harness.config.identity import NOT_IDENTITY
+from harness.config.schema import Search
+from harness.config.version import __version__
 from harness.metrics import higher_is_better
 from harness.record import MEMORY
 from harness.reporting.stats import count_outcomes, summarise

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from harness import tracking
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.metrics import higher_is_better
 from harness.record import RESULT_FILE
 from harness.reporting import scores

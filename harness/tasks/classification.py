@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from harness.architectures import Kind
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.tasks import Collate, Features, Row, TaskData
 from harness.tasks.rows import RowTask, check_text
 from harness.text_metrics import PER_ROW

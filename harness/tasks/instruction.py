@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.batches import IGNORED
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.tasks import Features, Row, TaskData, templates
 from harness.tasks.prompts import PromptTask
 

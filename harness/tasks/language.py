@@ -5,7 +5,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from harness.batches import IGNORED
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.tasks import Features, Row, TaskData, templates
 from harness.tasks.rows import LanguageTask, check_text
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.batches import IGNORED, Batch, Collator
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.tasks import Features, Row, TaskData
 from harness.tasks.prompts import PromptTask
 

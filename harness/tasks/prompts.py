@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.batches import IGNORED
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.tasks import Features, Row, templates
 from harness.tasks.rows import LanguageTask, check_text
 

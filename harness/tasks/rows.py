@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.architectures import Kind
-from harness.config import ConfigError, near_misses
+from harness.config.errors import ConfigError, near_misses
 from harness.tasks import Collate, Features, Row, TaskData, sources
 from harness.tasks.leakage import overlap
 

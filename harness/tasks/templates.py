@@ -3,7 +3,7 @@
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.tasks import Row
 
 if TYPE_CHECKING:

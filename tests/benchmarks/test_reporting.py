@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from run_directories import store_of, write_run
 
 from harness import report
-from harness.composition import compose
+from harness.config.compose import compose
 from harness.record import COST_FIELDS
 from harness.reporting import curves, scores
 from harness.reporting.definitions import Definition

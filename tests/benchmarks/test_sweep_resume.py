@@ -21,7 +21,7 @@ from run_directories import write_run
 
 from harness import points, sweeper, tracking
 from harness.__main__ import register_plugins, run_point
-from harness.config import conf_root
+from harness.config.sources import conf_root
 from harness.points import without_hydra
 from harness.record import COST_FIELDS
 from harness.resolution import Resolution

@@ -21,8 +21,8 @@ import pytest
 from scipy.stats import ttest_ind
 
 from harness import tracking
-from harness.composition import compose
-from harness.config import build
+from harness.config.build import build
+from harness.config.compose import compose
 from harness.reporting.stats import holm
 from harness.slots import available_cores
 

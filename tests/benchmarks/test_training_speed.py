@@ -20,8 +20,8 @@ from tqdm import tqdm
 from harness import models
 from harness.architectures import architecture
 from harness.batches import Batch, bucketed, collator_for
-from harness.composition import compose
-from harness.config import build
+from harness.config.build import build
+from harness.config.compose import compose
 from harness.methods import Adapter
 from harness.train import Trainer, make_optimizer, make_schedule
 

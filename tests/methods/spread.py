@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 
 from harness.architectures import Kind
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.distributed import Processes
 from harness.methods import trained_parameters
 

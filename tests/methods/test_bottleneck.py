@@ -17,7 +17,10 @@ from harness import measure, models
 from harness.architectures import Backbone, Kind
 from harness.batches import plain_inputs
 from harness.compatibility import TINY, backbones, words
-from harness.config import ConfigError, Quantization, component, conf_root
+from harness.config.build import component
+from harness.config.errors import ConfigError
+from harness.config.schema import Quantization
+from harness.config.sources import conf_root
 from harness.methods import trained_parameters
 from harness.methods.layers import Bottleneck, linear_bottleneck
 

@@ -17,8 +17,11 @@ from harness import measure, models
 from harness.architectures import ARCHITECTURES, Backbone, Kind
 from harness.batches import collator_for, plain_inputs
 from harness.compatibility import backbones, words
-from harness.composition import compose
-from harness.config import ConfigError, Experiment, Quantization, build, conf_root
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
+from harness.config.schema import Experiment, Quantization
+from harness.config.sources import conf_root
 from harness.methods import trained_parameters
 
 METHODS = sorted(

@@ -12,7 +12,7 @@ from tiny import method_of, random_backbone
 from harness.architectures import Kind
 from harness.batches import plain_inputs
 from harness.compatibility import words
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.methods import trained_parameters
 
 TinyModel = Callable[[str], Path]

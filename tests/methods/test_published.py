@@ -9,7 +9,9 @@ from published import PEFT_BENCH, ROWS, Row
 from transformers import AutoConfig
 
 from harness.architectures import Backbone, Kind
-from harness.config import ConfigError, component, conf_root
+from harness.config.build import component
+from harness.config.errors import ConfigError
+from harness.config.sources import conf_root
 from harness.measure import logical_parameters
 from harness.models import empty_model
 from harness.plan import count

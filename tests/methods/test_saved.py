@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 import harness
 from harness import run as runner
-from harness.composition import compose
-from harness.config import ConfigError, build
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
 from harness.methods import saved
 from harness.methods.card import card, command, overrides
 from harness.methods.saved import AdapterSet, load_adapter

@@ -9,8 +9,8 @@ from transformers import AutoConfig
 from harness import models
 from harness.architectures import Backbone, Kind
 from harness.compatibility import TINY
-from harness.composition import compose
-from harness.config import build
+from harness.config.build import build
+from harness.config.compose import compose
 
 
 def method_of(name: str, *overrides: str) -> Any:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.evaluate import Evaluation, write_predictions
 from harness.metrics import METRICS, accuracy
 from harness.record import PREDICTIONS_FILE

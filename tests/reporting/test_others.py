@@ -10,7 +10,7 @@ from run_directories import write_run
 
 import harness
 from harness import report
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.reporting import others, scores
 
 

@@ -9,7 +9,7 @@ import pytest
 from run_directories import store_of, write_run
 
 import harness
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.composition import compose
-from harness.config import ConfigError, build, conf_root
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
+from harness.config.sources import conf_root
 from harness.tasks.leakage import overlap
 
 FOLDER = conf_root() / "conf/task"

@@ -13,8 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.batches import IGNORED, collator_for
-from harness.composition import compose
-from harness.config import PACKAGE, ConfigError, build
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
+from harness.config.sources import PACKAGE
 from harness.evaluate import Subject, evaluate
 from harness.run import prepare, run
 

@@ -17,7 +17,10 @@ from torch.nn import functional
 from harness import dpo, measure, models
 from harness.architectures import ARCHITECTURES, Backbone
 from harness.batches import Batch
-from harness.config import PACKAGE, ConfigError, Experiment, build
+from harness.config.build import build
+from harness.config.errors import ConfigError
+from harness.config.schema import Experiment
+from harness.config.sources import PACKAGE
 from harness.evaluate import Evaluation, Subject, evaluate
 from harness.methods import Adapter
 from harness.plan import compose

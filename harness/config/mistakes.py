@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from harness.config import ConfigError, conf_root, near_misses
+from harness.config.errors import ConfigError, near_misses
+from harness.config.sources import conf_root
 
 # What Hydra, OmegaConf and YAML raise for something that the user wrote.
 MISTAKES = (ConfigError, HydraException, OmegaConfBaseException, YAMLError)
