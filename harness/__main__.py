@@ -14,12 +14,13 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
-from harness import launcher, points, ray_cluster, slurm, sweeper
 from harness.config import compose
 from harness.config.compose import PRIMARY_CONFIG, VERSION_BASE
 from harness.config.errors import ConfigError
 from harness.config.mistakes import explain, is_mistake
 from harness.config.sources import conf_root
+from harness.sweep import points, sweepers
+from harness.sweep.launchers import local, ray, slurm
 
 FAILED, MISTAKEN, INTERRUPTED = 1, 2, 130
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -28,8 +29,8 @@ _traces_wanted = os.environ.get(FULL_ERROR) == "1"
 
 def register_plugins() -> None:
     """Make the launchers, the sweepers and the search path known to Hydra."""
-    compose.register(launcher.LocalLauncher, ray_cluster.RayLauncher, slurm.SlurmLauncher)
-    sweeper.register()
+    compose.register(local.LocalLauncher, ray.RayLauncher, slurm.SlurmLauncher)
+    sweepers.register()
     compose.register_sources()
 
 

@@ -23,12 +23,13 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from toy_sweep import identity
 
-from harness import launcher, points, sweeper
 from harness.__main__ import exit_status
 from harness.config import compose
 from harness.config.sources import conf_root
 from harness.record import RunRecord
 from harness.run import _track
+from harness.sweep import points, sweepers
+from harness.sweep.launchers import local
 
 CONFIG = """
 defaults: [override hydra/launcher: local, _self_]
@@ -82,9 +83,9 @@ def main() -> None:
     os.chdir(folder)
     Path("conf").mkdir(exist_ok=True)
     Path("conf/config.yaml").write_text(CONFIG.replace("CONF", str(conf_root() / "conf")))
-    compose.register(launcher.LocalLauncher)
-    sweeper.register()
-    launcher.identities = lambda: identity
+    compose.register(local.LocalLauncher)
+    sweepers.register()
+    local.identities = lambda: identity
     with initialize_config_dir(str(Path("conf").resolve()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         config = loader.load_configuration("config", arguments, RunMode.MULTIRUN)

@@ -21,13 +21,14 @@ from omegaconf import open_dict
 from servers import free_port, server, stop
 from toy_sweep import ToySweep, task
 
-from harness import clusters, nodes
 from harness.config.errors import ConfigError
 from harness.config.sources import register_resolvers
-from harness.points import NOT_RUN, Point
-from harness.ray_cluster import RayLauncher
 from harness.record import RESULT_FILE, RunRecord
-from harness.slurm import SlurmLauncher
+from harness.sweep.launchers import cluster as clusters
+from harness.sweep.launchers import node
+from harness.sweep.launchers.ray import RayLauncher
+from harness.sweep.launchers.slurm import SlurmLauncher
+from harness.sweep.points import NOT_RUN, Point
 
 TESTS = Path(__file__).parent
 SOURCE = TESTS.parent
@@ -99,12 +100,12 @@ def assign(toy: ToySweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a node sets it
     (tmp_path / "sign").touch()
 
-    def make(act: str, sign: str, seconds: float | None = None) -> nodes.Assignment:
+    def make(act: str, sign: str, seconds: float | None = None) -> node.Assignment:
         folder = tmp_path / "sweep" / "0"
         with toy.hydra([f"act={act}", f"+folder={folder}", "+wait=0"], task) as (context, config):
             with open_dict(config):
                 config.hydra.job.id = config.hydra.job.num = 0
-            return nodes.Assignment(
+            return node.Assignment(
                 task, config, context, seconds, None, tmp_path, folder, tmp_path / sign, threads=1, gpus=0
             )
 
@@ -113,7 +114,7 @@ def assign(toy: ToySweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
 
 def test_a_node_with_a_file_system_of_its_own_sends_the_files_back(assign: Any) -> None:
     """The record of a run travels with its outcome where the sweep's machine does not see the run directory."""
-    here, elsewhere = (nodes.carry_out(assign("count", sign)) for sign in ("sign", "no sign"))
+    here, elsewhere = (node.carry_out(assign("count", sign)) for sign in ("sign", "no sign"))
     assert here["status"] == elsewhere["status"] == "finished"
     assert "files" not in here
     assert {"console.log", "began", "ended"} <= set(elsewhere["files"])
@@ -135,7 +136,7 @@ def test_what_a_node_sends_back_becomes_the_run_directory(toy: ToySweep, tmp_pat
 
 def test_a_point_that_hangs_on_a_node_is_stopped_there(assign: Any) -> None:
     """The clock runs on the node: waiting for it does not count."""
-    outcome = nodes.carry_out(assign("hang", "sign", seconds=2))
+    outcome = node.carry_out(assign("hang", "sign", seconds=2))
     assert (outcome["status"], outcome["lost"]) == ("failed", True)
     assert "took longer than sweep.timeout_minutes" in outcome["error"]
 

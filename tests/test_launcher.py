@@ -11,11 +11,12 @@ import pytest
 from omegaconf import OmegaConf
 from toy_sweep import ToySweep, die_while_starting
 
-from harness import launcher, tracking, workers
-from harness import points as sweep_points
+from harness import tracking
 from harness.config.errors import ConfigError
 from harness.record import RunRecord
-from harness.slots import available_cores, visible_gpus
+from harness.sweep import points as sweep_points
+from harness.sweep.launchers import local, workers
+from harness.sweep.launchers.slots import available_cores, visible_gpus
 
 ACTS = ["finish", "raise", "exit", "kill", "leave", "hang", "garbage", "diverge", "record_then_die"]
 
@@ -168,7 +169,7 @@ def test_rerun_runs_points_again(toy, rerun, skipped):
     for point, status in zip(points, ("diverged", "finished"), strict=True):
         with toy.hydra(point, None) as (_, config):
             plain = OmegaConf.to_container(sweep_points.without_hydra(config), resolve=True)
-            toy.stored[launcher.identities()(plain)] = {"status": status, "scores": {}}
+            toy.stored[local.identities()(plain)] = {"status": status, "scores": {}}
     outcomes = toy.launch([[*point, f"sweep.rerun={rerun}"] for point in points])
     assert sum(outcome.get("skipped", False) for outcome in outcomes) == skipped
 
@@ -209,7 +210,7 @@ def test_workers_die_with_a_sweep_that_was_killed(tmp_path):
     code = (
         "import os, sys, time\n"
         "from multiprocessing import get_context\n"
-        "from harness.workers import _prepare\n"
+        "from harness.sweep.launchers.workers import _prepare\n"
         "from pebble import ProcessPool\n"
         "if __name__ == '__main__':\n"
         "    pool = ProcessPool(1, 0, _prepare, (1, None), get_context('spawn'))\n"
@@ -273,9 +274,9 @@ def test_points_share_the_gpus(toy, monkeypatch):
     seen = [outcome["environment"]["CUDA_VISIBLE_DEVICES"] for outcome in outcomes]
     assert sorted(seen) == ["3", "5"]
     with toy.hydra(["sweep.slots_per_gpu=2"], None) as (context, config):
-        plugin = launcher.LocalLauncher()
+        plugin = local.LocalLauncher()
         plugin.setup(hydra_context=context, task_function=lambda _: None, config=config)
-        plugin.identify = launcher.identities()
+        plugin.identify = local.identities()
         points = plugin._points([["train.device=auto", f"seed={seed}"] for seed in range(9)], 0)
         assert plugin._slots(points) == ["3", "5", "3", "5"]
         assert plugin._slots(points[:3]) == ["3", "5", "3"]
@@ -312,9 +313,9 @@ def test_gpus_are_found_by_the_drivers_tool(tmp_path, monkeypatch):
 def test_a_point_that_was_cut_off_goes_on_from_its_checkpoint(toy):
     """Unless everything is to be done anew, or the user says otherwise."""
     with toy.hydra([], None) as (context, config):
-        plugin = launcher.LocalLauncher()
+        plugin = local.LocalLauncher()
         plugin.setup(hydra_context=context, task_function=lambda _: None, config=config)
-        plugin.identify = launcher.identities()
+        plugin.identify = local.identities()
         points = plugin._points([["seed=1"], ["sweep.rerun=all"], ["train.resume=false"]], 0)
         for point in points:
             plugin._compose(point)

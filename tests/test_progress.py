@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from harness.points import Point
-from harness.progress import Durations, Progress
+from harness.sweep.points import Point
+from harness.sweep.progress import Durations, Progress
 
 
 def point(number: int, method: str = "lora", task: str = "glue/rte", **outcome: Any) -> Point:

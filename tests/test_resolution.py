@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from harness.__main__ import register_plugins
 from harness.config.errors import ConfigError
 from harness.config.sources import conf_root
-from harness.points import without_hydra
-from harness.resolution import Inseparable, Resolution
 from harness.run import Identities, identify
+from harness.sweep.points import without_hydra
+from harness.sweep.resolve import Inseparable, Resolution
 
 MICRO = "task=micro/sentiment"
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.choice import Candidate, Trial, choices_table
 from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.identity import identity
 from harness.config.schema import Search
 from harness.config.sources import conf_root
 from harness.run import prepare, run
-from harness.search import RATE, Budget, Range, edge, grid_points, random_points, ranges_of, searcher, spread
+from harness.sweep.search import RATE, Budget, Range, edge, grid_points, random_points, ranges_of, searcher, spread
+from harness.sweep.tuning import Candidate, Trial, choices_table
 
 RATES = Range(RATE, (1e-4, 1e-3, 1e-2))
 METHODS = sorted(path.stem for path in (conf_root() / "conf/method").glob("*.yaml"))

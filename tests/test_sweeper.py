@@ -4,8 +4,8 @@ import sys
 import pytest
 from toy_sweep import ToySweep
 
-from harness import points
 from harness.config.errors import ConfigError
+from harness.sweep import points
 
 EQUAL = "hydra/sweeper=equal_budget"
 TWO_FINALS = "hydra.sweeper.seeds=[1,2]"

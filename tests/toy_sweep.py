@@ -16,10 +16,13 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from harness import launcher, points, ray_cluster, slurm, sweeper, tracking
+from harness import tracking
 from harness.config import compose
 from harness.config.sources import conf_root
 from harness.record import TRACKED_FILE, RunRecord
+from harness.sweep import points, sweepers
+from harness.sweep.launchers import local as launcher
+from harness.sweep.launchers import ray, slurm
 
 CONFIG = """
 defaults: [method: wide, override hydra/launcher: local, _self_]
@@ -128,8 +131,8 @@ class ToySweep:
         monkeypatch.setattr(tracking, "create", lambda uri, experiment, sweep: None)
         monkeypatch.setattr(tracking, "send", self._send)
         points.outcomes.clear()
-        compose.register(launcher.LocalLauncher, ray_cluster.RayLauncher, slurm.SlurmLauncher)
-        sweeper.register()
+        compose.register(launcher.LocalLauncher, ray.RayLauncher, slurm.SlurmLauncher)
+        sweepers.register()
         self.configurations = folder / "conf"
         (self.configurations / "method").mkdir(parents=True)
         text = CONFIG.replace("CONF", str(conf_root() / "conf")).replace("SWEEP", str(folder / "sweep"))

@@ -18,7 +18,7 @@ from harness.config.version import __version__
 from harness.metrics import higher_is_better
 from harness.record import MEMORY
 from harness.reporting.stats import count_outcomes, summarise
-from harness.search import RATE, edge
+from harness.sweep.search import RATE, edge
 
 FINISHED, DIVERGED, STOPPED = "finished", "diverged", "stopped"
 MAJORITY = "majority class"

@@ -24,7 +24,7 @@ from harness import tracking
 from harness.config.build import build
 from harness.config.compose import compose
 from harness.reporting.stats import holm
-from harness.slots import available_cores
+from harness.sweep.launchers.slots import available_cores
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
 

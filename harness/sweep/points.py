@@ -17,9 +17,9 @@ from omegaconf import DictConfig, open_dict
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import key_of
 from harness.config.schema import Rerun
-from harness.point_claims import Claim
-from harness.progress import Kind, score_text, spell, table
 from harness.record import RESULT_FILE, TRACKED_FILE, RunRecord
+from harness.sweep.locks import Claim
+from harness.sweep.progress import Kind, score_text, spell, table
 
 # Statuses beside those of a record: a single run that was not started for a user's mistake, a point never reached,
 # one that another sweep is working on, and one whose worker died before it began.

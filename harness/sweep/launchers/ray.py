@@ -14,10 +14,18 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from harness.clusters import ClusterLauncher, ClusterLost, ClusterWorker, NodeLost, Resources, failed, sentence
 from harness.config.errors import ConfigError
 from harness.config.sources import PACKAGE, conf_root
 from harness.store import CONNECT_SECONDS
+from harness.sweep.launchers.cluster import (
+    ClusterLauncher,
+    ClusterLost,
+    ClusterWorker,
+    NodeLost,
+    Resources,
+    failed,
+    sentence,
+)
 
 # Names of the variables that go with a point to a node begin so.
 ENVIRONMENT = ("HARNESS_", "HF_", "MLFLOW_")
@@ -34,7 +42,7 @@ class RayWorker(ClusterWorker):
         import ray
         from ray import exceptions
 
-        from harness.nodes import carry_out
+        from harness.sweep.launchers.node import carry_out
 
         # A task that is lost is handed over again here: Ray would also do so with one that takes too much memory.
         remote = ray.remote(carry_out).options(

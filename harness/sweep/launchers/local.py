@@ -19,8 +19,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from harness.config.build import resolved
 from harness.config.errors import ConfigError
 from harness.config.mistakes import MISTAKES, explain, key_of
-from harness.point_claims import outcome_of_stored
-from harness.points import (
+from harness.record import RunRecord, written_since
+from harness.sweep.launchers.slots import slots, visible_gpus
+from harness.sweep.locks import outcome_of_stored
+from harness.sweep.points import (
     LOST,
     NOT_RUN,
     TAKEN,
@@ -35,13 +37,11 @@ from harness.points import (
     without_hydra,
     write_record,
 )
-from harness.progress import Durations, Progress
-from harness.record import RunRecord, written_since
-from harness.resolution import Inseparable, Resolution
-from harness.slots import slots, visible_gpus
+from harness.sweep.progress import Durations, Progress
+from harness.sweep.resolve import Inseparable, Resolution
 
 if TYPE_CHECKING:
-    from harness.workers import Worker
+    from harness.sweep.launchers.workers import Worker
 
 SWEEP_WITHOUT_FILE = "multirun"
 EMPTY = "the sweep is empty: one of its lists of values has nothing in it"
@@ -259,7 +259,7 @@ class LocalLauncher(Launcher):
 
     def _staff(self, places: list[str | None]) -> "list[Worker]":
         """The workers, one a place, on their way; those of an earlier batch that fit live on."""
-        from harness.workers import Worker
+        from harness.sweep.launchers.workers import Worker
 
         for number, gpu in enumerate(places):
             if number == len(self.processes):
@@ -297,7 +297,7 @@ class LocalLauncher(Launcher):
 
         That is one that another sweep works on, and one whose worker died before it began.
         """
-        from harness.workers import outcome_of
+        from harness.sweep.launchers.workers import outcome_of
 
         outcome, lost = outcome_of(future, point.seconds_allowed, point.seconds)
         if outcome["status"] == LOST:
@@ -316,7 +316,7 @@ class LocalLauncher(Launcher):
 
     def stop(self) -> None:
         """Stop the workers; until then they serve further batches, an import of torch can take a minute."""
-        from harness.workers import stop_all
+        from harness.sweep.launchers.workers import stop_all
 
         stop_all(self.processes)
         self.processes.clear()

@@ -17,10 +17,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from harness.clusters import ClusterLauncher, ClusterWorker, NodeLost, Resources, failed
 from harness.config.errors import ConfigError, near_misses
 from harness.config.sources import PACKAGE, conf_root
-from harness.points import TAKEN
+from harness.sweep.launchers.cluster import ClusterLauncher, ClusterWorker, NodeLost, Resources, failed
+from harness.sweep.points import TAKEN
 
 # How long SLURM has to answer a question, how old an answer about the queue may be, and how long a file system may take
 # to show the result of a job that ended.
@@ -39,7 +39,7 @@ class SlurmWorker(ClusterWorker):
     def _attempt(self, assignment: Any, asked: Resources) -> dict[str, Any]:
         from submitit.core.utils import FailedJobError
 
-        from harness.nodes import carry_out
+        from harness.sweep.launchers.node import carry_out
 
         name = job_name(assignment)
         if self.launcher.queued_elsewhere(name):

@@ -5,19 +5,31 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from harness.metrics import higher_is_better
 
-if TYPE_CHECKING:
-    from harness.points import Point
-
 SCORE_DIGITS = 4
 
 # Names of method, task and model: what decides most of how long a point takes.
 Kind = tuple[str, ...]
+
+
+class Point(Protocol):
+    """What is shown of a point."""
+
+    outcome: dict[str, Any]
+
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def seconds(self) -> float: ...
 
 
 class Durations:
@@ -58,12 +70,12 @@ class Progress:
             bar_format="{bar} {n_fmt}/{total_fmt} points{postfix} [{elapsed}]",
         )
 
-    def refresh(self, running: "Sequence[Point]", waiting: "Sequence[Point]") -> None:
+    def refresh(self, running: Sequence[Point], waiting: Sequence[Point]) -> None:
         """Show the line anew; where nobody looks, nothing is computed."""
         if self.terminal:
             self.bar.set_postfix_str(self.line(running, waiting))
 
-    def line(self, running: "Sequence[Point]", waiting: "Sequence[Point]") -> str:
+    def line(self, running: Sequence[Point], waiting: Sequence[Point]) -> str:
         """What is going on, what ended how, the time left and the best score so far."""
         parts = [f"{len(running)} running", *(f"{count} {status}" for status, count in sorted(self.counts.items()))]
         seconds = self.durations.of_all([point.kind for point in (*running, *waiting)])
@@ -75,7 +87,7 @@ class Progress:
             parts.append(f"best {' '.join(self.shown)} {score:.{SCORE_DIGITS}f} {name}")
         return ", ".join(parts)
 
-    def ended(self, point: "Point") -> None:
+    def ended(self, point: Point) -> None:
         """Count a point that ended or was skipped."""
         outcome = point.outcome
         status = "skipped" if outcome.get("skipped") else str(outcome["status"])
@@ -91,7 +103,7 @@ class Progress:
             line = f"[{done}/{self.total}] {point.name}: {status} {' '.join(details)}".rstrip()
             print(line, file=sys.stderr, flush=True)
 
-    def _is_best(self, point: "Point") -> bool:
+    def _is_best(self, point: Point) -> bool:
         """Whether a point has the best score of its task so far, on the split that `score_text` shows."""
         outcome = point.outcome
         metric = str((outcome.get("scores") or {}).get("primary_metric"))

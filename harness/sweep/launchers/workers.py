@@ -26,8 +26,8 @@ from pebble import CONSTS, ProcessExpired, ProcessFuture, ProcessPool
 from harness import kept
 from harness.config.errors import ConfigError
 from harness.config.sources import register_resolvers
-from harness.point_claims import Claim
-from harness.points import CONSOLE_FILE, LOST, TAKEN, failed
+from harness.sweep.locks import Claim
+from harness.sweep.points import CONSOLE_FILE, LOST, TAKEN, failed
 
 # Every library that would otherwise start as many threads as there are cores, in each worker.
 THREAD_VARIABLES = (

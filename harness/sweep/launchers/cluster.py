@@ -1,7 +1,7 @@
 """What `hydra/launcher=ray` and `hydra/launcher=submitit_slurm` share: the points of a sweep on the nodes of a cluster.
 
 They are the local launcher with other workers: each follows one point after the other on the cluster, where
-`harness.nodes` runs it.
+`node` runs it.
 """
 
 import math
@@ -16,12 +16,12 @@ from typing import Any
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from harness import points
 from harness.config.errors import ConfigError
 from harness.config.mistakes import MISTAKES, explain
-from harness.launcher import LocalLauncher, hydra_config
-from harness.point_claims import Claim
-from harness.points import NOT_RUN, Point
+from harness.sweep import points
+from harness.sweep.launchers.local import LocalLauncher, hydra_config
+from harness.sweep.locks import Claim
+from harness.sweep.points import NOT_RUN, Point
 
 # How long an interrupted point has to come to its end: a worker has 15 s of it.
 STOP_SECONDS = 45
@@ -51,7 +51,7 @@ class Resources:
 
 
 class ClusterWorker:
-    """Follows one point at a time on the cluster, as `harness.workers.Worker` does in a process of this machine."""
+    """Follows one point at a time on the cluster, as `workers.Worker` does in a process of this machine."""
 
     def __init__(self, launcher: Any) -> None:
         self.launcher = launcher
@@ -62,7 +62,7 @@ class ClusterWorker:
         self, task: Any, config: DictConfig, context: HydraContext, seconds: float | None, claim: Claim | None
     ) -> Future[Any]:
         """Hand a point to the cluster; the future has its outcome and never raises."""
-        from harness.nodes import Assignment
+        from harness.sweep.launchers.node import Assignment
 
         future: Future[Any] = Future()
         if self.launcher.gone:

@@ -16,15 +16,16 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from harness import launcher, points
-from harness.choice import Candidate, Trial, choices_table
 from harness.config import compose
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import MISTAKES, explain, key_of
 from harness.config.schema import Search
 from harness.metrics import higher_is_better
-from harness.search import Budget, ranges_of, searcher
 from harness.store import redact
+from harness.sweep import points
+from harness.sweep.launchers import local
+from harness.sweep.search import Budget, ranges_of, searcher
+from harness.sweep.tuning import Candidate, Trial, choices_table
 
 # What the equal-budget sweeper decides itself, and where to say it instead.
 DECIDED = {
@@ -117,7 +118,7 @@ class EqualBudgetSweeper(Sweeper):
         self.budget = self._check(arguments)
         candidates = [self._candidate(overrides) for overrides in grid(self.params, arguments, self.context)]
         if not candidates:
-            raise ConfigError(launcher.EMPTY)
+            raise ConfigError(local.EMPTY)
         if all(candidate.error for candidate in candidates):
             raise ConfigError("\n".join(dict.fromkeys(str(candidate.error) for candidate in candidates)))
         save_configuration(self.configuration)
@@ -266,7 +267,7 @@ def stopping(starter: Launcher) -> Iterator[Callable[[list[list[str]], int], Seq
     try:
         yield starter.launch
     finally:
-        if isinstance(starter, launcher.LocalLauncher):
+        if isinstance(starter, local.LocalLauncher):
             starter.stop()
 
 
