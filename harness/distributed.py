@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.errors import ConfigError
 from harness.config.schema import Device, Distributed, Experiment, Quantization
-from harness.record import CONFIG_FILE, RunRecord, Status, written_since
+from harness.tracking.record import CONFIG_FILE, RunRecord, Status, written_since
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

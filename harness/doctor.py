@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config.errors import ConfigError, near_misses
 from harness.config.schema import Quantization
 from harness.config.version import __version__
-from harness.provenance import package_versions
+from harness.tracking.provenance import package_versions
 
 if TYPE_CHECKING:
     from torch import device as Device

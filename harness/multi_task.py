@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config.build import build
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment
-from harness.record import ADAPTER_FOLDER, RESULT_FILE, RunRecord, write_atomically
+from harness.tracking.record import ADAPTER_FOLDER, RESULT_FILE, RunRecord, write_atomically
 
 if TYPE_CHECKING:
     from harness.methods.saved import AdapterSet

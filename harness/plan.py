@@ -12,7 +12,7 @@ from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment
 from harness.planning import PAGE, PLANNED, Settings, Stream, draw, fits, read_settings, steps, storage
-from harness.record import empty_cost
+from harness.tracking.record import empty_cost
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment
-from harness.record import MEMORY
+from harness.tracking.record import MEMORY
 
 # Makers count in powers of ten or of two; the smaller of the two readings promises less.
 DEVICE_GIGABYTES = (8, 16, 24, 40, 80, 141)

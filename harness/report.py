@@ -140,7 +140,7 @@ def parse(arguments: Sequence[str]) -> Options:
     from harness.config.errors import ConfigError, near_misses
     from harness.config.sources import conf_root
     from harness.reporting import definitions
-    from harness.store import redact
+    from harness.tracking.uri import redact
 
     local = OmegaConf.load(conf_root() / "conf" / "tracking" / "local.yaml")
     options = OmegaConf.structured(Options(tracking=Tracking(local.uri, local.experiment)))
@@ -172,7 +172,7 @@ def parse(arguments: Sequence[str]) -> Options:
 
 
 def _shown(argument: str) -> str:
-    from harness.store import redact
+    from harness.tracking.uri import redact
 
     key, equals, value = argument.partition("=")
     return f"{key}={redact(value)}" if equals else redact(argument)
@@ -180,12 +180,13 @@ def _shown(argument: str) -> str:
 
 def _sync(options: Options) -> None:
     from harness import tracking
+    from harness.tracking import uri as tracking_uri
 
     outcome = tracking.sync(Path(str(options.sync)), options.tracking.uri, options.tracking.experiment)
-    store = tracking.redact(options.tracking.uri)
+    store = tracking_uri.redact(options.tracking.uri)
     print(f"sent {len(outcome.sent)}, already there {len(outcome.present)}, damaged {len(outcome.damaged)}: {store}")
     for reason in outcome.damaged.values():
-        print(f"not sent: {tracking.redact(reason)}", file=sys.stderr)
+        print(f"not sent: {tracking_uri.redact(reason)}", file=sys.stderr)
 
 
 def _report(options: Options) -> None:
@@ -216,7 +217,8 @@ def _attach(options: Options, report: Report, out: Path) -> None:
     """
     from harness import tracking
     from harness.config.errors import ConfigError
-    from harness.store import redact
+    from harness.tracking import pages
+    from harness.tracking.uri import redact
 
     one = options.sweep is not None and len(options.sweep) == 1 and options.store is None
     if options.attach and not one:
@@ -226,7 +228,7 @@ def _attach(options: Options, report: Report, out: Path) -> None:
         return
     assert options.sweep is not None
     try:
-        text = f"# {report.title}\n\n{report.lead}\n\nThe report: artifacts, {tracking.REPORT_FOLDER}/report.html"
+        text = f"# {report.title}\n\n{report.lead}\n\nThe report: artifacts, {pages.REPORT_FOLDER}/report.html"
         columns, lowest = _view_columns(report.frames["runs"])
         given = (options.tracking.uri, options.sweep[0], text, columns, lowest)
         where = tracking.attach(_ours(out), *given, anywhere=bool(options.attach))
@@ -292,7 +294,7 @@ def _place(options: Options) -> str:
         ConfigError: The one was given as the other.
     """
     from harness.config.errors import ConfigError
-    from harness.store import parse, redact
+    from harness.tracking.uri import parse, redact
 
     if options.store is None:
         parse(options.tracking.uri)
@@ -309,7 +311,7 @@ def _load(options: Options) -> "Runs":
         ConfigError: There is nothing to report on; says what there is.
     """
     from harness.reporting import runs
-    from harness.store import parse, redact
+    from harness.tracking.uri import parse, redact
 
     place: str | None = _place(options)
     if options.others and options.store is None and (file := parse(options.tracking.uri).path) and not file.exists():
@@ -323,7 +325,7 @@ def _load(options: Options) -> "Runs":
 
 def _server(options: Options) -> str | None:
     """The tracking URI, where it is a server's and that is what is read."""
-    from harness.store import parse
+    from harness.tracking.uri import parse
 
     return options.tracking.uri if options.store is None and parse(options.tracking.uri).path is None else None
 
@@ -346,7 +348,7 @@ def build(
         ConfigError: A column, the baseline or a picture that was asked for is not there.
     """
     from harness.reporting import across, noise, pairwise, pictures, render, scores
-    from harness.store import parse
+    from harness.tracking.uri import parse
 
     summary, tuning, failures = scores.summary(frame), scores.tuning(frame), scores.failures(frame)
     if definition.columns is not None:
@@ -419,7 +421,7 @@ def _ours(out: Path) -> list[Path]:
 
 
 def _browsed(uri: str) -> str:
-    from harness.store import parse, redact
+    from harness.tracking.uri import parse, redact
 
     place = parse(uri)
     if place.path is None:

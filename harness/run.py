@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness import distributed, forgetting, kept, models, record, tracking
+from harness import distributed, forgetting, kept, models, tracking
 from harness.config import build, sources
 from harness.config import identity as config_identity
 from harness.config.errors import ConfigError
@@ -18,8 +18,9 @@ from harness.config.schema import Experiment, TrackingKind
 from harness.config.version import __version__
 from harness.interrupts import kill_as_interrupt
 from harness.methods import trained_parameters
-from harness.provenance import command_line
-from harness.record import RunRecord, Status
+from harness.tracking import record, uri
+from harness.tracking.provenance import command_line
+from harness.tracking.record import RunRecord, Status
 from harness.trained import UNTOUCHED, Trained
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ def describe(result: RunRecord) -> str:
 def _recorded_config(experiment: Experiment) -> dict[str, Any]:
     resolved = dict(experiment.resolved)
     if resolved["tracking"]["uri"] is not None:
-        resolved["tracking"] = {**resolved["tracking"], "uri": tracking.redact(resolved["tracking"]["uri"])}
+        resolved["tracking"] = {**resolved["tracking"], "uri": uri.redact(resolved["tracking"]["uri"])}
     return resolved
 
 
@@ -259,7 +260,7 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: dist
     from harness import architectures, measure, speed
     from harness.evaluate import Subject, evaluate, write_predictions
     from harness.methods import saved
-    from harness.provenance import provenance
+    from harness.tracking.provenance import provenance
     from harness.train import Trainer
 
     experiment, cost = inputs.experiment, result.cost
@@ -504,7 +505,7 @@ def _track(result: RunRecord, run_dir: Path, experiment: Experiment) -> bool | N
     try:
         tracking.send(run_dir, str(store.uri), store.experiment)
     except Exception as error:  # any failure of a store, of its database or of the network to it
-        sentence = tracking.redact(str(error).strip().split("\n")[0])
+        sentence = uri.redact(str(error).strip().split("\n")[0])
         log.error(
             "the run is safe in %s but could not be tracked (%s); send it later: harness-report --sync %s",
             run_dir,

@@ -25,9 +25,9 @@ from harness.evaluate import Evaluation
 from harness.interrupts import deferred_interrupts
 from harness.methods import Adapter, trained_parameters
 from harness.metrics import higher_is_better
-from harness.record import CUDA_MEMORY, STEP_MEMORY
 from harness.speed import SystemLoad
 from harness.tasks import Collate, Features
+from harness.tracking.record import CUDA_MEMORY, STEP_MEMORY
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import record
 from harness.architectures import Kind
 from harness.config.schema import Experiment
-from harness.record import RunRecord
+from harness.tracking import record
+from harness.tracking.record import RunRecord
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import tracking
-from harness.record import RESULT_FILE, STEPS_FILE, RunRecord, empty_cost
+from harness.tracking.record import RESULT_FILE, STEPS_FILE, RunRecord, empty_cost
 
 _numbers = itertools.count(1)
 

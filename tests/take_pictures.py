@@ -15,6 +15,7 @@ from browsing import SHOW_SECONDS, chromium, free_port, serving
 from PIL import Image
 
 from harness import tracking
+from harness.tracking import pages
 
 LARGEST = 200_000
 
@@ -49,7 +50,7 @@ def take(uri: str, sweep: str, out: Path) -> None:
         view.locator('[data-component-id="mlflow.assistant.chat_panel.close"]').first.click()
         view.wait_for_timeout(3000)
         save(view, out / "mlflow.png")
-        page = Path(run["artifact_uri"]).parent.parent / parent / "artifacts" / tracking.REPORT_FOLDER / "report.html"
+        page = Path(run["artifact_uri"]).parent.parent / parent / "artifacts" / pages.REPORT_FOLDER / "report.html"
         # As far down as the first table.
         view.set_viewport_size({"width": 1280, "height": 1300})
         view.goto(page.as_uri())

@@ -23,12 +23,12 @@ from toy_sweep import ToySweep, task
 
 from harness.config.errors import ConfigError
 from harness.config.sources import register_resolvers
-from harness.record import RESULT_FILE, RunRecord
 from harness.sweep.launchers import cluster as clusters
 from harness.sweep.launchers import node
 from harness.sweep.launchers.ray import RayLauncher
 from harness.sweep.launchers.slurm import SlurmLauncher
 from harness.sweep.points import NOT_RUN, Point
+from harness.tracking.record import RESULT_FILE, RunRecord
 
 TESTS = Path(__file__).parent
 SOURCE = TESTS.parent

@@ -19,7 +19,7 @@ from harness import distributed
 from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
-from harness.record import RunRecord
+from harness.tracking.record import RunRecord
 
 # Rows that two processes can't halve evenly, accumulated batches, and dropout nowhere.
 SMALL = (

@@ -9,7 +9,7 @@ import pytest
 from harness import kept
 from harness import run as runner
 from harness.config.compose import compose
-from harness.record import PREDICTIONS_FILE, STEPS_FILE, RunRecord
+from harness.tracking.record import PREDICTIONS_FILE, STEPS_FILE, RunRecord
 
 KEPT = ["features", "rows", "tokenizer"]
 

@@ -13,10 +13,10 @@ from toy_sweep import ToySweep, die_while_starting
 
 from harness import tracking
 from harness.config.errors import ConfigError
-from harness.record import RunRecord
 from harness.sweep import points as sweep_points
 from harness.sweep.launchers import local, workers
 from harness.sweep.launchers.slots import available_cores, visible_gpus
+from harness.tracking.record import RunRecord
 
 ACTS = ["finish", "raise", "exit", "kill", "leave", "hang", "garbage", "diverge", "record_then_die"]
 

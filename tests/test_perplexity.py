@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from harness.config.sources import PACKAGE
 from harness.perplexity import TextScore, Window, encode, exponential, score, windows
-from harness.record import finite
 from harness.tasks.micro import corpus
+from harness.tracking.record import finite
 
 CPU = torch.device("cpu")
 MICRO = PACKAGE / "pretrained" / "micro_decoder"

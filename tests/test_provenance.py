@@ -5,8 +5,8 @@ import subprocess
 import pytest
 import torch
 
-from harness import provenance as origin
 from harness.config.sources import PACKAGE
+from harness.tracking import provenance as origin
 
 
 def test_versions_device_seeds_and_revisions_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.record import RunRecord, Status, finite, write_atomically
+from harness.tracking.record import RunRecord, Status, finite, write_atomically
 
 
 def record() -> RunRecord:

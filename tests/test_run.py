@@ -17,7 +17,7 @@ from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.methods.selective import SelectedWeights
 from harness.plan import plan
-from harness.record import COST_FIELDS, RunRecord, Status
+from harness.tracking.record import COST_FIELDS, RunRecord, Status
 from harness.train import Trainer
 
 

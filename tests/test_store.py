@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.config.errors import ConfigError
-from harness.store import Store, check, parse, redact
+from harness.tracking.uri import Store, check, parse, redact
 
 
 @pytest.mark.parametrize(

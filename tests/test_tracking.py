@@ -21,9 +21,11 @@ import pytest
 from browsing import free_port, serving
 from run_directories import new_store, store_of, write_run
 
-from harness import report, server_copy, tracking
-from harness.record import CONFIG_FILE, LOG_FILE, RESULT_FILE, STEPS_FILE, TRACKED_FILE
-from harness.store import Store
+from harness import report, tracking
+from harness.tracking import pages as tracking_pages
+from harness.tracking import sending, server_cache
+from harness.tracking.record import CONFIG_FILE, LOG_FILE, RESULT_FILE, STEPS_FILE, TRACKED_FILE
+from harness.tracking.uri import Store
 
 SECRET = "s3cret-pass"
 
@@ -179,7 +181,7 @@ def test_what_a_kill_left_half_sent_is_replaced(tmp_path: Path, monkeypatch: pyt
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "_log", killed)
+        patch.setattr(sending, "_log", killed)
         with pytest.raises(KeyboardInterrupt):
             tracking.send(run_dir, uri, "tests")
     assert tracking.read_runs(uri) == []
@@ -354,9 +356,9 @@ def test_long_and_odd_values_are_made_to_fit(tmp_path: Path) -> None:
         tmp_path / "runs", options={"text": "x" * 9000, "odd?key": 1}, error="e" * 9000, status="failed"
     )
     [run] = tracking.read_runs(store_of(tmp_path, run_dir))
-    assert len(run["params"]["method.text"]) == tracking.VALUE_LENGTH
+    assert len(run["params"]["method.text"]) == sending.VALUE_LENGTH
     assert run["params"]["method.odd_key"] == "1"
-    assert len(run["tags"]["error"]) == tracking.TAG_LENGTH
+    assert len(run["tags"]["error"]) == sending.TAG_LENGTH
 
 
 def test_a_folder_with_odd_characters_holds_a_store(tmp_path: Path) -> None:
@@ -446,7 +448,7 @@ def test_a_view_of_a_sweep_shows_its_metrics(tmp_path: Path) -> None:
     assert (name, path.partition("?")[0]) == ("sweep grid", "/#/experiments/1/runs")
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
         query = "SELECT value FROM experiment_tags WHERE key = ?"
-        [(value,)] = connection.execute(query, [tracking.VIEW_TAG + path.partition("=")[2]]).fetchall()
+        [(value,)] = connection.execute(query, [tracking_pages.VIEW_TAG + path.partition("=")[2]]).fetchall()
     state = json.loads(json.loads(value)["state"])
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`validation.accuracy`", False)
     assert state["selectedColumns"] == ["metrics.`validation.accuracy`", "metrics.`cost.train_seconds`"]
@@ -564,14 +566,14 @@ def crowded(address: str, refusals: list[int]) -> Iterator[str]:
 def test_a_crowded_server_is_asked_again(tmp_path: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a server is too busy for comes again until it is there once; one that stays busy keeps nothing half."""
     first, second = (write_run(tmp_path / "runs", seed=seed) for seed in range(2))
-    monkeypatch.setattr(tracking, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(sending, "FIRST_WAIT", 0.01)
     refusals = [3]
     with crowded(mlflow_server, refusals) as uri:
         tracking.send(first, uri, "tests")
         assert refusals[0] < 0
         assert [run["params"]["seed"] for run in tracking.read_runs(mlflow_server)] == ["0"]
         refusals[0] = 10**6
-        monkeypatch.setattr(tracking, "BUSY_SECONDS", 1)
+        monkeypatch.setattr(sending, "BUSY_SECONDS", 1)
         with pytest.raises(ConnectionError, match=r"^the tracking store http://127.* failed: .*QueuePool limit"):
             tracking.send(second, uri, "tests")
     with closing(sqlite3.connect(tmp_path / "server.db")) as connection:
@@ -640,17 +642,17 @@ def test_a_damaged_copy_of_a_server_is_made_anew(tmp_path: Path, monkeypatch: py
     """Whatever is in its files; and days are asked for only where they are few."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     store = Store("http://127.0.0.1:5000")
-    copy = server_copy.load(store)
+    copy = server_cache.load(store)
     assert (copy.day, copy.runs, copy.days(date(2026, 11, 2))) == (None, {}, None)
     copy.runs, copy.curves = {"a": {"run_id": "1", "metrics": {"x": math.inf}}}, {"a": [("development.loss", 1, 0.5)]}
     copy.save(date(2026, 11, 1))
-    again = server_copy.load(store)
+    again = server_cache.load(store)
     assert (again.day, again.runs, again.curves) == (date(2026, 11, 1), copy.runs, copy.curves)
     assert again.days(date(2026, 11, 2)) == ["2026-10-31", "2026-11-01", "2026-11-02", "2026-11-03"]
     assert again.days(date(2027, 1, 1)) is None
-    assert server_copy.load(Store(store.uri, token="other")).runs == {}
+    assert server_cache.load(Store(store.uri, token="other")).runs == {}
     for content in ("{", "[]", '{"day": "x", "runs": {}}', '{"day": "2026-11-01", "runs": 3}'):
         (copy.folder / "runs.json").write_text(content)
-        assert server_copy.load(store).day is None
+        assert server_cache.load(store).day is None
     with pytest.raises(ValueError, match="no id of an MLflow run"):
         copy.file("../../x", "y")

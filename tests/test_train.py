@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from harness.config.build import build
 from harness.config.compose import compose
-from harness.record import RunRecord
 from harness.run import prepare, run
+from harness.tracking.record import RunRecord
 from harness.train import make_optimizer, make_schedule
 
 

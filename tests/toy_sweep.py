@@ -19,10 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from harness import tracking
 from harness.config import compose
 from harness.config.sources import conf_root
-from harness.record import TRACKED_FILE, RunRecord
 from harness.sweep import points, sweepers
 from harness.sweep.launchers import local as launcher
 from harness.sweep.launchers import ray, slurm
+from harness.tracking.record import TRACKED_FILE, RunRecord
 
 CONFIG = """
 defaults: [method: wide, override hydra/launcher: local, _self_]

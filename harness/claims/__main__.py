@@ -58,7 +58,7 @@ def places(text: str) -> list[str]:
     Raises:
         ConfigError: There is no such store or folder.
     """
-    from harness.store import check, parse, redact
+    from harness.tracking.uri import check, parse, redact
 
     if not text:
         return [parse(f"sqlite:///{DEFAULT_STORE}").uri] if DEFAULT_STORE.exists() else []

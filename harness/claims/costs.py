@@ -17,9 +17,9 @@ from harness.claims.verdict import Case, Outcome, decide
 from harness.config.errors import ConfigError
 from harness.config.sources import conf_root
 from harness.metrics import pearson
-from harness.record import SOFT_PROMPT_FILE
 from harness.reporting.pairwise import predictions_of
 from harness.reporting.stats import Summary, summarise
+from harness.tracking.record import SOFT_PROMPT_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from harness.architectures import Kind
 from harness.config.errors import ConfigError
 from harness.methods import CONFIG_FILE
 from harness.models import MODEL_CLASSES
-from harness.record import RunRecord, write_atomically
+from harness.tracking.record import RunRecord, write_atomically
 
 if TYPE_CHECKING:
     from harness.methods.saved import Manifest

@@ -16,7 +16,7 @@ from harness.architectures import Backbone, Kind
 from harness.config.build import component, typed
 from harness.config.errors import ConfigError, near_misses
 from harness.config.schema import Experiment, ModelConfig
-from harness.record import write_atomically
+from harness.tracking.record import write_atomically
 
 if TYPE_CHECKING:
     from torch import nn

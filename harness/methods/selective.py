@@ -217,7 +217,7 @@ class SelectedWeights(TrainingHooks):
         """Write tensors, and the method's hyper-parameters with what it came to."""
         from safetensors.torch import save_file
 
-        from harness.record import write_atomically
+        from harness.tracking.record import write_atomically
 
         folder.mkdir(parents=True, exist_ok=True)
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

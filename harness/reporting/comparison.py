@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.config.errors import ConfigError
-from harness.record import PREDICTIONS_FILE
 from harness.reporting.stats import CONFIDENCE, PLACES, RESAMPLES, TAILS, Summary, holm, summarise
 from harness.text_metrics import PER_ROW
+from harness.tracking.record import PREDICTIONS_FILE
 
 if TYPE_CHECKING:
     import pandas as pd

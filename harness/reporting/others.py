@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.errors import ConfigError
-from harness.entries import run_params
 from harness.reporting.scores import plain
+from harness.tracking.entries import run_params
 
 SOURCE = "peft's method comparison"
 TASK = "peft/MetaMathQA"

@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 
 from harness.config.errors import ConfigError, near_misses
-from harness.record import COST_FIELDS, MEMORY
 from harness.reporting.across import Across
 from harness.reporting.comparison import NO_DIFFERENCE, NO_SCORE
 from harness.reporting.pairwise import BEST, LEVEL, Pairwise, few
 from harness.reporting.scores import MAJORITY, MEASURED, SPLITS, means
 from harness.reporting.stats import CONFIDENCE
+from harness.tracking.record import COST_FIELDS, MEMORY
 
 TITLE = "Fine-tuning methods compared"
 NONE = "–"

@@ -10,17 +10,18 @@ from typing import Any
 
 import pandas as pd
 
-from harness import store as stores
 from harness import tracking
 from harness.config.errors import ConfigError, near_misses
-from harness.entries import final_metrics, milliseconds, run_name, run_params, run_tags
-from harness.record import RESULT_FILE, SCHEMA_VERSION, RunRecord
 from harness.reporting import others as foreign
 from harness.reporting import scores
-from harness.store import RUN_ID_TAG
+from harness.tracking import client
+from harness.tracking import uri as stores
+from harness.tracking.entries import final_metrics, milliseconds, run_name, run_params, run_tags
+from harness.tracking.record import RESULT_FILE, SCHEMA_VERSION, RunRecord
+from harness.tracking.uri import RUN_ID_TAG
 
 # Below it a store keeps copies of what it was sent.
-COPIES = tracking.ARTIFACT_FOLDER
+COPIES = client.ARTIFACT_FOLDER
 DEFAULT_STORE = "sqlite:///mlflow.db"
 FILTERS = ("sweep", "task", "model", "method", "status", "since")
 # What a record has no default for, where a file of another version lacks it.

@@ -10,7 +10,6 @@ import pandas as pd
 from harness import tracking
 from harness.config.errors import ConfigError
 from harness.metrics import higher_is_better
-from harness.record import RESULT_FILE
 from harness.reporting import scores
 from harness.reporting.comparison import (
     Comparison,
@@ -24,7 +23,8 @@ from harness.reporting.pairwise import predictions_of
 from harness.reporting.render import NONE, Table, figure, interval, probability
 from harness.reporting.runs import read_folder, read_record
 from harness.reporting.stats import mcnemar
-from harness.store import redact
+from harness.tracking.record import RESULT_FILE
+from harness.tracking.uri import redact
 
 A, B = "A", "B"
 SCORES = ("validation.", "development.", "majority.", "base.", "forgetting.")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.store import parse
+from harness.tracking.uri import parse
 
 
 @dataclass(frozen=True)

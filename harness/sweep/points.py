@@ -17,9 +17,9 @@ from omegaconf import DictConfig, open_dict
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import key_of
 from harness.config.schema import Rerun
-from harness.record import RESULT_FILE, TRACKED_FILE, RunRecord
 from harness.sweep.locks import Claim
 from harness.sweep.progress import Kind, score_text, spell, table
+from harness.tracking.record import RESULT_FILE, TRACKED_FILE, RunRecord
 
 # Statuses beside those of a record: a single run that was not started for a user's mistake, a point never reached,
 # one that another sweep is working on, and one whose worker died before it began.
@@ -172,7 +172,7 @@ def without_hydra(config: DictConfig) -> DictConfig:
 
 
 def without_secrets(config: dict[str, Any]) -> dict[str, Any]:
-    from harness.tracking import redact
+    from harness.tracking.uri import redact
 
     if uri := (config.get("tracking") or {}).get("uri"):
         config["tracking"]["uri"] = redact(uri)

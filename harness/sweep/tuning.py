@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.record import Status
 from harness.sweep.progress import SCORE_DIGITS, primary_score, table
 from harness.sweep.search import RATE, Range, Searcher, Settings, edge
+from harness.tracking.record import Status
 
 
 @dataclass

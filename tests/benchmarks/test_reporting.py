@@ -19,10 +19,10 @@ from run_directories import store_of, write_run
 
 from harness import report
 from harness.config.compose import compose
-from harness.record import COST_FIELDS
 from harness.reporting import curves, scores
 from harness.reporting.definitions import Definition
 from harness.reporting.plots import METHODS
+from harness.tracking.record import COST_FIELDS
 
 pytestmark = pytest.mark.slow
 READ_SECONDS, RENDER_SECONDS, PAGE_BYTES = 5, 30, 5_000_000

@@ -22,11 +22,11 @@ from run_directories import write_run
 from harness import tracking
 from harness.__main__ import register_plugins, run_point
 from harness.config.sources import conf_root
-from harness.record import COST_FIELDS
 from harness.run import Identities, identify
 from harness.sweep import points, sweepers
 from harness.sweep.points import without_hydra
 from harness.sweep.resolve import Resolution
+from harness.tracking.record import COST_FIELDS
 
 pytestmark = pytest.mark.slow
 

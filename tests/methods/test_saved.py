@@ -18,7 +18,7 @@ from harness.config.errors import ConfigError
 from harness.methods import saved
 from harness.methods.card import card, command, overrides
 from harness.methods.saved import AdapterSet, load_adapter
-from harness.record import RunRecord, Status
+from harness.tracking.record import RunRecord, Status
 
 TinyModel = Callable[[str], Path]
 # One for each way of being saved, put on and taken off.

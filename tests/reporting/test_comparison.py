@@ -12,7 +12,6 @@ import scipy.stats
 from harness.config.errors import ConfigError
 from harness.evaluate import Evaluation, write_predictions
 from harness.metrics import METRICS, accuracy
-from harness.record import PREDICTIONS_FILE
 from harness.reporting.comparison import (
     NO_DIFFERENCE,
     NO_SCORE,
@@ -26,6 +25,7 @@ from harness.reporting.comparison import (
     resample_metric,
     summarise_over_examples,
 )
+from harness.tracking.record import PREDICTIONS_FILE
 
 
 def correct(generator: np.random.Generator, runs: int, rows: int, seeds: float = 0.0, methods: int = 2) -> list:

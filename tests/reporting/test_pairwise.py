@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from run_directories import store_of, write_run
 
-from harness.record import PREDICTIONS_FILE
 from harness.reporting import pairwise, render, scores
 from harness.reporting.runs import load_runs
+from harness.tracking.record import PREDICTIONS_FILE
 
 ROWS = 200
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from run_directories import store_of, write_run
 
-from harness.record import MEMORY
 from harness.reporting import curves, pictures, plot_scores, plots, scores
 from harness.reporting.plot_costs import COSTS, front, score_against_cost
+from harness.tracking.record import MEMORY
 
 EVIL = "_<script>alert(1)</script> $x^{"
 ALL = {f"score_vs_{name}" for name in (*COSTS, "rank")} | set(

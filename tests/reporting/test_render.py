@@ -7,9 +7,9 @@ import pytest
 from run_directories import write_run
 
 import harness
-from harness.record import MEMORY
 from harness.reporting import render, scores
 from harness.reporting.pairwise import Pairwise
+from harness.tracking.record import MEMORY
 
 EVIL = "<script>alert('x')</script> | [red]*a*[/red] $x$"
 

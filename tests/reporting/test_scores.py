@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from run_directories import store_of, write_run
 
-from harness.record import MEMORY
 from harness.reporting import render, scores
+from harness.tracking.record import MEMORY
 
 
 def frame_of(tmp_path: Path, *run_dirs: Path) -> pd.DataFrame:

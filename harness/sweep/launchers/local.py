@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from harness.config.build import resolved
 from harness.config.errors import ConfigError
 from harness.config.mistakes import MISTAKES, explain, key_of
-from harness.record import RunRecord, written_since
 from harness.sweep.launchers.slots import slots, visible_gpus
 from harness.sweep.locks import outcome_of_stored
 from harness.sweep.points import (
@@ -39,6 +38,7 @@ from harness.sweep.points import (
 )
 from harness.sweep.progress import Durations, Progress
 from harness.sweep.resolve import Inseparable, Resolution
+from harness.tracking.record import RunRecord, written_since
 
 if TYPE_CHECKING:
     from harness.sweep.launchers.workers import Worker

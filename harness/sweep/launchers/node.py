@@ -13,9 +13,9 @@ from typing import Any
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from harness.store import parse
 from harness.sweep.launchers.workers import Task, Worker, outcome_of
 from harness.sweep.locks import Claim
+from harness.tracking.uri import parse
 
 # The worker of this process between two points: it has imported torch.
 _kept: dict[int, Worker] = {}

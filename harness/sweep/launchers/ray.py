@@ -16,7 +16,6 @@ from omegaconf import DictConfig
 
 from harness.config.errors import ConfigError
 from harness.config.sources import PACKAGE, conf_root
-from harness.store import CONNECT_SECONDS
 from harness.sweep.launchers.cluster import (
     ClusterLauncher,
     ClusterLost,
@@ -26,6 +25,7 @@ from harness.sweep.launchers.cluster import (
     failed,
     sentence,
 )
+from harness.tracking.uri import CONNECT_SECONDS
 
 # Names of the variables that go with a point to a node begin so.
 ENVIRONMENT = ("HARNESS_", "HF_", "MLFLOW_")

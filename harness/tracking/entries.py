@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.record import RESULT_FILE, RunRecord
+from harness.tracking.record import RESULT_FILE, RunRecord
 
 # Not worth a column: the store knows where it is, and Hydra's own settings do not decide a result.
 LEFT_OUT = ("hydra", "tracking")

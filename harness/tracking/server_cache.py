@@ -14,8 +14,8 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from harness.record import write_atomically
-from harness.store import Store
+from harness.tracking.record import write_atomically
+from harness.tracking.uri import Store
 
 # Of an older copy everything is read anew: asking for so many days one by one takes no less.
 MOST_DAYS = 31

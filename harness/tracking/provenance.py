@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.config.sources import PACKAGE
 from harness.config.version import __version__
-from harness.store import redact
+from harness.tracking.uri import redact
 
 PACKAGES = (
     "torch",
