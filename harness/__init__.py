@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config.version import __version__
 
 if TYPE_CHECKING:
-    from harness.methods.saved import AdapterSet, load_adapter
+    from harness.methods.adapter_set import AdapterSet, load_adapter
     from harness.reporting.runs import load_runs
 
 __all__ = ["AdapterSet", "__version__", "load_adapter", "load_runs"]

@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from harness.architectures import Kind
+from harness.models.architectures import Kind
 from harness.tasks import Features
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import device as Device
     from transformers import PreTrainedTokenizerBase
 
-    from harness.architectures import Backbone
+    from harness.models.architectures import Backbone
 
 # Rows are shuffled, then sorted within pools of this many batches: smaller pools mix more, larger ones pad less.
 POOL_BATCHES = 64

@@ -7,13 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from harness.architectures import ARCHITECTURES, Backbone, Kind
 from harness.batches import plain_inputs
 from harness.config.build import build
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import choices
 from harness.config.schema import Experiment, Quantization
 from harness.methods import trained_parameters
+from harness.models.architectures import ARCHITECTURES, Backbone, Kind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -212,7 +212,7 @@ def _train_a_step(experiment: Experiment, folder: Path) -> None:
     """
     import torch
 
-    from harness import measure
+    from harness import methods
     from harness.models import load_config, load_model
 
     kind, method = experiment.task.kind, experiment.method
@@ -221,7 +221,7 @@ def _train_a_step(experiment: Experiment, folder: Path) -> None:
     backbone = load_model(folder, own, experiment, torch.float32)
     expected = method.expected_parameters(backbone)
     adapter = method.attach(backbone)
-    measure.parameters(adapter, expected)
+    methods.parameters(adapter, expected)
     trained = trained_parameters(adapter)
     before = {name: parameter.detach().clone() for name, parameter in adapter.model.named_parameters()}
     optimizer = adapter.optimizer(trained, experiment.train) or torch.optim.AdamW(trained.values(), lr=1e-3)

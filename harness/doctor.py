@@ -242,7 +242,7 @@ def grids(findings: "list[Finding]") -> tuple[list[Grid], list[str]]:
     Columns are the architectures, unquantized, then nf4 and int8: there `yes` says that all works that works
     unquantized.
     """
-    from harness.architectures import Kind
+    from harness.models.architectures import Kind
 
     reasons = Reasons(findings)
     tables = []

@@ -110,7 +110,7 @@ def log_probabilities_of_rows(
 def reference_bytes(adapter: "Adapter") -> int:
     """Bytes of the frozen copy that the reference needs: of the backbone's weights that are trained; else none."""
     from harness.methods.bottleneck import MODULE
-    from harness.methods.peft import PeftAdapter
+    from harness.methods.peft_adapter import PeftAdapter
     from harness.methods.selective import SelectedWeights
 
     copies: list[Tensor] = []

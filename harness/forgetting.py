@@ -7,11 +7,11 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from harness import perplexity
-from harness.architectures import Backbone, Kind
 from harness.batches import IGNORED, by_length
 from harness.config.errors import ConfigError
 from harness.language_modelling import pad
 from harness.models import digest, positions_of
+from harness.models.architectures import Backbone, Kind
 
 if TYPE_CHECKING:
     from torch import device as Device

@@ -13,41 +13,6 @@ if TYPE_CHECKING:
     from torch import Tensor, UntypedStorage, nn
     from torch.optim import Optimizer
 
-    from harness.methods import Adapter
-
-
-def parameters(adapter: "Adapter", expected: int) -> dict[str, int]:
-    """Count what is trained, with the names of `RunRecord.cost`, held against the method's closed form.
-
-    Raises:
-        AssertionError: The method did not attach what its paper says.
-    """
-    own = sum(p.numel() for p in adapter.adapter_parameters().values())
-    head = sum(p.numel() for p in adapter.head_parameters().values())
-    assert own == expected, f"the method trains {own} parameters, its closed form says {expected}"
-    return {
-        "adapter_parameters": own,
-        "head_parameters": head,
-        "trainable_parameters": own + head,
-        "total_parameters": adapter.total_parameters(),
-    }
-
-
-def logical_parameters(model: "nn.Module", skip: str | None = None) -> int:
-    """Parameters of a model, each once; packed 4-bit weights count as the numbers they stand for.
-
-    Args:
-        skip: Parameters with this in their name do not count.
-    """
-    named = model.named_parameters()  # tied weights come once
-    return sum(logical_size(p) for name, p in named if skip is None or skip not in name)
-
-
-def logical_size(parameter: "Tensor") -> int:
-    """Numbers that a parameter stands for: two to a byte where bitsandbytes packed them."""
-    state = getattr(parameter, "quant_state", None)
-    return state.shape.numel() if state is not None else parameter.numel()
-
 
 def weight_bytes(model: "nn.Module") -> int:
     """Bytes of parameters, buffers and quantization state; memory that two of them share counts once."""

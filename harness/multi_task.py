@@ -21,7 +21,7 @@ from harness.config.schema import Experiment
 from harness.tracking.record import ADAPTER_FOLDER, RESULT_FILE, RunRecord, write_atomically
 
 if TYPE_CHECKING:
-    from harness.methods.saved import AdapterSet
+    from harness.methods.adapter_set import AdapterSet
 
 # Scores are compared to so many places: on another machine, or in another precision, the last bits differ.
 TOLERANCE = 1e-3
@@ -118,7 +118,7 @@ def score(runs: list[Path]) -> tuple[list[Scored], Storage]:
     from tqdm import tqdm
 
     from harness.measure import weight_bytes
-    from harness.methods.saved import AdapterSet
+    from harness.methods.adapter_set import AdapterSet
     from harness.models import quiet_libraries
 
     quiet_libraries()

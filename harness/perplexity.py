@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.batches import by_length
 from harness.language_modelling import pad
-from harness.tasks.templates import beginning, token_ids
+from harness.models.tokens import beginning, token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -11,14 +11,13 @@ from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment
+from harness.methods.skeleton import architecture_of, skeleton
 from harness.planning import PAGE, PLANNED, Settings, Stream, draw, fits, read_settings, steps, storage
 from harness.tracking.record import empty_cost
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-    from harness.architectures import Backbone
     from harness.methods import Method
+    from harness.models.architectures import Backbone
     from harness.predict import Step
 
 USAGE = """harness-plan: what a run will cost, before anything is downloaded.
@@ -208,7 +207,7 @@ def costs(experiment: Experiment, step: "Step") -> tuple[dict[str, Any], dict[st
 
 def parameters(experiment: Experiment) -> dict[str, int]:
     """Parameters of a method on all layers by its closed form, which is held against what attaching to a few adds."""
-    from harness.measure import logical_parameters
+    from harness.models.sizes import logical_parameters
     from harness.predict import at_full_depth, depths, with_layers
 
     configuration = architecture_of(experiment)
@@ -227,17 +226,6 @@ def parameters(experiment: Experiment) -> dict[str, int]:
     }
 
 
-def skeleton(experiment: Experiment, configuration: "PretrainedConfig | None" = None) -> "Backbone":
-    """The experiment's backbone without weights."""
-    from harness.models import choose_quantization, empty_model, quiet_libraries, set_checkpointing
-
-    quiet_libraries()
-    configuration = configuration or architecture_of(experiment)
-    backbone = empty_model(configuration, experiment.task.kind, choose_quantization(experiment))
-    set_checkpointing(backbone.model, experiment.train.gradient_checkpointing)
-    return backbone
-
-
 def count(method: "Method", backbone: "Backbone") -> dict[str, int]:
     """Parameters of a method on a backbone without weights, to which it is then attached.
 
@@ -246,7 +234,7 @@ def count(method: "Method", backbone: "Backbone") -> dict[str, int]:
     Raises:
         ConfigError: The two can't go together.
     """
-    from harness.measure import logical_parameters
+    from harness.models.sizes import logical_parameters
 
     expected = method.expected_parameters(backbone)
     head = sum(p.numel() for name, p in backbone.model.named_parameters() if backbone.is_head(name))
@@ -268,33 +256,6 @@ def count(method: "Method", backbone: "Backbone") -> dict[str, int]:
         "trainable_parameters": expected + head,
         "total_parameters": total,
     }
-
-
-def architecture_of(experiment: Experiment) -> "PretrainedConfig":
-    """The backbone's configuration: the YAML's published dimensions, or a local folder's.
-
-    Raises:
-        ConfigError: There are neither.
-    """
-    from transformers import AutoConfig
-
-    from harness.models import load_config, resolve
-
-    model, task = experiment.model, experiment.task
-    if model.path is not None and Path(model.path).expanduser().is_dir():
-        return load_config(resolve(model), task.labels_count, task.regression)
-    if model.architecture is None:
-        raise ConfigError(
-            f"model.path={model.path}: not a local folder, and there is no model.architecture to plan with"
-        )
-    dimensions = dict(model.architecture)
-    kind = dimensions.pop("model_type", None)
-    head = {} if task.labels_count is None else {"num_labels": task.labels_count}
-    try:
-        return AutoConfig.for_model(kind, pad_token_id=0, **head, **dimensions)
-    except (ValueError, TypeError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise ConfigError(f"model.architecture: {first}") from error
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness import measure
-from harness.architectures import Backbone
 from harness.batches import Batch, plain_inputs
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment, Quantization
 from harness.methods import trained_parameters
+from harness.models.architectures import Backbone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,8 +145,8 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from harness.methods.optimizer import make_optimizer
     from harness.models import choose_precision, choose_quantization, empty_model, set_checkpointing
-    from harness.train import make_optimizer
 
     kind, method = experiment.task.kind, experiment.method
     autocast = choose_precision(experiment.train.precision, torch.device(step.device))

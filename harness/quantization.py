@@ -314,7 +314,8 @@ def analyse(model: ModelConfig, told: Study) -> Path:
     Raises:
         ConfigError: The backbone can't be read or the folder can't be written.
     """
-    from harness.models import quiet_libraries, resolve
+    from harness.methods.earlier import resolve
+    from harness.models import quiet_libraries
     from harness.reporting.quantization import page, picture
 
     folder = resolve(model)

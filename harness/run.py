@@ -17,7 +17,7 @@ from harness.config.errors import ConfigError
 from harness.config.schema import Experiment, TrackingKind
 from harness.config.version import __version__
 from harness.interrupts import kill_as_interrupt
-from harness.methods import trained_parameters
+from harness.methods import earlier, trained_parameters
 from harness.tracking import record, uri
 from harness.tracking.provenance import command_line
 from harness.tracking.record import RunRecord, Status
@@ -64,8 +64,8 @@ def prepare(cfg: DictConfig) -> Inputs:
 
 def _backbone(experiment: Experiment) -> tuple[Path, str]:
     """A backbone's folder and the hash of its files."""
-    folder = models.resolve(experiment.model)
-    return folder, models.revision(experiment.model, folder)
+    folder = earlier.resolve(experiment.model)
+    return folder, earlier.revision(experiment.model, folder)
 
 
 def _texts(experiment: Experiment) -> dict[str, str]:
@@ -257,9 +257,10 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: dist
     """The page to read: every step of a run in its order."""
     import torch
 
-    from harness import architectures, measure, speed
+    from harness import measure, methods, speed
     from harness.evaluate import Subject, evaluate, write_predictions
     from harness.methods import saved
+    from harness.models import architectures
     from harness.tracking.provenance import provenance
     from harness.train import Trainer
 
@@ -307,13 +308,13 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: dist
     models.set_checkpointing(skeleton.model, experiment.train.gradient_checkpointing)
     method.expected_parameters(skeleton)  # refuses what can't go together before the weights are read
     with speed.timed(cost, "load_seconds"):
-        backbone = models.load_model(inputs.folder, configuration, experiment, autocast or torch.float32)
+        backbone = earlier.load_model(inputs.folder, configuration, experiment, autocast or torch.float32)
     backbone.model.config.pad_token_id = tokenizer.pad_token_id
     models.set_checkpointing(backbone.model, experiment.train.gradient_checkpointing)
 
     # -> method
     adapter = method.attach(backbone)
-    cost |= measure.parameters(adapter, method.expected_parameters(replace(skeleton, head=backbone.head)))
+    cost |= methods.parameters(adapter, method.expected_parameters(replace(skeleton, head=backbone.head)))
     trained = trained_parameters(adapter).values()
     for parameter in trained:
         # Frozen weights stay in the precision that is computed in; trained ones need float32 for small steps.

@@ -24,6 +24,7 @@ from harness.distributed import Processes
 from harness.evaluate import Evaluation
 from harness.interrupts import deferred_interrupts
 from harness.methods import Adapter, trained_parameters
+from harness.methods.optimizer import make_optimizer
 from harness.metrics import higher_is_better
 from harness.speed import SystemLoad
 from harness.tasks import Collate, Features
@@ -453,19 +454,6 @@ class Trainer:
             path.unlink(missing_ok=True)
         if self.checkpoint.parent.is_dir() and not any(self.checkpoint.parent.iterdir()):
             self.checkpoint.parent.rmdir()
-
-
-def make_optimizer(trained: "dict[str, Any]", settings: TrainConfig) -> "Optimizer":
-    """AdamW (Loshchilov and Hutter 2019); vectors, which are biases and norms, do not decay."""
-    from torch.optim import AdamW
-
-    matrices = [p for p in trained.values() if p.ndim > 1]
-    vectors = [p for p in trained.values() if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return AdamW([group for group in groups if group["params"]], lr=settings.learning_rate, fused=True)
 
 
 def make_schedule(optimizer: "Optimizer", settings: TrainConfig, steps: int) -> "LRScheduler":

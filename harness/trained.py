@@ -6,17 +6,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.architectures import Kind
 from harness.config.schema import Experiment
+from harness.models.architectures import Kind
 from harness.tracking import record
 from harness.tracking.record import RunRecord
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from harness.architectures import Backbone
     from harness.evaluate import Subject
     from harness.measure import ForwardMeter
+    from harness.models.architectures import Backbone
     from harness.run import Inputs
     from harness.tasks import Features
     from harness.train import Trainer
@@ -127,7 +127,7 @@ class Trained:
         """Write which words of the vocabulary a learned prompt stands near to, where the method has one."""
         import pandas as pd
 
-        from harness import soft_prompts
+        from harness.methods import soft_prompts
 
         if not self.experiment.evaluate.validation:
             return

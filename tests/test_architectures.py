@@ -6,11 +6,11 @@ import pytest
 from conftest import TINY
 from transformers import AutoConfig
 
-from harness.architectures import ARCHITECTURES, ROLES, architecture
 from harness.config.errors import ConfigError
 from harness.methods.peft import find_modules
 from harness.methods.peft_counts import matches
 from harness.models import empty_model
+from harness.models.architectures import ARCHITECTURES, ROLES, architecture
 
 T5 = {"vocab_size": 64, "d_model": 64, "d_kv": 32, "d_ff": 128, "num_layers": 2, "num_heads": 2, "pad_token_id": 0}
 # Beside the tiny models, what is described for counting alone.

@@ -2,15 +2,16 @@
 
 import pytest
 
-from harness.architectures import Kind
-from harness.budget import KNOBS, knob_of, sized
 from harness.config.build import build, component
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment
 from harness.config.sources import conf_root
+from harness.methods.budget import KNOBS, knob_of, sized
+from harness.methods.skeleton import architecture_of, skeleton
 from harness.models import empty_model
-from harness.plan import architecture_of, plan, skeleton
+from harness.models.architectures import Kind
+from harness.plan import plan
 
 POINT = ["model=minilm", "task=glue/sst2"]
 # MiniLM apart from its head, the pooler among its weights.

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from harness import compatibility, doctor, models
-from harness.architectures import Kind
 from harness.compatibility import Finding, ask, attempt, backbones, experiments
 from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment, Quantization
 from harness.config.sources import conf_root
+from harness.models.architectures import Kind
 
 METHODS = ["full", "head", "bitfit", "lora"]
 

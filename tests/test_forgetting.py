@@ -13,7 +13,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from harness import forgetting, models, perplexity
-from harness.architectures import ARCHITECTURES, Backbone, Kind
 from harness.batches import IGNORED
 from harness.compatibility import TINY
 from harness.config.build import build
@@ -22,6 +21,7 @@ from harness.config.errors import ConfigError
 from harness.config.sources import PACKAGE
 from harness.forgetting import BorrowedHead, CannotMeasure, Forgetting, mask, masked_loss, measure, read_text
 from harness.methods import trained_parameters
+from harness.models.architectures import ARCHITECTURES, Backbone, Kind
 from harness.tasks.micro import corpus
 
 CPU = torch.device("cpu")

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from harness import measure, models
+from harness import measure, methods, models
+from harness.models import sizes as models_sizes
 
 
 def test_shared_storage_counts_once() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4, bias=False))
     model[1].weight = model[0].weight
     assert measure.weight_bytes(model) == 64
-    assert measure.logical_parameters(model) == 16
+    assert models_sizes.logical_parameters(model) == 16
 
 
 def test_gradients_and_optimizer_state_of_a_known_model() -> None:
@@ -39,7 +40,7 @@ def test_parameters_that_differ_from_the_closed_form_are_refused() -> None:
             return {}
 
     with pytest.raises(AssertionError, match="trains 3 parameters, its closed form says 4"):
-        measure.parameters(Wrong(), 4)  # type: ignore[arg-type]
+        methods.parameters(Wrong(), 4)  # type: ignore[arg-type]
 
 
 def test_four_bit_weights_count_unpacked_and_their_state_counts() -> None:
@@ -50,7 +51,7 @@ def test_four_bit_weights_count_unpacked_and_their_state_counts() -> None:
         torch.randn(64, 64), requires_grad=False, quant_type="nf4", compress_statistics=False
     )
     layer = layer.to("cpu")
-    assert measure.logical_parameters(layer) == 64 * 64
+    assert models_sizes.logical_parameters(layer) == 64 * 64
     assert measure.weight_bytes(layer) == 64 * 64 // 2 + 64 * 4 + 16 * 4
 
 

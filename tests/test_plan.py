@@ -14,14 +14,15 @@ from transformers import PretrainedConfig
 
 from harness import plan as planner
 from harness import planning
-from harness.architectures import Kind
 from harness.config.build import build, component
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.schema import Quantization
 from harness.config.sources import conf_root
-from harness.measure import logical_parameters
+from harness.methods import skeleton
 from harness.models import empty_model, load_model
+from harness.models.architectures import Kind
+from harness.models.sizes import logical_parameters
 from harness.predict import Step
 
 MODELS = sorted(path.stem for path in (conf_root() / "conf/model").glob("*.yaml"))
@@ -77,7 +78,7 @@ def test_full_fine_tuning_trains_every_weight() -> None:
 
 @cache
 def dimensions(model: str) -> PretrainedConfig:
-    return planner.architecture_of(build(compose("config", [f"model={model}", "task=glue/sst2"])))
+    return skeleton.architecture_of(build(compose("config", [f"model={model}", "task=glue/sst2"])))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -219,7 +220,7 @@ def test_the_predicted_file_is_the_one_that_is_saved(method: str, tmp_path: Path
     """Within 1% and the header of names and shapes."""
     experiment = build(compose("config", [f"method={method}"]))
     backbone = load_model(
-        Path(str(experiment.model.path)), planner.architecture_of(experiment), experiment, torch.float32
+        Path(str(experiment.model.path)), skeleton.architecture_of(experiment), experiment, torch.float32
     )
     adapter = experiment.method.attach(backbone)
     if method == "diff_pruning":

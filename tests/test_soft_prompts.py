@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from harness import models, soft_prompts
-from harness.architectures import ARCHITECTURES, Backbone, Kind
+from harness import models
 from harness.compatibility import TINY
 from harness.config.build import build
+from harness.methods import soft_prompts
+from harness.methods.soft_prompts import NoNeighbours, SoftPrompt, Tightness, first_keys, neighbours, table, tightness
+from harness.models.architectures import ARCHITECTURES, Backbone, Kind
 from harness.plan import compose
-from harness.soft_prompts import NoNeighbours, SoftPrompt, Tightness, first_keys, neighbours, table, tightness
 
 TinyModel = Callable[[str], Path]
 PROMPTS = ["prompt_tuning", "p_tuning", "prefix_tuning", "prefix_tuning_projected"]

@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.sources import conf_root
-from harness.plan import expand, skeleton
+from harness.methods.skeleton import skeleton
+from harness.plan import expand
 
 SWEEPS = sorted(path.stem for path in (conf_root() / "sweeps").glob("*.yaml"))
 # What builds on the shipped architectures alone: published dimensions, and no data.

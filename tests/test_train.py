@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from harness.config.build import build
 from harness.config.compose import compose
+from harness.methods.optimizer import make_optimizer
 from harness.run import prepare, run
 from harness.tracking.record import RunRecord
-from harness.train import make_optimizer, make_schedule
+from harness.train import make_schedule
 
 
 def settings(*overrides: str):

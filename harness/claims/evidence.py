@@ -210,7 +210,8 @@ def counted(overrides: tuple[str, ...]) -> dict[str, float]:
     """
     from harness.methods.peft import find_modules
     from harness.methods.peft_counts import matches, width
-    from harness.plan import architecture_of, backbone_parameters, parameters, skeleton
+    from harness.methods.skeleton import architecture_of, skeleton
+    from harness.plan import backbone_parameters, parameters
 
     experiment = _experiment(overrides)
     figures: dict[str, float] = {**parameters(experiment), "backbone_parameters": backbone_parameters(experiment)}
@@ -259,7 +260,7 @@ def parameters_by_kind(model: str) -> dict[str, float]:
     """Share of a backbone's parameters by the kind of module, of `attention`, `mlp`, `embeddings` and `rest`."""
     from torch import nn
 
-    from harness.plan import skeleton
+    from harness.methods.skeleton import skeleton
 
     backbone = skeleton(_experiment([f"model={model}"]))
     kinds = {kind: re.compile(backbone.architecture.targets(kind)) for kind in ("attention", "mlp")}

@@ -7,10 +7,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.architectures import Kind
 from harness.config.errors import ConfigError
 from harness.methods import CONFIG_FILE
 from harness.models import MODEL_CLASSES
+from harness.models.architectures import Kind
 from harness.tracking.record import RunRecord, write_atomically
 
 if TYPE_CHECKING:

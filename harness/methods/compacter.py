@@ -7,8 +7,8 @@ from harness.config.errors import ConfigError
 from harness.methods.bottleneck import Houlsby
 
 if TYPE_CHECKING:
-    from harness.architectures import Backbone
     from harness.methods.layers import Bottleneck
+    from harness.models.architectures import Backbone
 
 
 @dataclass(frozen=True)

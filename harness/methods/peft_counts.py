@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.architectures import Backbone, Kind
 from harness.config.errors import ConfigError
 from harness.config.schema import Quantization
+from harness.models.architectures import Backbone, Kind
 
 if TYPE_CHECKING:
     from torch import nn

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from harness.config.errors import ConfigError
 from harness.config.schema import Quantization
-from harness.measure import logical_size
-from harness.methods import CONFIG_FILE, EARLIER, WEIGHTS_FILE, MethodDefaults, TrainingHooks, trained_parameters
+from harness.methods import CONFIG_FILE, EARLIER, WEIGHTS_FILE, TrainingHooks, trained_parameters
+from harness.methods.defaults import MethodDefaults
+from harness.models.sizes import logical_size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.architectures import Backbone
+    from harness.models.architectures import Backbone
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class SelectedWeights(TrainingHooks):
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad and self._is_head(n)}
 
     def total_parameters(self) -> int:
-        from harness.measure import logical_parameters
+        from harness.models.sizes import logical_parameters
 
         return logical_parameters(self.model)
 

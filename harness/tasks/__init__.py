@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from torch import device as Device
     from transformers import PreTrainedTokenizerBase
 
-    from harness.architectures import Backbone, Kind
     from harness.batches import Batch
     from harness.evaluate import Evaluation, Subject
     from harness.measure import ForwardMeter
     from harness.methods import Adapter, Method
+    from harness.models.architectures import Backbone, Kind
 
 Row = dict[str, Any]
 # An encoded row: `input_ids`; `length`, its tokens; `weight`, how much of what the loss is a mean over it brings (a

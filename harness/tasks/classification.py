@@ -7,8 +7,8 @@ from functools import cache
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from harness.architectures import Kind
 from harness.config.errors import ConfigError
+from harness.models.architectures import Kind
 from harness.tasks import Collate, Features, Row, TaskData
 from harness.tasks.rows import RowTask, check_text
 from harness.text_metrics import PER_ROW
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from torch import device as Device
     from transformers import PreTrainedTokenizerBase
 
-    from harness.architectures import Backbone
     from harness.batches import Batch
     from harness.evaluate import Evaluation, Subject
     from harness.measure import ForwardMeter
     from harness.methods import Adapter
+    from harness.models.architectures import Backbone
 
 REGRESSION_STRATA = 5
 

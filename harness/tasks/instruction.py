@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.batches import IGNORED
 from harness.config.errors import ConfigError
+from harness.models import tokens as models_tokens
 from harness.tasks import Features, Row, TaskData, templates
 from harness.tasks.prompts import PromptTask
 
@@ -134,7 +135,7 @@ class Instruction(PromptTask):
         from harness.generation import option_log_likelihoods
 
         assert self.options is not None
-        ids = [templates.token_ids(option, subject.tokenizer) for option in self.options]
+        ids = [models_tokens.token_ids(option, subject.tokenizer) for option in self.options]
         prompts = [row["prompt_ids"] for row in features]
         with subject.computing():
             found = option_log_likelihoods(subject.model, prompts, [ids] * len(prompts), subject.batch_size)

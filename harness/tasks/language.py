@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.batches import IGNORED
 from harness.config.errors import ConfigError
-from harness.tasks import Features, Row, TaskData, templates
+from harness.models import tokens as models_tokens
+from harness.tasks import Features, Row, TaskData
 from harness.tasks.rows import LanguageTask, check_text
 
 if TYPE_CHECKING:
@@ -99,10 +100,10 @@ class LanguageModelling(LanguageTask):
 
     def encode(self, rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Features]:
         """Documents cut into pieces of `max_length` tokens, an end of sequence after each document."""
-        begin, end = templates.beginning(tokenizer), tokenizer.eos_token_id
+        begin, end = models_tokens.beginning(tokenizer), tokenizer.eos_token_id
         features = []
         for text in self.texts(rows):
-            ids = begin + templates.token_ids(text, tokenizer) + ([] if end is None else [end])
+            ids = begin + models_tokens.token_ids(text, tokenizer) + ([] if end is None else [end])
             if self.documents is Documents.whole and len(ids) < self.max_length:
                 raise ConfigError(
                     f"task.max_length={self.max_length}: a split of task={self.name} has {len(ids)} tokens, less "

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from torch import device as Device
     from transformers import PreTrainedTokenizerBase
 
-    from harness.architectures import Backbone
     from harness.evaluate import Evaluation, Subject
     from harness.measure import ForwardMeter
     from harness.methods import Adapter
+    from harness.models.architectures import Backbone
 
 SIDES = ("chosen", "rejected")
 SCORES = ("reward_accuracy", "reward_margin", "loss", "chosen_loss", "reference_chosen_loss")

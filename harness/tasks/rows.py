@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.architectures import Kind
 from harness.config.errors import ConfigError, near_misses
+from harness.models.architectures import Kind
 from harness.tasks import Collate, Features, Row, TaskData, sources
 from harness.tasks.leakage import overlap
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from torch import device as Device
     from transformers import PreTrainedTokenizerBase
 
-    from harness.architectures import Backbone
     from harness.batches import Batch
     from harness.methods import Adapter, Method
+    from harness.models.architectures import Backbone
 
 
 @dataclass(frozen=True)

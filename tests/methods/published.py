@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from harness.architectures import Kind
+from harness.models.architectures import Kind
 
 Part = tuple[str, dict[str, Any]]
 

@@ -14,10 +14,10 @@ import test_contract as contract
 import torch
 from torch import distributed
 
-from harness.architectures import Kind
 from harness.config.errors import ConfigError
 from harness.distributed import Processes
 from harness.methods import trained_parameters
+from harness.models.architectures import Kind
 
 
 def attached(folder: Path, name: str, kind: Kind):

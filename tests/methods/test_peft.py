@@ -13,7 +13,6 @@ from tiny import method_of, random_backbone
 from torch import nn
 
 from harness import models
-from harness.architectures import ARCHITECTURES, Backbone, Kind
 from harness.compatibility import TINY, words
 from harness.config.build import build
 from harness.config.compose import compose
@@ -23,6 +22,7 @@ from harness.config.sources import conf_root
 from harness.methods import trained_parameters
 from harness.methods.peft import PeftMethod, fits
 from harness.methods.peft_counts import LEFT_OUT, RULES
+from harness.models.architectures import ARCHITECTURES, Backbone, Kind
 
 TinyModel = Callable[[str], Path]
 LANGUAGE_MODELS_ONLY = {"adaption_prompt", "trainable_tokens"}

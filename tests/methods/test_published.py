@@ -8,12 +8,12 @@ from omegaconf import OmegaConf
 from published import PEFT_BENCH, ROWS, Row
 from transformers import AutoConfig
 
-from harness.architectures import Backbone, Kind
 from harness.config.build import component
 from harness.config.errors import ConfigError
 from harness.config.sources import conf_root
-from harness.measure import logical_parameters
 from harness.models import empty_model
+from harness.models.architectures import Backbone, Kind
+from harness.models.sizes import logical_parameters
 from harness.plan import count
 
 # Drawing which entries of 3,072 x 3,072 are trained takes a quarter of a second for each of 56 matrices.

@@ -16,8 +16,8 @@ from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.methods import saved
+from harness.methods.adapter_set import AdapterSet, load_adapter
 from harness.methods.card import card, command, overrides
-from harness.methods.saved import AdapterSet, load_adapter
 from harness.tracking.record import RunRecord, Status
 
 TinyModel = Callable[[str], Path]

@@ -7,10 +7,10 @@ import torch
 from transformers import AutoConfig
 
 from harness import models
-from harness.architectures import Backbone, Kind
 from harness.compatibility import TINY
 from harness.config.build import build
 from harness.config.compose import compose
+from harness.models.architectures import Backbone, Kind
 
 
 def method_of(name: str, *overrides: str) -> Any:

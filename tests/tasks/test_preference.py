@@ -15,7 +15,6 @@ import torch
 from torch.nn import functional
 
 from harness import dpo, measure, models
-from harness.architectures import ARCHITECTURES, Backbone
 from harness.batches import Batch
 from harness.config.build import build
 from harness.config.errors import ConfigError
@@ -23,6 +22,7 @@ from harness.config.schema import Experiment
 from harness.config.sources import PACKAGE
 from harness.evaluate import Evaluation, Subject, evaluate
 from harness.methods import Adapter
+from harness.models.architectures import ARCHITECTURES, Backbone
 from harness.plan import compose
 from harness.tasks.micro_instruct import preferences
 from harness.tasks.preference import Preference, softplus

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 from harness.config.build import component
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment
+from harness.methods.skeleton import skeleton
+from harness.models import check_positions
+from harness.models.sizes import logical_parameters
 
 if TYPE_CHECKING:
-    from harness.architectures import Backbone
+    from harness.models.architectures import Backbone
 
 # No method asks for more of anything: a bank of vectors or a list of frequencies comes nearest.
 LARGEST = 2**24
@@ -112,9 +115,6 @@ def solve(experiment: Experiment, values: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: The method has no size, can't go with the backbone, or none of its sizes comes near the budget.
     """
-    from harness.measure import logical_parameters
-    from harness.plan import skeleton
-
     given, name = experiment.sweep.budget, values["name"]
     assert given is not None
     backbone = skeleton(experiment)
@@ -175,8 +175,6 @@ def count(values: dict[str, Any], backbone: "Backbone", max_length: int) -> int:
     Raises:
         ConfigError: The values are not allowed, or not on this backbone, or leave the text no room.
     """
-    from harness.models import check_positions
-
     method = component(values, "method")
     parameters: int = method.expected_parameters(backbone)
     check_positions({"task.max_length": max_length}, backbone.model.config, method.virtual_tokens())
