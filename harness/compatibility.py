@@ -7,13 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from harness.batches import plain_inputs
 from harness.config.build import build
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import choices
 from harness.config.schema import Experiment, Quantization
 from harness.methods import trained_parameters
 from harness.models.architectures import ARCHITECTURES, Backbone, Kind
+from harness.training.batches import plain_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor

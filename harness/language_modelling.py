@@ -6,7 +6,7 @@ from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from harness.batches import IGNORED
+from harness.training.batches import IGNORED, pad
 
 if TYPE_CHECKING:
     import torch
@@ -44,14 +44,6 @@ def batches(passages: Iterator[Passage], size: int, seed: int) -> Iterator[list[
         chunks = [pool[start : start + size] for start in range(0, len(pool), size)]
         rng.shuffle(chunks)
         yield from chunks
-
-
-def pad(rows: list[list[int]], value: int) -> "torch.Tensor":
-    """Returns rows of different lengths as one tensor (batch x sequence), padded on the right."""
-    import torch
-
-    width = max(map(len, rows))
-    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
 
 
 def with_strangers(batch: list[Passage], rng: Random) -> tuple[list[Passage], list[int]]:

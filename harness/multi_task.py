@@ -138,7 +138,8 @@ def score(runs: list[Path]) -> tuple[list[Scored], Storage]:
 def _score(adapters: "AdapterSet", run: Path) -> Scored:
     from omegaconf import OmegaConf
 
-    from harness.evaluate import Subject, evaluate
+    from harness.tasks.scoring import evaluate
+    from harness.training.evaluation import Subject
 
     record = RunRecord.read(run)
     experiment: Experiment = build(OmegaConf.create(record.config))

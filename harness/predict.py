@@ -1,7 +1,7 @@
 """Memory and operations of a training step that is not run: its operators are, on tensors that have no data.
 
 torch's fake tensors go through the same operators as real ones and have their shapes, types and lifetimes. So the
-same meters that count a real step (harness/measure.py) count this one, with what transformers and peft really do.
+same meters that count a real step (harness/measure/meters.py) count this one, with what transformers and peft really do.
 """
 
 import math
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness import measure
-from harness.batches import Batch, plain_inputs
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment, Quantization
 from harness.methods import trained_parameters
 from harness.models.architectures import Backbone
+from harness.training.batches import Batch, plain_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -243,7 +243,7 @@ def _attach(options: Options, report: Report, out: Path) -> None:
 
 def _view_columns(runs: "pd.DataFrame") -> tuple[list[str], bool]:
     """What MLflow's pages show of a sweep's runs, and whether the lowest comes first."""
-    from harness.metrics import higher_is_better
+    from harness.training.metrics import higher_is_better
 
     metrics = runs["primary_metric"][runs["primary_metric"] != ""].value_counts().index.tolist()
     split = "validation" if runs["validation"].notna().any() else "development"

@@ -10,26 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness import distributed, forgetting, kept, models, tracking
+from harness import distributed, models, tracking
 from harness.config import build, sources
 from harness.config import identity as config_identity
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment, TrackingKind
 from harness.config.version import __version__
-from harness.interrupts import kill_as_interrupt
 from harness.methods import earlier, trained_parameters
+from harness.tasks import forgetting
 from harness.tracking import record, uri
 from harness.tracking.provenance import command_line
 from harness.tracking.record import RunRecord, Status
 from harness.trained import UNTOUCHED, Trained
+from harness.training import cache
+from harness.training import processes as training_processes
+from harness.training.interrupts import kill_as_interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from harness import measure
-    from harness.evaluate import Evaluation
     from harness.methods import Adapter
-    from harness.tasks import Features, TaskData
+    from harness.tasks import TaskData
+    from harness.training.batches import Features
+    from harness.training.evaluation import Evaluation
 
 log = logging.getLogger(__name__)
 
@@ -187,14 +191,14 @@ def begin(inputs: Inputs) -> RunRecord:
     )
 
 
-def run(inputs: Inputs, run_dir: Path, processes: distributed.Processes | None = None) -> RunRecord:
+def run(inputs: Inputs, run_dir: Path, processes: training_processes.Processes | None = None) -> RunRecord:
     """Carry out a run and write `result.json`, whatever happens; raises only ConfigError.
 
     Args:
         processes: Those that share its training; null: alone. The first of them records. From there it goes on alone,
             unless the weights are spread over all of them.
     """
-    experiment, processes = inputs.experiment, processes or distributed.Processes()
+    experiment, processes = inputs.experiment, processes or training_processes.Processes()
     result = begin(inputs)
     start = time.perf_counter()
     try:
@@ -253,16 +257,19 @@ def _recorded_config(experiment: Experiment) -> dict[str, Any]:
     return resolved
 
 
-def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: distributed.Processes) -> None:
+def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: training_processes.Processes) -> None:
     """The page to read: every step of a run in its order."""
     import torch
 
-    from harness import measure, methods, speed
-    from harness.evaluate import Subject, evaluate, write_predictions
+    from harness import measure, methods
+    from harness.measure import energy as measure_energy
+    from harness.measure import speed
     from harness.methods import saved
     from harness.models import architectures
+    from harness.tasks.scoring import evaluate, write_predictions
     from harness.tracking.provenance import provenance
-    from harness.train import Trainer
+    from harness.training.evaluation import Subject
+    from harness.training.trainer import Trainer
 
     experiment, cost = inputs.experiment, result.cost
     task, method = experiment.task, experiment.method
@@ -276,28 +283,28 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: dist
     result.provenance["processes"] = processes.count
     result.provenance["distributed"] = experiment.train.distributed.value
     speed.warn_of_others(device)
-    energy = speed.Energy(device)
+    energy = measure_energy.Energy(device)
     resident_from_here = speed.reset_peak_resident_size()
 
     # config -> task data
-    kept.new_run()
+    cache.new_run()
     rows_of = inputs.revisions["data"], experiment.resolved["task"]
     backbone_of = inputs.revisions["model"], experiment.resolved["model"]
     with speed.timed(cost, "load_seconds"):
-        data = kept.once("rows", rows_of, task.load)
+        data = cache.once("rows", rows_of, task.load)
     result.provenance["data"] = dict(data.notes)
     configuration = models.load_config(inputs.folder, task.labels_count, task.regression)
     architecture = architectures.architecture(configuration)
-    tokenizer = kept.once("tokenizer", backbone_of, lambda: models.load_tokenizer(inputs.folder, architecture))
+    tokenizer = cache.once("tokenizer", backbone_of, lambda: models.load_tokenizer(inputs.folder, architecture))
     task.check_method(method)
     models.check_fit(inputs.folder, tokenizer, configuration, task.lengths(), method.virtual_tokens())
     with speed.timed(cost, "tokenize_seconds"):
-        features = kept.once(
+        features = cache.once(
             "features",
             (rows_of, backbone_of),
             lambda: {split: task.encode(rows, tokenizer) for split, rows in data.splits.items()},
         )
-    result.provenance["from_earlier_run"] = kept.used()
+    result.provenance["from_earlier_run"] = cache.used()
     wanted = experiment.forgetting
     text = forgetting.read_text(wanted.text, tokenizer, wanted.tokens) if wanted.text else None
     trained_on = _with_something_to_learn(features, experiment, result)
@@ -482,7 +489,7 @@ def _judge(error: Exception) -> tuple[Status, str]:
     """How a run ended that raised, and one sentence saying why."""
     import torch
 
-    from harness.train import Diverged
+    from harness.training.trainer import Diverged
 
     sentence = str(error).strip().split("\n")[0] or type(error).__name__
     if isinstance(error, Diverged):

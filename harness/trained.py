@@ -14,12 +14,12 @@ from harness.tracking.record import RunRecord
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from harness.evaluate import Subject
     from harness.measure import ForwardMeter
     from harness.models.architectures import Backbone
     from harness.run import Inputs
-    from harness.tasks import Features
-    from harness.train import Trainer
+    from harness.training.batches import Features
+    from harness.training.evaluation import Subject
+    from harness.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Trained:
 
     def ask_for_general_text(self) -> None:
         """Measure forgetting: general text before, adapter off, and after."""
-        from harness import forgetting
+        from harness.tasks import forgetting
 
         scores, subject, unmeasured = self.result.scores, self.subject, self.result.unmeasured
         scores["forgetting"] = None
@@ -159,7 +159,7 @@ class Trained:
         """Latency, and the share of the device's ceiling that training reached."""
         import torch
 
-        from harness import speed
+        from harness.measure import speed
 
         if not self.experiment.evaluate.validation:
             return

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from harness.batches import Collator, bucketed, by_length
+from harness.training.batches import Collator, bucketed, by_length
 
 LENGTHS = [random.Random(number).randint(3, 60) for number in range(1003)]
 

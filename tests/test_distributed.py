@@ -20,6 +20,7 @@ from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.tracking.record import RunRecord
+from harness.training import processes
 
 # Rows that two processes can't halve evenly, accumulated batches, and dropout nowhere.
 SMALL = (
@@ -66,7 +67,7 @@ def losses(folder: Path) -> list[float]:
 def test_every_row_is_one_processs(rows: int) -> None:
     shares = []
     for rank in range(3):
-        process = distributed.Processes()
+        process = processes.Processes()
         process.rank, process.count = rank, 3
         shares.append(process.share(list(range(rows))))
     assert sorted(row for share in shares for row in share) == list(range(rows))
@@ -74,7 +75,7 @@ def test_every_row_is_one_processs(rows: int) -> None:
 
 
 def test_alone_nothing_changes() -> None:
-    alone = distributed.Processes()
+    alone = processes.Processes()
     assert alone.is_first
     assert alone.sums([1.5, True]) == [1.5, True]
     assert alone.of_all("a") == ["a"]
@@ -84,10 +85,10 @@ def test_alone_nothing_changes() -> None:
 
 
 def test_gradients_are_summed_in_pieces_of_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "BUCKET", 10)
+    monkeypatch.setattr(processes, "BUCKET", 10)
     sizes = [(4, torch.float32), (3, torch.float64), (5, torch.float32), (30, torch.float32), (2, torch.float32)]
     parameters = [torch.nn.Parameter(torch.zeros(size, dtype=dtype)) for size, dtype in sizes]
-    buckets = list(distributed._buckets(parameters))
+    buckets = list(processes._buckets(parameters))
     assert sorted(id(p) for bucket in buckets for p in bucket) == sorted(map(id, parameters))
     assert all(len({p.dtype for p in bucket}) == 1 for bucket in buckets)
     assert all(len(bucket) == 1 or sum(p.numel() for p in bucket) <= 10 for bucket in buckets)

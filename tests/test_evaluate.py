@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.batches import Collator
 from harness.config.build import build
 from harness.config.compose import compose
-from harness.evaluate import Subject, evaluate
+from harness.tasks.scoring import evaluate
+from harness.training.batches import Collator
+from harness.training.evaluation import Subject
 
 FEATURES = [
     {

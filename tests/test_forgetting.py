@@ -12,17 +12,19 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from harness import forgetting, models, perplexity
-from harness.batches import IGNORED
+from harness import models
 from harness.compatibility import TINY
 from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.sources import PACKAGE
-from harness.forgetting import BorrowedHead, CannotMeasure, Forgetting, mask, masked_loss, measure, read_text
 from harness.methods import trained_parameters
 from harness.models.architectures import ARCHITECTURES, Backbone, Kind
+from harness.tasks import forgetting
+from harness.tasks.forgetting import BorrowedHead, CannotMeasure, Forgetting, mask, masked_loss, measure, read_text
 from harness.tasks.micro import corpus
+from harness.training import perplexity
+from harness.training.batches import IGNORED
 
 CPU = torch.device("cpu")
 ENCODERS = [name for name in TINY if not ARCHITECTURES[name].decoder]

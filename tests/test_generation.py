@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from harness.config.schema import Quantization
 from harness.config.sources import PACKAGE
-from harness.generation import generate, option_log_likelihoods
 from harness.methods.bottleneck import Activation, Houlsby
 from harness.methods.peft import PeftMethod
 from harness.models.architectures import Backbone, Kind, architecture
 from harness.models.precision import quantization_config
 from harness.tasks.micro import corpus
+from harness.training.generation import generate, option_log_likelihoods
 
 MICRO = PACKAGE / "pretrained" / "micro_decoder"
 NEW = 12

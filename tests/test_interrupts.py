@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from harness.interrupts import deferred_interrupts, kill_as_interrupt
+from harness.training.interrupts import deferred_interrupts, kill_as_interrupt
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 

@@ -6,20 +6,20 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness import kept
 from harness import run as runner
 from harness.config.compose import compose
 from harness.tracking.record import PREDICTIONS_FILE, STEPS_FILE, RunRecord
+from harness.training import cache
 
 KEPT = ["features", "rows", "tokenizer"]
 
 
 @pytest.fixture
 def keeping(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(kept, "_kept", None)
-    kept.begin()
+    monkeypatch.setattr(cache, "_kept", None)
+    cache.begin()
     yield
-    kept.new_run()
+    cache.new_run()
 
 
 def carry_out(folder: Path, *overrides: str) -> RunRecord:
@@ -41,8 +41,8 @@ def test_a_run_after_others_has_the_bits_of_a_run_alone(
         carry_out(tmp_path / f"alone{number}", *shared, f"method={method}", f"seed={seed}")
         for number, (method, seed) in enumerate(points)
     ]
-    monkeypatch.setattr(kept, "_kept", None)
-    kept.begin()
+    monkeypatch.setattr(cache, "_kept", None)
+    cache.begin()
     together = [
         carry_out(tmp_path / f"together{number}", *shared, f"method={method}", f"seed={seed}")
         for number, (method, seed) in enumerate(points)
@@ -74,7 +74,7 @@ def test_changed_data_are_read_again(tiny_experiment: list[str], tmp_path: Path)
 
 def test_a_shelf_keeps_no_more_than_its_limit() -> None:
     """What was put there first goes first, and what is larger than the shelf is not kept at all."""
-    shelf = kept.Shelf(10, len)
+    shelf = cache.Shelf(10, len)
     for key, size in (("a", 4), ("b", 4), ("c", 4), ("d", 11)):
         shelf.put(key, "x" * size)
     assert list(shelf.values) == ["b", "c"]
@@ -82,5 +82,5 @@ def test_a_shelf_keeps_no_more_than_its_limit() -> None:
 
 def test_a_single_run_keeps_nothing() -> None:
     """Only a sweep's worker begins to."""
-    assert kept.once("tokenizer", "key", lambda: 1) == 1
-    assert kept.once("tokenizer", "key", lambda: 2) == 2
+    assert cache.once("tokenizer", "key", lambda: 1) == 1
+    assert cache.once("tokenizer", "key", lambda: 2) == 2

@@ -6,8 +6,8 @@ import scipy.stats
 from sklearn import metrics as sklearn_metrics
 
 from harness.config.errors import ConfigError
-from harness.metrics import METRICS, PER_ROW, compute, higher_is_better, metric
-from harness.text_metrics import final_number, normalised
+from harness.training.metrics import METRICS, PER_ROW, compute, higher_is_better, metric
+from harness.training.text_metrics import final_number, normalised
 
 REFERENCES = {
     "accuracy": lambda p, r: sklearn_metrics.accuracy_score(r, p),

@@ -11,12 +11,12 @@ from conftest import TINY
 from safetensors.torch import load_file, save_file
 
 from harness import models
-from harness.batches import collator_for
 from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.schema import EarlierAdapter, ModelConfig, Quantization
 from harness.models.architectures import architecture
+from harness.training.batches import collator_for
 
 TinyModel = Callable[[str], Path]
 

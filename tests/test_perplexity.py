@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from harness.config.sources import PACKAGE
-from harness.perplexity import TextScore, Window, encode, exponential, score, windows
 from harness.tasks.micro import corpus
 from harness.tracking.record import finite
+from harness.training.perplexity import TextScore, Window, encode, exponential, score, windows
 
 CPU = torch.device("cpu")
 MICRO = PACKAGE / "pretrained" / "micro_decoder"

@@ -18,7 +18,7 @@ from harness.config.errors import ConfigError
 from harness.methods.selective import SelectedWeights
 from harness.plan import plan
 from harness.tracking.record import COST_FIELDS, RunRecord, Status
-from harness.train import Trainer
+from harness.training.trainer import Trainer
 
 
 def carry_out(folder: Path, *overrides: str) -> RunRecord:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import speed
-from harness.batches import Batch
+from harness.measure import energy as measure_energy
+from harness.measure import speed
+from harness.training.batches import Batch
 
 CPU = torch.device("cpu")
 
@@ -103,8 +104,8 @@ def test_energy_is_the_sum_of_the_packages(tmp_path: Path, monkeypatch: pytest.M
     # A part of the first package: counted in it already.
     (tmp_path / "intel-rapl:0:0").mkdir()
     (tmp_path / "intel-rapl:0:0/energy_uj").write_text("5\n")
-    monkeypatch.setattr(speed, "RAPL", tmp_path)
-    energy = speed.Energy(CPU)
+    monkeypatch.setattr(measure_energy, "RAPL", tmp_path)
+    energy = measure_energy.Energy(CPU)
     counters[1].write_text("3500000\n")
     assert energy.joules() == 2.5
     counters[1].write_text("0\n")
@@ -113,8 +114,8 @@ def test_energy_is_the_sum_of_the_packages(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_without_a_counter_there_is_a_reason_and_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "RAPL", tmp_path)
-    energy = speed.Energy(CPU)
+    monkeypatch.setattr(measure_energy, "RAPL", tmp_path)
+    energy = measure_energy.Energy(CPU)
     assert energy.joules() is None
     assert "no energy counter" in energy.reason
 

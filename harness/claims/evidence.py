@@ -14,10 +14,10 @@ from harness import tracking
 from harness.claims.verdict import NoEvidence
 from harness.config.errors import ConfigError
 from harness.config.sources import PACKAGE
-from harness.metrics import higher_is_better
 from harness.reporting import pairwise, runs, scores
 from harness.reporting.pairwise import Pairwise
 from harness.reporting.scores import FINISHED, MAJORITY
+from harness.training.metrics import higher_is_better
 
 if TYPE_CHECKING:
     from harness.config.schema import Experiment

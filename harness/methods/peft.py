@@ -5,16 +5,13 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from harness.config.build import locate
 from harness.config.errors import ConfigError, near_misses
 from harness.methods.peft_adapter import INITS, PeftBased, is_transposed, quiet
 from harness.methods.peft_counts import LEFT_OUT, RULES, matches, width
 from harness.models.architectures import ROLES, Backbone
-
-if TYPE_CHECKING:
-    pass
 
 # Beside the roles of an architecture: all its normalisation layers.
 NORMS = "norms"

@@ -204,7 +204,8 @@ def architecture(config: "PretrainedConfig") -> Architecture:
     if known is None:
         raise ConfigError(
             f"model.path: architecture {config.model_type!r} is not described; add it to ARCHITECTURES in "
-            f"harness/models/architectures.py (layer list, projections, head); {near_misses(config.model_type, ARCHITECTURES)}"
+            "harness/models/architectures.py (layer list, projections, head); "
+            f"{near_misses(config.model_type, ARCHITECTURES)}"
         )
     return known
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from harness.metrics import higher_is_better
 from harness.reporting.scores import FINISHED, MAJORITY, compared, label, split_of
 from harness.reporting.stats import Estimate, average_ranks, interquartile_mean, win_rates
+from harness.training.metrics import higher_is_better
 
 BASELINE = "full"
 UNKNOWN = Estimate(math.nan, math.nan, math.nan)

@@ -25,8 +25,8 @@ import numpy as np
 
 from harness.config.errors import ConfigError
 from harness.reporting.stats import CONFIDENCE, PLACES, RESAMPLES, TAILS, Summary, holm, summarise
-from harness.text_metrics import PER_ROW
 from harness.tracking.record import PREDICTIONS_FILE
+from harness.training.text_metrics import PER_ROW
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -325,7 +325,7 @@ def resample_methods(
 
     Args:
         methods: Method -> what `read_predictions` read of each of its runs; a method without runs is left out.
-        metric: One of `harness.metrics.METRICS`, "perplexity", or the name of a column.
+        metric: One of `harness.training.metrics.METRICS`, "perplexity", or the name of a column.
         seed: Of the resampling.
         resamples: How often.
 
@@ -337,7 +337,7 @@ def resample_methods(
 
 
 def _resample_runs(name: str, runs: Sequence["pd.DataFrame"], metric: str, seed: int, resamples: int) -> Resampled:
-    from harness.metrics import METRICS
+    from harness.training.metrics import METRICS
 
     column = "loss" if metric == "perplexity" and not all(metric in run for run in runs) else metric
     scores = [per_row_scores(run, column) for run in runs]

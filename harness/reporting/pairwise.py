@@ -11,7 +11,6 @@ import pandas as pd
 
 from harness import tracking
 from harness.config.errors import ConfigError, near_misses
-from harness.metrics import higher_is_better
 from harness.reporting.comparison import (
     Comparison,
     Resampled,
@@ -24,6 +23,7 @@ from harness.reporting.comparison import (
 from harness.reporting.scores import FINISHED, MAJORITY, compared, label
 from harness.reporting.stats import CONFIDENCE, RESAMPLES, Summary, letters, minimum_detectable_difference
 from harness.tracking.record import PREDICTIONS_FILE
+from harness.training.metrics import higher_is_better
 
 # Methods of a task: 2,016 pairs. More of them are neither read nor legible.
 MOST_METHODS = 64

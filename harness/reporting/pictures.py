@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from harness.config.errors import ConfigError, near_misses
-from harness.metrics import higher_is_better
 from harness.reporting import plot_costs, plot_scores
 from harness.reporting.plot_costs import COSTS, REFERENCES, front
 from harness.reporting.plot_scores import MOST_DRAWN
 from harness.reporting.plots import SETTINGS, encoded
 from harness.reporting.scores import FINISHED, compared, label, split_of
+from harness.training.metrics import higher_is_better
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

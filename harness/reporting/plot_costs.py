@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from harness.metrics import higher_is_better
 from harness.reporting.plots import LEGEND_LIMIT, appearance, cost_axis, figure_of, legend, place_labels, short
 from harness.reporting.scores import MAJORITY
 from harness.tracking.record import MEMORY
+from harness.training.metrics import higher_is_better
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from harness.metrics import higher_is_better
 from harness.reporting.plot_costs import REFERENCES
 from harness.reporting.plots import LEGEND_LIMIT, appearance, figure_of, legend, place_labels, places
 from harness.reporting.scores import FINISHED, LEARNING_RATE, MAJORITY, NO_OPTIONS, label, searched
+from harness.training.metrics import higher_is_better
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,10 +15,10 @@ from harness import tracking
 from harness.config.identity import NOT_IDENTITY
 from harness.config.schema import Search
 from harness.config.version import __version__
-from harness.metrics import higher_is_better
 from harness.reporting.stats import count_outcomes, summarise
 from harness.sweep.search import RATE, edge
 from harness.tracking.record import MEMORY
+from harness.training.metrics import higher_is_better
 
 FINISHED, DIVERGED, STOPPED = "finished", "diverged", "stopped"
 MAJORITY = "majority class"

@@ -9,7 +9,6 @@ import pandas as pd
 
 from harness import tracking
 from harness.config.errors import ConfigError
-from harness.metrics import higher_is_better
 from harness.reporting import scores
 from harness.reporting.comparison import (
     Comparison,
@@ -25,6 +24,7 @@ from harness.reporting.runs import read_folder, read_record
 from harness.reporting.stats import mcnemar
 from harness.tracking.record import RESULT_FILE
 from harness.tracking.uri import redact
+from harness.training.metrics import higher_is_better
 
 A, B = "A", "B"
 SCORES = ("validation.", "development.", "majority.", "base.", "forgetting.")

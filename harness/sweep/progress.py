@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from harness.metrics import higher_is_better
+from harness.training.metrics import higher_is_better
 
 SCORE_DIGITS = 4
 

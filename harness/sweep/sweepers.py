@@ -20,12 +20,12 @@ from harness.config import compose
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import MISTAKES, explain, key_of
 from harness.config.schema import Search
-from harness.metrics import higher_is_better
 from harness.sweep import points
 from harness.sweep.launchers import local
 from harness.sweep.search import Budget, ranges_of, searcher
 from harness.sweep.tuning import Candidate, Trial, choices_table
 from harness.tracking.uri import redact
+from harness.training.metrics import higher_is_better
 
 # What the equal-budget sweeper decides itself, and where to say it instead.
 DECIDED = {

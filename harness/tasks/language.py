@@ -4,17 +4,17 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from harness.batches import IGNORED
 from harness.config.errors import ConfigError
 from harness.models import tokens as models_tokens
-from harness.tasks import Features, Row, TaskData
+from harness.tasks import TaskData
 from harness.tasks.rows import LanguageTask, check_text
+from harness.training.batches import IGNORED, Features, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from harness.evaluate import Evaluation, Subject
     from harness.measure import ForwardMeter
+    from harness.training.evaluation import Evaluation, Subject
 
 
 class Documents(Enum):
@@ -117,8 +117,8 @@ class LanguageModelling(LanguageTask):
     def evaluate(
         self, subject: "Subject", features: list[Features], rows: list[Row], meter: "ForwardMeter | None" = None
     ) -> "Evaluation":
-        from harness import perplexity
-        from harness.evaluate import Evaluation
+        from harness.training import perplexity
+        from harness.training.evaluation import Evaluation
 
         found = perplexity.score(
             subject.model,

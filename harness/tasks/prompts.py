@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.batches import IGNORED
 from harness.config.errors import ConfigError
 from harness.models import tokens
-from harness.tasks import Features, Row, templates
+from harness.tasks import templates
 from harness.tasks.rows import LanguageTask, check_text
+from harness.training.batches import IGNORED, Features, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -4,7 +4,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from harness.config.errors import ConfigError
-from harness.tasks import Row
+from harness.training.batches import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

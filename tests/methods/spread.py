@@ -15,9 +15,9 @@ import torch
 from torch import distributed
 
 from harness.config.errors import ConfigError
-from harness.distributed import Processes
 from harness.methods import trained_parameters
 from harness.models.architectures import Kind
+from harness.training.processes import Processes
 
 
 def attached(folder: Path, name: str, kind: Kind):

@@ -14,7 +14,6 @@ from torch.nn import functional
 from transformers import AutoConfig
 
 from harness import methods, models
-from harness.batches import plain_inputs
 from harness.compatibility import TINY, backbones, words
 from harness.config.build import component
 from harness.config.errors import ConfigError
@@ -24,6 +23,7 @@ from harness.methods import trained_parameters
 from harness.methods.layers import Bottleneck, linear_bottleneck
 from harness.models import sizes
 from harness.models.architectures import Backbone, Kind
+from harness.training.batches import plain_inputs
 
 METHODS = ["houlsby", "pfeiffer", "parallel_adapter", "compacter", "diff_pruning"]
 

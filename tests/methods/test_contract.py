@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness import measure, methods, models
-from harness.batches import collator_for, plain_inputs
 from harness.compatibility import backbones, words
 from harness.config.build import build
 from harness.config.compose import compose
@@ -24,6 +23,7 @@ from harness.config.sources import conf_root
 from harness.methods import trained_parameters
 from harness.models import sizes
 from harness.models.architectures import ARCHITECTURES, Backbone, Kind
+from harness.training.batches import collator_for, plain_inputs
 
 METHODS = sorted(
     str(p.relative_to(conf_root() / "conf/method").with_suffix(""))

@@ -10,8 +10,6 @@ import pytest
 import scipy.stats
 
 from harness.config.errors import ConfigError
-from harness.evaluate import Evaluation, write_predictions
-from harness.metrics import METRICS, accuracy
 from harness.reporting.comparison import (
     NO_DIFFERENCE,
     NO_SCORE,
@@ -25,7 +23,10 @@ from harness.reporting.comparison import (
     resample_metric,
     summarise_over_examples,
 )
+from harness.tasks.scoring import write_predictions
 from harness.tracking.record import PREDICTIONS_FILE
+from harness.training.evaluation import Evaluation
+from harness.training.metrics import METRICS, accuracy
 
 
 def correct(generator: np.random.Generator, runs: int, rows: int, seeds: float = 0.0, methods: int = 2) -> list:

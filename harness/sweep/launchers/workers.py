@@ -23,11 +23,11 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 from pebble import CONSTS, ProcessExpired, ProcessFuture, ProcessPool
 
-from harness import kept
 from harness.config.errors import ConfigError
 from harness.config.sources import register_resolvers
 from harness.sweep.locks import Claim
 from harness.sweep.points import CONSOLE_FILE, LOST, TAKEN, failed
+from harness.training import cache
 
 # Every library that would otherwise start as many threads as there are cores, in each worker.
 THREAD_VARIABLES = (
@@ -133,7 +133,7 @@ def _prepare(threads: int, gpu: str | None) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    kept.begin()
+    cache.begin()
     faulthandler.enable()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     # Told to go, a worker unwinds; the signal that pebble sends after the word must not cut that short half-way.

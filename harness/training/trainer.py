@@ -18,17 +18,16 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from harness import measure
-from harness.batches import Batch, bucketed
 from harness.config.schema import Scheduler, TrainConfig
-from harness.distributed import Processes
-from harness.evaluate import Evaluation
-from harness.interrupts import deferred_interrupts
+from harness.measure.speed import SystemLoad
 from harness.methods import Adapter, trained_parameters
 from harness.methods.optimizer import make_optimizer
-from harness.metrics import higher_is_better
-from harness.speed import SystemLoad
-from harness.tasks import Collate, Features
 from harness.tracking.record import CUDA_MEMORY, STEP_MEMORY
+from harness.training.batches import Batch, Collate, Features, bucketed
+from harness.training.evaluation import Evaluation
+from harness.training.interrupts import deferred_interrupts
+from harness.training.metrics import higher_is_better
+from harness.training.processes import Processes
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -3,22 +3,28 @@
 import inspect
 import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.models.architectures import Kind
-from harness.tasks import Features
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch import device as Device
     from transformers import PreTrainedTokenizerBase
 
     from harness.models.architectures import Backbone
 
+
 # Rows are shuffled, then sorted within pools of this many batches: smaller pools mix more, larger ones pad less.
 POOL_BATCHES = 64
 # transformers' losses skip targets of this value.
 IGNORED = -100
+
+Row = dict[str, Any]
+# An encoded row: `input_ids`; `length`, its tokens; `weight`, how much of what the loss is a mean over it brings (a
+# row, its target tokens), 0 where nothing can be learnt from it; and what the task's own collator wants.
+Features = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,15 @@ class Batch:
     padded_tokens: int
     weight: int
     targets: "dict[str, Tensor]" = field(default_factory=dict)
+
+
+class Collate(Protocol):
+    """Makes a batch of some of the encoded rows, on a device."""
+
+    @property
+    def device(self) -> "Device": ...
+
+    def __call__(self, features: list[Features], indices: list[int]) -> Batch: ...
 
 
 def bucketed(lengths: list[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -125,3 +140,11 @@ def plain_inputs(tokens: "Tensor", kind: Kind) -> "dict[str, Tensor]":
 
     labels = torch.arange(len(tokens)) % 2 if kind is Kind.classification else tokens.clone()
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+
+
+def pad(rows: list[list[int]], value: int) -> "torch.Tensor":
+    """Returns rows of different lengths as one tensor (batch x sequence), padded on the right."""
+    import torch
+
+    width = max(map(len, rows))
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])

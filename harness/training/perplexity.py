@@ -5,9 +5,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.batches import by_length
-from harness.language_modelling import pad
 from harness.models.tokens import beginning, token_ids
+from harness.training.batches import by_length, pad
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -6,12 +6,11 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from harness import perplexity
-from harness.batches import IGNORED, by_length
 from harness.config.errors import ConfigError
-from harness.language_modelling import pad
 from harness.models import digest, positions_of
 from harness.models.architectures import Backbone, Kind
+from harness.training import perplexity
+from harness.training.batches import IGNORED, by_length, pad
 
 if TYPE_CHECKING:
     from torch import device as Device

@@ -1,10 +1,9 @@
 """How fast, on this device and now: inference latency, the ceiling of matrix products, peak resident size, energy."""
 
 import logging
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -15,8 +14,8 @@ if TYPE_CHECKING:
     from torch import device as Device
     from torch import nn
 
-    from harness.batches import Batch
     from harness.methods import Adapter
+    from harness.training.batches import Batch
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +28,6 @@ CEILING_SIZE = 1024
 CEILING_REPEATS = 5
 # What this process itself takes of a GPU beside its tensors, the CUDA context and libraries, is below this.
 OWN_CUDA_BYTES = 2**30
-RAPL = Path("/sys/class/powercap")
 
 
 @dataclass
@@ -184,59 +182,6 @@ class SystemLoad:
             load["system/gpu_0_memory_usage_megabytes"] = (total - free) / 1e6
             load["system/gpu_0_memory_usage_percentage"] = 100 * (1 - free / total)
         return load
-
-
-class Energy:
-    """Joules that the machine's own counters show between start and end: of the whole device, whoever used it."""
-
-    def __init__(self, device: "Device") -> None:
-        self.read, self.reason = _nvml(device) if device.type == "cuda" else _rapl()
-        self._start = self._now()
-
-    def _now(self) -> float | None:
-        if self.read is None:
-            return None
-        try:
-            return self.read()
-        except (OSError, ValueError, RuntimeError) as error:
-            self.reason = f"the energy counter can't be read: {error}"
-            return None
-
-    def joules(self) -> float | None:
-        """Since this object was made; null, and `reason` says why, where nothing counts."""
-        now = self._now()
-        if now is None or self._start is None:
-            return None
-        if now < self._start:
-            self.reason = "the energy counter started anew during the run"
-            return None
-        return now - self._start
-
-
-def _rapl() -> tuple[Callable[[], float] | None, str]:
-    """The counters of the processor packages (Linux's powercap), in microjoules."""
-    counters = sorted(RAPL.glob("intel-rapl:[0-9]*/energy_uj"))
-    counters = [path for path in counters if path.parent.name.count(":") == 1]
-    if not counters or not all(os.access(path, os.R_OK) for path in counters):
-        return None, f"this machine shows no energy counter that can be read under {RAPL}"
-    return lambda: sum(int(path.read_text()) for path in counters) / 1e6, ""
-
-
-def _nvml(device: "Device") -> tuple[Callable[[], float] | None, str]:
-    """The GPU's own counter, in millijoules."""
-    try:
-        import pynvml
-    except ImportError:
-        return None, "the package nvidia-ml-py, which reads a GPU's energy counter, is not installed"
-    import torch
-
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except pynvml.NVMLError as error:
-        return None, f"the GPU shows no energy counter: {error}"
-    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3, ""
 
 
 def warn_of_others(device: "Device") -> None:

@@ -1,7 +1,7 @@
 """Metrics as plain functions, and as `evaluate.Metric`s made of them.
 
 Here are GLUE's (Wang et al. 2019, arXiv 1804.07461, table 1); those of generated text are the means of
-harness/text_metrics.py over the rows. Neither needs a network. Runs call the functions through `compute`; importing
+text_metrics.py over the rows. Neither needs a network. Runs call the functions through `compute`; importing
 `evaluate` takes six seconds, so it is imported only by who wants a `evaluate.Metric`.
 
 Where a formula has no value: an F1 without positives (0/0), and a correlation with something constant, are 0.0. That is
@@ -14,9 +14,9 @@ from functools import wraps
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from harness import text_metrics
 from harness.config.errors import ConfigError, near_misses
-from harness.text_metrics import PER_ROW
+from harness.training import text_metrics
+from harness.training.text_metrics import PER_ROW
 
 if TYPE_CHECKING:
     from evaluate import Metric

@@ -1,14 +1,11 @@
 """Scoring a model on a split, and the predictions that reports compare."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.batches import Batch, by_length
-from harness.tasks import Collate, Features, Row, Task
+from harness.training.batches import Batch, Collate, Features, by_length
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -93,34 +90,3 @@ def logits_of_rows(
             for index, row in zip(batch.indices, output.logits.float().cpu(), strict=True):
                 logits[index] = row
     return torch.stack([row for row in logits if row is not None]), loss / len(features)
-
-
-def evaluate(
-    task: Task,
-    subject: Subject,
-    features: list[Features],
-    rows: list[Row],
-    meter: "ForwardMeter | None" = None,
-) -> Evaluation:
-    """Score a model on encoded rows, and time it; leaves the model in evaluation mode.
-
-    Args:
-        meter: Counts the first batch, which has the longest rows.
-    """
-    start = time.perf_counter()
-    evaluation = task.evaluate(subject, features, rows, meter)
-    evaluation.seconds = time.perf_counter() - start
-    return evaluation
-
-
-def write_predictions(path: Path, evaluations: dict[str, Evaluation], rows: dict[str, list[Row]]) -> None:
-    """Write a Parquet file: split, idx, and the columns of the evaluation (label, prediction, ...), a line a row."""
-    import pandas as pd
-
-    frames = []
-    for split, evaluation in evaluations.items():
-        columns = dict(evaluation.columns)
-        # What is scored in other pieces than rows numbers them itself.
-        idx = columns.pop("idx", None) or [row.get("idx", number) for number, row in enumerate(rows[split])]
-        frames.append(pd.DataFrame({"split": split, "idx": idx, **columns}))
-    pd.concat(frames, ignore_index=True).to_parquet(path, index=False)

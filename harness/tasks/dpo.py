@@ -18,11 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from trl import DPOTrainer
 
-    from harness.batches import Batch
-    from harness.evaluate import Subject
     from harness.measure import ForwardMeter
     from harness.methods import Adapter
-    from harness.tasks import Features
+    from harness.training.batches import Batch, Features
+    from harness.training.evaluation import Subject
 
 # What DPOTrainer.compute_loss reads of the fused output layer.
 OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.batches import by_length
+from harness.training.batches import by_length
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -115,7 +115,7 @@ def option_log_likelihoods(
     """
     import torch
 
-    from harness.perplexity import Window, score_windows
+    from harness.training.perplexity import Window, score_windows
 
     if not all(option for of_one in options for option in of_one):
         raise ValueError("an option has no tokens: it has no likelihood")
