@@ -36,7 +36,7 @@ def register_plugins() -> None:
 
 def run_point(cfg: DictConfig) -> dict[str, Any]:
     """Run one configuration, in this process or in a sweep's worker; a user's mistake comes back as `refused`."""
-    from harness.run import job
+    from harness.run.job import job
 
     try:
         outcome = job(cfg)

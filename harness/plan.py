@@ -18,7 +18,7 @@ from harness.tracking.record import empty_cost
 if TYPE_CHECKING:
     from harness.methods import Method
     from harness.models.architectures import Backbone
-    from harness.predict import Step
+    from harness.run.estimate import Step
 
 USAGE = """harness-plan: what a run will cost, before anything is downloaded.
 
@@ -162,7 +162,7 @@ def step_of(experiment: Experiment, settings: Settings) -> "Step":
         ConfigError: The text and the method's own positions are longer than the model reads.
     """
     from harness.models import check_positions, choose_device
-    from harness.predict import Step
+    from harness.run.estimate import Step
 
     device = settings.device or experiment.train.device.value
     if device == "auto":
@@ -185,7 +185,7 @@ def plan(experiment: Experiment) -> dict[str, Any]:
 
 def costs(experiment: Experiment, step: "Step") -> tuple[dict[str, Any], dict[str, str]]:
     """The costs of an experiment, and the reason for each of a plan's figures that is null."""
-    from harness.predict import Unpredictable, predict
+    from harness.run.estimate import Unpredictable, predict
 
     cost, unmeasured = empty_cost() | parameters(experiment), {}
     try:
@@ -208,7 +208,7 @@ def costs(experiment: Experiment, step: "Step") -> tuple[dict[str, Any], dict[st
 def parameters(experiment: Experiment) -> dict[str, int]:
     """Parameters of a method on all layers by its closed form, which is held against what attaching to a few adds."""
     from harness.models.sizes import logical_parameters
-    from harness.predict import at_full_depth, depths, with_layers
+    from harness.run.estimate import at_full_depth, depths, with_layers
 
     configuration = architecture_of(experiment)
     backbone = skeleton(experiment, configuration)

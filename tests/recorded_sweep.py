@@ -26,7 +26,7 @@ from toy_sweep import identity
 from harness.__main__ import exit_status
 from harness.config import compose
 from harness.config.sources import conf_root
-from harness.run import _track
+from harness.run.job import _track
 from harness.sweep import points, sweepers
 from harness.sweep.launchers import local
 from harness.tracking.record import RunRecord

@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness import distributed
 from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
+from harness.run import job
 from harness.tracking.record import RunRecord
 from harness.training import processes
 
@@ -112,10 +112,10 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch, overrides, gpus, ex
     monkeypatch.setattr(torch, "cuda", SimpleNamespace(device_count=lambda: gpus))
     experiment = build(compose("config", overrides))
     if isinstance(expected, int):
-        assert distributed.wanted(experiment) == expected
+        assert job.wanted(experiment) == expected
     else:
         with pytest.raises(ConfigError, match=expected):
-            distributed.wanted(experiment)
+            job.wanted(experiment)
 
 
 @pytest.mark.parametrize("wrong", ["train.processes=0", "train.distributed=zero"])
@@ -205,7 +205,7 @@ def test_interrupted_processes_go_on_where_they_stopped(tmp_path: Path) -> None:
 def test_a_process_that_dies_fails_the_run(tmp_path: Path) -> None:
     """The others do not wait for it for ever, and the record says so."""
     with started_until_checkpoint(tmp_path, "train.processes=2", "train.max_steps=5000") as started:
-        found = subprocess.run(["pgrep", "-f", "harness.distributed .*cut"], capture_output=True, text=True).stdout
+        found = subprocess.run(["pgrep", "-f", "harness.run.job .*cut"], capture_output=True, text=True).stdout
         *_, last = map(int, found.split())
         os.kill(last, signal.SIGKILL)
         assert started.wait(300) == 1, (tmp_path / "output").read_text()

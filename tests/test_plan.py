@@ -23,7 +23,7 @@ from harness.methods import skeleton
 from harness.models import empty_model, load_model
 from harness.models.architectures import Kind
 from harness.models.sizes import logical_parameters
-from harness.predict import Step
+from harness.run.estimate import Step
 
 MODELS = sorted(path.stem for path in (conf_root() / "conf/model").glob("*.yaml"))
 # method=peft has no class until one is given.

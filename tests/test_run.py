@@ -17,6 +17,7 @@ from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.methods.selective import SelectedWeights
 from harness.plan import plan
+from harness.run import job, pipeline
 from harness.tracking.record import COST_FIELDS, RunRecord, Status
 from harness.training.trainer import Trainer
 
@@ -184,7 +185,7 @@ def test_memory_that_no_machine_has_is_out_of_memory(tiny_experiment: list[str],
     """The allocator's own error, not one of ours: a batch of 10^15 numbers."""
     with pytest.raises(RuntimeError) as caught:
         torch.empty(10**15)
-    assert runner._judge(caught.value)[0] is Status.out_of_memory
+    assert pipeline._judge(caught.value)[0] is Status.out_of_memory
 
 
 def test_an_interrupted_run_is_recorded_and_goes_on_to_the_same_scores(
@@ -239,7 +240,7 @@ def test_a_store_that_fails_after_the_run_loses_nothing(
 
     monkeypatch.setattr(tracking, "send", fail)
     with caplog.at_level(logging.ERROR):
-        assert not runner._track(result, tmp_path / "run", inputs.experiment)
+        assert not job._track(result, tmp_path / "run", inputs.experiment)
     assert f"harness-report --sync {tmp_path / 'run'}" in caplog.text
     assert "secret" not in caplog.text
     assert (tmp_path / "run/result.json").exists()

@@ -10,6 +10,7 @@ import torch
 
 from harness.measure import energy as measure_energy
 from harness.measure import speed
+from harness.run import latency
 from harness.training.batches import Batch
 
 CPU = torch.device("cpu")
@@ -48,19 +49,19 @@ def batches(*rows: int) -> list[Batch]:
 
 def test_base_and_adapter_take_turns_and_the_merged_model_comes_last() -> None:
     adapter = Sleeper(mergeable=True)
-    timed = speed.latency(adapter, batches(1), seconds=0, device=CPU)  # type: ignore[arg-type]
-    turns = speed.FEWEST_REPEATS + 1
+    timed = latency.latency(adapter, batches(1), seconds=0, device=CPU)  # type: ignore[arg-type]
+    turns = latency.FEWEST_REPEATS + 1
     assert adapter.passes == ["base", "attached"] * turns + ["merged"] * turns
     assert {name: set(by_rows) for name, by_rows in timed.milliseconds.items()} == {
         "base": {"1"},
         "attached": {"1"},
         "merged": {"1"},
     }
-    assert timed.repeats == speed.FEWEST_REPEATS
+    assert timed.repeats == latency.FEWEST_REPEATS
 
 
 def test_a_method_that_cannot_be_merged_says_why() -> None:
-    timed = speed.latency(Sleeper(mergeable=False), batches(1, 4), seconds=0, device=CPU)  # type: ignore[arg-type]
+    timed = latency.latency(Sleeper(mergeable=False), batches(1, 4), seconds=0, device=CPU)  # type: ignore[arg-type]
     assert set(timed.milliseconds) == {"base", "attached"}
     assert set(timed.milliseconds["base"]) == {"1", "4"}
     assert timed.missing == {"merged": "it is in front of the text, not in the weights"}

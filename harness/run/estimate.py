@@ -1,7 +1,8 @@
 """Memory and operations of a training step that is not run: its operators are, on tensors that have no data.
 
 torch's fake tensors go through the same operators as real ones and have their shapes, types and lifetimes. So the
-same meters that count a real step (harness/measure/meters.py) count this one, with what transformers and peft really do.
+same meters that count a real step (harness/measure/meters.py) count this one, with what transformers and peft really
+do.
 """
 
 import math
@@ -141,7 +142,7 @@ def _count(experiment: Experiment, configuration: "PretrainedConfig", step: Step
 
 
 def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, fake: bool) -> Counted:
-    """Build, attach, and take one step, as harness/run.py does."""
+    """Build, attach, and take one step, as harness/run/pipeline.py does."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from harness.measure import ForwardMeter
     from harness.models.architectures import Backbone
-    from harness.run import Inputs
     from harness.training.batches import Features
     from harness.training.evaluation import Subject
     from harness.training.trainer import Trainer
@@ -33,11 +32,14 @@ class Trained:
     """A run whose model is trained, scored and saved.
 
     Attributes:
+        folder: The backbone's files.
+        run_dir: Where the run writes.
         text: What forgetting is measured on; null: not measured.
         result: Takes the figures, or the reason why there is none.
     """
 
-    inputs: "Inputs"
+    experiment: Experiment
+    folder: Path
     run_dir: Path
     configuration: "PretrainedConfig"
     backbone: "Backbone"
@@ -46,10 +48,6 @@ class Trained:
     trainer: "Trainer"
     text: list[str] | None
     result: RunRecord
-
-    @property
-    def experiment(self) -> Experiment:
-        return self.inputs.experiment
 
     def measure(self, meter: "ForwardMeter | None") -> None:
         """Take all figures; the adapter is used up afterwards.
@@ -81,16 +79,16 @@ class Trained:
 
     def _predict(self) -> None:
         """Predict the step that was counted from the architecture alone: reports hold one against the other."""
-        from harness import predict
+        from harness.run import estimate
 
         counted = self.trainer.progress.step_costs
         if not self.experiment.measure.predict or not counted:
             self.result.unmeasured["cost.predicted"] = "measure.predict=false" if counted else "no step was counted"
             return
-        step = predict.Step(counted["rows"], counted["length"], self.trainer.collate.device.type)
+        step = estimate.Step(counted["rows"], counted["length"], self.trainer.collate.device.type)
         try:
-            self.result.cost["predicted"] = predict.predict(self.experiment, self.configuration, step)
-        except predict.Unpredictable as reason:
+            self.result.cost["predicted"] = estimate.predict(self.experiment, self.configuration, step)
+        except estimate.Unpredictable as reason:
             self.result.unmeasured["cost.predicted"] = str(reason)
 
     def ask_for_general_text(self) -> None:
@@ -111,7 +109,7 @@ class Trained:
                 forgetting.measure(
                     subject.adapter,
                     self.backbone,
-                    self.inputs.folder,
+                    self.folder,
                     subject.tokenizer,
                     self.text,
                     self.experiment.method.virtual_tokens(),
@@ -160,6 +158,7 @@ class Trained:
         import torch
 
         from harness.measure import speed
+        from harness.run import latency
 
         if not self.experiment.evaluate.validation:
             return
@@ -172,9 +171,9 @@ class Trained:
         median = by_length[len(by_length) // 2]
         sizes = {1, self.experiment.measure.latency_batch_size}
         batches = [self.trainer.collate(rows, [median] * size) for size in sizes]
-        share = speed.LATENCY_SHARE * cost["train_seconds"]
+        share = latency.LATENCY_SHARE * cost["train_seconds"]
         with self.subject.computing():
-            timed = speed.latency(self.subject.adapter, batches, share, device)
+            timed = latency.latency(self.subject.adapter, batches, share, device)
         cost["latency_ms"] = timed.milliseconds
         self.result.unmeasured |= {f"cost.latency_ms.{name}": reason for name, reason in timed.missing.items()}
         self.result.provenance["latency"] = {"tokens": batches[0].tokens, "repeats": timed.repeats}

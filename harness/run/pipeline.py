@@ -3,28 +3,24 @@
 import logging
 import secrets
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from harness import distributed, models, tracking
-from harness.config import build, sources
-from harness.config import identity as config_identity
+from harness import models
 from harness.config.errors import ConfigError
-from harness.config.schema import Experiment, TrackingKind
-from harness.config.version import __version__
+from harness.config.schema import Experiment
 from harness.methods import earlier, trained_parameters
+from harness.run.after_training import UNTOUCHED, Trained
+from harness.run.inputs import Inputs
 from harness.tasks import forgetting
 from harness.tracking import record, uri
-from harness.tracking.provenance import command_line
 from harness.tracking.record import RunRecord, Status
-from harness.trained import UNTOUCHED, Trained
 from harness.training import cache
-from harness.training import processes as training_processes
-from harness.training.interrupts import kill_as_interrupt
+from harness.training.processes import Processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,142 +36,6 @@ log = logging.getLogger(__name__)
 NOT_MEASURED = "not measured by this version"
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a run stands on, found before anything is loaded."""
-
-    experiment: Experiment
-    folder: Path
-    revisions: dict[str, str]
-    identity: str
-    # The identity of the same run to its end: what a run that was stopped goes on as.
-    whole: str
-
-
-def prepare(cfg: DictConfig) -> Inputs:
-    """Check a configuration and find its files; loads neither weights nor rows.
-
-    Raises:
-        ConfigError: Something in the configuration, or a file that it names, is wrong.
-    """
-    experiment = build.build(cfg)
-    folder, model = _backbone(experiment)
-    revisions = {"model": model, **_texts(experiment)}
-    to_the_end = replace(experiment, sweep=replace(experiment.sweep, stop_share=None))
-    identities = (config_identity.identity(one, revisions, __version__) for one in (experiment, to_the_end))
-    return Inputs(experiment, folder, revisions, *identities)
-
-
-def _backbone(experiment: Experiment) -> tuple[Path, str]:
-    """A backbone's folder and the hash of its files."""
-    folder = earlier.resolve(experiment.model)
-    return folder, earlier.revision(experiment.model, folder)
-
-
-def _texts(experiment: Experiment) -> dict[str, str]:
-    """The hashes of the rows and of the general text that a run reads."""
-    return {"data": experiment.task.revision(), "forgetting": forgetting.revision(experiment.forgetting.text)}
-
-
-def identify(cfg: DictConfig) -> str:
-    """The identity of the run that a configuration describes, without loading a model."""
-    return prepare(cfg).identity
-
-
-class Identities:
-    """The identities of the runs that many configurations describe, as `identify` gives them.
-
-    In the life of this object each different section is checked once, and each backbone and data set asked once for
-    the hashes of its files: what changes on disk afterwards is seen by the next.
-    """
-
-    def __init__(self) -> None:
-        self.made: dict[str, Any] = {}
-        sources.register_resolvers()
-
-    def __call__(self, plain: dict[str, Any]) -> str:
-        """The identity of a resolved configuration.
-
-        Args:
-            plain: Its sections as plain values, without Hydra's own.
-
-        Raises:
-            ConfigError: Something in it, or a file that it names, is wrong.
-        """
-        if (plain.get("sweep") or {}).get("budget") is not None:
-            plain = self._within_budget(plain)
-        experiment = build.assemble(plain, self._section)
-        resolved = experiment.resolved
-        _, model = self._once("backbone", resolved["model"], lambda: _backbone(experiment))
-        texts = self._once("texts", (resolved["task"], resolved["forgetting"]), lambda: _texts(experiment))
-        return config_identity.identity(experiment, {"model": model, **texts}, __version__)
-
-    def _section(self, key: str, values: Any) -> tuple[Any, Any]:
-        return self._once(key, values, lambda: build.make_section(key, values))
-
-    def _within_budget(self, plain: dict[str, Any]) -> dict[str, Any]:
-        """The configuration with the size that a budget comes to, which depends on neither seed nor training."""
-        sweep = plain["sweep"]
-        decisive = [plain.get(key) for key in ("model", "task", "method")], sweep["budget"]
-        sized = self._once("sized", decisive, lambda: build.assemble(plain, self._section).resolved["method"])
-        return {**plain, "method": sized, "sweep": {**sweep, "budget": None}}
-
-    def _once(self, kind: str, given: Any, make: "Callable[[], Any]") -> Any:
-        # Not by equality: 1, 1.0 and true are equal, and a seed may not be true.
-        place = f"{kind} {given!r}"
-        if place not in self.made:
-            self.made[place] = make()
-        return self.made[place]
-
-
-def job(cfg: DictConfig) -> dict[str, Any]:
-    """Run one point in the current Hydra job and record how it ended, also when it failed.
-
-    Returns:
-        status, error, identity, run_id, scores, run_dir, seconds, tracked, checkpoint (of a run that was stopped).
-
-    Raises:
-        ConfigError: A user's mistake, found before anything was computed.
-    """
-    from hydra.core.hydra_config import HydraConfig
-
-    inputs = prepare(cfg)
-    store, hydra = inputs.experiment.tracking, HydraConfig.get()
-    # A sweep asked before its first point; if the store fails meanwhile, the others run and keep their records.
-    if store.kind is not TrackingKind.none and OmegaConf.is_missing(hydra.job, "num"):
-        tracking.check(str(store.uri))
-    run_dir = Path(hydra.runtime.output_dir)
-    processes = distributed.wanted(inputs.experiment)
-    with kill_as_interrupt():
-        result = run(inputs, run_dir) if processes == 1 else _run_together(inputs, run_dir, processes)
-    return {
-        "status": result.status,
-        "error": result.error,
-        "identity": result.identity,
-        "run_id": result.run_id,
-        "scores": result.scores,
-        "run_dir": str(run_dir),
-        "seconds": result.cost["total_seconds"],
-        "tracked": _track(result, run_dir, inputs.experiment),
-        "checkpoint": result.provenance.get("checkpoint"),
-    }
-
-
-def _run_together(inputs: Inputs, run_dir: Path, count: int) -> RunRecord:
-    """Carry out a run on several processes, the first of which records it."""
-    _write_config(run_dir, _recorded_config(inputs.experiment))
-    result = distributed.run(inputs.experiment, count, run_dir)
-    if result is None:
-        result = begin(inputs)
-        result.status, result.error = Status.failed, f"one of its {count} processes ended; what it wrote says why"
-        result.ended_at = datetime.now(UTC).isoformat()
-        result.cost["total_seconds"] = None
-        result.unmeasured["cost.total_seconds"] = "the run failed"
-    result.provenance["command"] = command_line()
-    result.write(run_dir)
-    return result
-
-
 def begin(inputs: Inputs) -> RunRecord:
     """The record of a run that starts now."""
     experiment = inputs.experiment
@@ -185,20 +45,20 @@ def begin(inputs: Inputs) -> RunRecord:
         error=None,
         identity=inputs.identity,
         sweep={"name": experiment.sweep.name, "stage": experiment.sweep.stage.value},
-        config=_recorded_config(experiment),
+        config=recorded_config(experiment),
         scores={"primary_metric": experiment.task.primary_metric},
         started_at=datetime.now(UTC).isoformat(),
     )
 
 
-def run(inputs: Inputs, run_dir: Path, processes: training_processes.Processes | None = None) -> RunRecord:
+def run(inputs: Inputs, run_dir: Path, processes: Processes | None = None) -> RunRecord:
     """Carry out a run and write `result.json`, whatever happens; raises only ConfigError.
 
     Args:
         processes: Those that share its training; null: alone. The first of them records. From there it goes on alone,
             unless the weights are spread over all of them.
     """
-    experiment, processes = inputs.experiment, processes or training_processes.Processes()
+    experiment, processes = inputs.experiment, processes or Processes()
     result = begin(inputs)
     start = time.perf_counter()
     try:
@@ -250,14 +110,14 @@ def describe(result: RunRecord) -> str:
     )
 
 
-def _recorded_config(experiment: Experiment) -> dict[str, Any]:
+def recorded_config(experiment: Experiment) -> dict[str, Any]:
     resolved = dict(experiment.resolved)
     if resolved["tracking"]["uri"] is not None:
         resolved["tracking"] = {**resolved["tracking"], "uri": uri.redact(resolved["tracking"]["uri"])}
     return resolved
 
 
-def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: training_processes.Processes) -> None:
+def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: Processes) -> None:
     """The page to read: every step of a run in its order."""
     import torch
 
@@ -274,7 +134,7 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: trai
     experiment, cost = inputs.experiment, result.cost
     task, method = experiment.task, experiment.method
     saved.check_free(run_dir / record.ADAPTER_FOLDER, inputs.identity)
-    _write_config(run_dir, result.config)
+    write_config(run_dir, result.config)
     models.quiet_libraries()
     device = processes.device or models.choose_device(experiment.train.device.value)
     autocast = models.choose_precision(experiment.train.precision, device)
@@ -386,7 +246,9 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: trai
     cost["energy_joules"] = energy.joules()
     if cost["energy_joules"] is None:
         result.unmeasured["cost.energy_joules"] = energy.reason
-    measured = Trained(inputs, run_dir, configuration, backbone, subject, features, trainer, text, result)
+    measured = Trained(
+        experiment, inputs.folder, run_dir, configuration, backbone, subject, features, trainer, text, result
+    )
     with speed.timed(cost, "forgetting_seconds"):
         measured.ask_for_general_text()
     with speed.timed(cost, "measure_seconds"):
@@ -473,7 +335,7 @@ def gather_scores(
     return {**scores, "validation": validation, "majority": majority}
 
 
-def _write_config(run_dir: Path, resolved: dict[str, Any]) -> None:
+def write_config(run_dir: Path, resolved: dict[str, Any]) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     record.write_atomically(run_dir / record.CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(resolved)))
 
@@ -499,26 +361,3 @@ def _judge(error: Exception) -> tuple[Status, str]:
         advice = "a smaller train.batch_size or task.max_length, or train.gradient_checkpointing=true, needs less"
         return Status.out_of_memory, f"{sentence}; {advice}"
     return Status.failed, f"{type(error).__name__}: {sentence}"
-
-
-def _track(result: RunRecord, run_dir: Path, experiment: Experiment) -> bool | None:
-    """Send a recorded run to the store; what can't be sent stays in the run directory and can be sent later.
-
-    Returns:
-        Whether the store has it; null where no store is wanted, or there is no record to send.
-    """
-    store = experiment.tracking
-    if store.kind is TrackingKind.none or not (run_dir / record.RESULT_FILE).exists():
-        return None
-    try:
-        tracking.send(run_dir, str(store.uri), store.experiment)
-    except Exception as error:  # any failure of a store, of its database or of the network to it
-        sentence = uri.redact(str(error).strip().split("\n")[0])
-        log.error(
-            "the run is safe in %s but could not be tracked (%s); send it later: harness-report --sync %s",
-            run_dir,
-            sentence,
-            run_dir,
-        )
-        return False
-    return True
