@@ -6,7 +6,7 @@ from harness.config.version import __version__
 
 if TYPE_CHECKING:
     from harness.methods.adapter_set import AdapterSet, load_adapter
-    from harness.reporting.runs import load_runs
+    from harness.report.runs import load_runs
 
 __all__ = ["AdapterSet", "__version__", "load_adapter", "load_runs"]
 
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(saved, name)
     if name == "load_runs":
-        from harness.reporting import runs
+        from harness.report import runs
 
         return runs.load_runs
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -169,7 +169,8 @@ def write(rows: list[Scored], storage: Storage, out: Path) -> None:
     """Print the table, and write it as Markdown and JSON."""
     from rich.console import Console
 
-    from harness.reporting.render import Table, markdown, number, size, terminal
+    from harness.report.cells import Table, number, size
+    from harness.report.markdown import markdown, terminal
 
     columns = ("task", "method", "metric", "score", "recorded", "adapter", "swap ms", "remarks")
     cells = [

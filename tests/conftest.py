@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.compatibility import TINY
+from harness.doctor.compatibility import TINY
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

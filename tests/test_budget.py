@@ -11,7 +11,7 @@ from harness.methods.budget import KNOBS, knob_of, sized
 from harness.methods.skeleton import architecture_of, skeleton
 from harness.models import empty_model
 from harness.models.architectures import Kind
-from harness.plan import plan
+from harness.plan.costs import plan
 
 POINT = ["model=minilm", "task=glue/sst2"]
 # MiniLM apart from its head, the pooler among its weights.

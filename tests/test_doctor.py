@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from harness import compatibility, doctor, models
-from harness.compatibility import Finding, ask, attempt, backbones, experiments
+from harness import models
 from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment, Quantization
 from harness.config.sources import conf_root
+from harness.doctor import __main__ as doctor
+from harness.doctor import compatibility
+from harness.doctor.compatibility import Finding, ask, attempt, backbones, experiments
 from harness.models.architectures import Kind
 
 METHODS = ["full", "head", "bitfit", "lora"]
@@ -185,7 +187,7 @@ def test_a_mistake_is_one_sentence_and_exit_status_2(
 
 def test_help_needs_nothing_heavy() -> None:
     """Neither torch nor hydra is imported for it."""
-    code = "import sys; sys.argv = ['d', '--help']; from harness import doctor; doctor.main(); " \
+    code = "import sys; sys.argv = ['d', '--help']; from harness.doctor import __main__ as doctor; doctor.main(); " \
         "assert not {'torch', 'hydra', 'transformers'} & set(sys.modules)"  # fmt: skip
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "doctor.live=true" in printed

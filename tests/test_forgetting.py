@@ -13,11 +13,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from harness import models
-from harness.compatibility import TINY
 from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.sources import PACKAGE
+from harness.doctor.compatibility import TINY
 from harness.methods import trained_parameters
 from harness.models.architectures import ARCHITECTURES, Backbone, Kind
 from harness.tasks import forgetting

@@ -12,8 +12,6 @@ import torch
 from omegaconf import OmegaConf
 from transformers import PretrainedConfig
 
-from harness import plan as planner
-from harness import planning
 from harness.config.build import build, component
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
@@ -23,6 +21,8 @@ from harness.methods import skeleton
 from harness.models import empty_model, load_model
 from harness.models.architectures import Kind
 from harness.models.sizes import logical_parameters
+from harness.plan import __main__ as planner
+from harness.plan import costs, display
 from harness.run.estimate import Step
 
 MODELS = sorted(path.stem for path in (conf_root() / "conf/model").glob("*.yaml"))
@@ -51,7 +51,7 @@ PUBLISHED = [
 
 
 def cost(*overrides: str) -> dict:
-    return planner.parameters(build(compose("config", ["task=glue/sst2", *overrides])))
+    return costs.parameters(build(compose("config", ["task=glue/sst2", *overrides])))
 
 
 @pytest.mark.parametrize(("overrides", "figure", "count"), PUBLISHED)
@@ -90,7 +90,7 @@ def test_every_method_is_planned_or_refused_in_a_sentence(name: str) -> None:
         backbone = empty_model(dimensions(model), kind, method.quantization() or Quantization.none)
         bare = logical_parameters(backbone.model)
         try:
-            counted = planner.count(method, backbone)
+            counted = costs.count(method, backbone)
         except ConfigError as error:
             refusals.append(str(error))
             continue
@@ -144,7 +144,7 @@ def test_a_grid_is_the_product_of_the_values_with_the_sweeps_own(monkeypatch: py
 
 def plan_all(arguments: list[str]) -> list[dict]:
     name, overrides, grid, _ = planner.parse(arguments)
-    return [planner.parameters(build(compose(name, point))) for point in planner.expand(name, overrides, grid)]
+    return [costs.parameters(build(compose(name, point))) for point in planner.expand(name, overrides, grid)]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_json_holds_every_point_with_the_names_of_a_record() -> None:
     [(None, False, "-"), (0, False, "0"), (999, False, "999"), (9175040, False, "9.18 M"), (1536, True, "1.5 KiB")],
 )
 def test_figures_are_short_in_the_table(value: int | None, is_bytes: bool, text: str) -> None:
-    assert planning.readable(value, is_bytes) == text
+    assert display.readable(value, is_bytes) == text
 
 
 PLAN = ["model=minilm", "task=glue/sst2", "task.max_train_rows=1000"]
@@ -190,23 +190,23 @@ PLAN = ["model=minilm", "task=glue/sst2", "task.max_train_rows=1000"]
 
 def test_a_plan_has_every_figure_and_all_training_operations() -> None:
     """1,000 rows in batches of 32 for three epochs are 96 steps; a step computes 32 x 128 tokens."""
-    point = planner.plan_point("config", PLAN)
+    point = costs.plan_point("config", PLAN)
     assert not point["unmeasured"]
-    assert all(point["cost"][name] for name in planning.PLANNED)
+    assert all(point["cost"][name] for name in costs.PLANNED)
     assert point["cost"]["train_flops"] == pytest.approx(point["cost"]["train_flops_per_token"] * 96 * 32 * 128)
-    unknown = planner.plan_point("config", PLAN[:2])
+    unknown = costs.plan_point("config", PLAN[:2])
     assert unknown["cost"]["train_flops"] is None
     assert "task.max_train_rows" in unknown["unmeasured"]["train_flops"]
 
 
 def test_the_largest_batch_fits_and_the_next_one_does_not() -> None:
     """On 8 GB, as the prediction of the very batches says; a batch of one more row takes more than there is."""
-    settings = planning.Settings(batch_size=8, length=128)
-    (device, *_) = planner.plan_point("config", PLAN, settings)["fits"]
-    room = 8 * planning.GIGABYTE - planning.CONTEXT_BYTES
+    settings = costs.Settings(batch_size=8, length=128)
+    (device, *_) = costs.plan_point("config", PLAN, settings)["fits"]
+    room = 8 * costs.GIGABYTE - costs.CONTEXT_BYTES
     largest = device["largest_batch"]
     fitting, above = (
-        planner.plan_point("config", PLAN, planning.Settings(batch_size=rows))["cost"]["train_peak_bytes"]
+        costs.plan_point("config", PLAN, costs.Settings(batch_size=rows))["cost"]["train_peak_bytes"]
         for rows in (largest, round(1.02 * largest) + 1)
     )
     assert device["fits"]
@@ -230,28 +230,28 @@ def test_the_predicted_file_is_the_one_that_is_saved(method: str, tmp_path: Path
     adapter.save(tmp_path)
     (path,) = tmp_path.glob("*.safetensors")
     header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
-    predicted = planner.plan(experiment)["adapter_file_bytes"]
+    predicted = costs.plan(experiment)["adapter_file_bytes"]
     assert predicted == pytest.approx(path.stat().st_size - header, rel=0.01)
 
 
 def test_storing_tasks_counts_one_backbone_or_a_model_each() -> None:
     cost = {"adapter_file_bytes": 10, "head_parameters": 2}
-    assert planning.storage(cost, 100, 3) == {"tasks": 3, "adapters_bytes": 430, "copies_bytes": 1224}
+    assert costs.storage(cost, 100, 3) == {"tasks": 3, "adapters_bytes": 430, "copies_bytes": 1224}
 
 
 def test_qlora_trains_65_billion_parameters_in_48_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dettmers et al. 2023, abstract: one GPU of 48 GB; here a row of 512 tokens with gradient checkpointing."""
     overrides = ["model=llama_65b", "method=qlora", "train.gradient_checkpointing=true", "task=lm/text"]
     experiment = build(compose("config", [*overrides, "task.data_dir=.", "task.max_length=512"]))
-    cost, _ = planner.costs(experiment, Step(1, 512, "cuda"))
+    cost, _ = costs.costs(experiment, Step(1, 512, "cuda"))
     assert 64e9 < cost["total_parameters"] < 67e9
-    assert 33e9 < cost["weight_bytes"] < cost["train_peak_bytes"] < 48e9 - planning.CONTEXT_BYTES
+    assert 33e9 < cost["weight_bytes"] < cost["train_peak_bytes"] < 48e9 - costs.CONTEXT_BYTES
 
 
 def test_the_peak_holds_weights_gradients_and_optimizer_whatever_the_depth() -> None:
     """With few layers the backward pass is the largest moment here, with all of them the optimizer's step is."""
     overrides = ["model=llama_3_2_3b", "method=full", "train.gradient_checkpointing=true", "task=glue/sst2"]
-    found, _ = planner.costs(build(compose("config", overrides)), Step(8, 512, "cuda"))
+    found, _ = costs.costs(build(compose("config", overrides)), Step(8, 512, "cuda"))
     held = sum(found[name] for name in ("weight_bytes", "gradient_bytes", "optimizer_bytes"))
     assert held <= found["train_peak_bytes"] < 1.5 * held
 
@@ -283,7 +283,7 @@ def test_a_grid_is_printed_as_it_is_planned_and_ends_whole_when_it_is_interrupte
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A million points, of which the third is never planned."""
-    plan_point, planned = planner.plan_point, []
+    plan_point, planned = costs.plan_point, []
 
     def interrupted(*arguments: Any) -> dict:
         planned.append(arguments)
@@ -321,7 +321,7 @@ def test_a_picture_of_the_memory_is_drawn(
 def test_a_prompt_is_planned_for_a_large_backbone(method: str, numbers: int) -> None:
     """Too large to make weights up: the step runs on tensors without values, and so does what is saved."""
     options = [f"method={method}", "model=llama_3_8b", "task=instruct/gsm8k", "task.data_dir=.", "train.max_steps=10"]
-    cost = planner.plan_point("config", options, planning.Settings(batch_size=1, length=64))["cost"]
+    cost = costs.plan_point("config", options, costs.Settings(batch_size=1, length=64))["cost"]
     assert cost["adapter_file_bytes"] == 4 * numbers
     assert cost["train_peak_bytes"] > cost["weight_bytes"] > 2 * 8e9
 
@@ -330,7 +330,7 @@ def test_tasks_of_language_are_planned_without_weights() -> None:
     """A pair of answers is two texts, and the reference reads them too: more operations a token, twice the tokens."""
     options = ["model=llama_3_2_1b", "method=lora", "task.data_dir=.", "task.max_length=64", "train.max_steps=10"]
     instruct, preference = (
-        planner.plan_point("config", [f"task={task}", *options], planning.Settings(batch_size=4))
+        costs.plan_point("config", [f"task={task}", *options], costs.Settings(batch_size=4))
         for task in ("instruct/gsm8k", "preference/pairs")
     )
     assert (instruct["step"]["rows"], preference["step"]["rows"]) == (4, 8)

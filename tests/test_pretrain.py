@@ -10,8 +10,8 @@ import pytest
 
 from harness.config.errors import ConfigError
 from harness.config.sources import PACKAGE
-from harness.language_modelling import batches, read_passages, with_strangers
-from harness.pretrain import Backbone, Pretraining, build_tokenizer, parse, pretrain
+from harness.pretrain.__main__ import Backbone, Pretraining, build_tokenizer, parse, pretrain
+from harness.pretrain.losses import batches, read_passages, with_strangers
 from harness.tasks import micro
 
 BACKBONES = [backbone.name for backbone in Backbone]

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.config.errors import ConfigError
-from harness.quantization import BLOCK, NORMAL, OUTLIERS, SCHEMES, analyse, matrices, measure, parse, synthetic
+from harness.quantization.__main__ import analyse, parse
+from harness.quantization.schemes import BLOCK, NORMAL, OUTLIERS, SCHEMES, matrices, measure, synthetic
 
 TinyModel = Callable[[str], Path]
 FEW = [1.0, -0.4, 0.3, 0.02]

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 from run_directories import new_store, store_of, write_run
 
-from harness import report
 from harness.config.sources import conf_root
-from harness.reporting import render
+from harness.report import __main__ as report
+from harness.report import report as report_report
+from harness.report import tables
 
 EVIL = "<script>alert(1)</script>"
 
@@ -50,7 +51,7 @@ def test_a_report_is_printed_and_written(store: str, tmp_path: Path, capsys: pyt
     assert float(rows["lora"]["mean"]) == pytest.approx(0.805)
     assert rows["lora"]["failed"] == "1"
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(
-        {*report.FILES} - {"tuning.csv", "predictions.csv", "comparisons.csv", "across.csv", "noise.csv"}
+        {*report_report.FILES} - {"tuning.csv", "predictions.csv", "comparisons.csv", "across.csv", "noise.csv"}
         | {f"{name}.{kind}" for name in ("score_vs_parameters", "score_vs_seconds", "seeds") for kind in ("svg", "png")}
     )
 
@@ -325,8 +326,8 @@ def test_a_shipped_definition_is_one(path: Path) -> None:
     options = report.parse([path.stem])
     assert options.name == path.stem
     assert all((conf_root() / "sweeps" / f"{sweep}.yaml").exists() for sweep in options.sweep or ())
-    assert all(any(fnmatch(name, known) for known in report.PICTURES) for name in options.plots or ())
-    assert all(name in render.COLUMNS or "." in name for name in options.columns or ())
+    assert all(any(fnmatch(name, known) for known in report_report.PICTURES) for name in options.plots or ())
+    assert all(name in tables.COLUMNS or "." in name for name in options.columns or ())
     assert all((conf_root() / "conf" / "method" / f"{name}.yaml").exists() for name in options.method or ())
 
 

@@ -16,7 +16,7 @@ from harness import tracking
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.methods.selective import SelectedWeights
-from harness.plan import plan
+from harness.plan.costs import plan
 from harness.run import job, pipeline
 from harness.tracking.record import COST_FIELDS, RunRecord, Status
 from harness.training.trainer import Trainer

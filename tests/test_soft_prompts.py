@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from harness import models
-from harness.compatibility import TINY
 from harness.config.build import build
+from harness.doctor.compatibility import TINY
 from harness.methods import soft_prompts
 from harness.methods.soft_prompts import NoNeighbours, SoftPrompt, Tightness, first_keys, neighbours, table, tightness
 from harness.models.architectures import ARCHITECTURES, Backbone, Kind
-from harness.plan import compose
+from harness.plan.__main__ import compose
 
 TinyModel = Callable[[str], Path]
 PROMPTS = ["prompt_tuning", "p_tuning", "prefix_tuning", "prefix_tuning_projected"]

@@ -12,7 +12,7 @@ from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.sources import conf_root
 from harness.methods.skeleton import skeleton
-from harness.plan import expand
+from harness.plan.__main__ import expand
 
 SWEEPS = sorted(path.stem for path in (conf_root() / "sweeps").glob("*.yaml"))
 # What builds on the shipped architectures alone: published dimensions, and no data.

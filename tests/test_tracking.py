@@ -21,7 +21,8 @@ import pytest
 from browsing import free_port, serving
 from run_directories import new_store, store_of, write_run
 
-from harness import report, tracking
+from harness import tracking
+from harness.report import __main__ as report
 from harness.tracking import pages as tracking_pages
 from harness.tracking import sending, server_cache
 from harness.tracking.record import CONFIG_FILE, LOG_FILE, RESULT_FILE, STEPS_FILE, TRACKED_FILE

@@ -102,7 +102,7 @@ def run(options: Options) -> None:
     from harness.claims import pages
     from harness.claims.evidence import Evidence
     from harness.claims.ledger import default_path, judge, load
-    from harness.reporting import render
+    from harness.report import markdown
 
     ledger = load(Path(options.ledger) if options.ledger else default_path())
     claims = {claim.id: claim for claim in ledger.claims}
@@ -118,7 +118,7 @@ def run(options: Options) -> None:
     judged = [judge(claims[name], evidence) for name in tqdm(wanted, unit="claim", disable=None)]
     out = Path(options.out)
     names = pages.write(judged, evidence.damaged, out)
-    render.terminal([pages.verdict_table(judged)])
+    markdown.terminal([pages.verdict_table(judged)])
     print(pages.lead(judged))
     for reason in evidence.damaged:
         print(reason, file=sys.stderr)

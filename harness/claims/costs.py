@@ -16,8 +16,8 @@ from harness.claims.scores import NOT_FINISHED, NOT_MEASURED, ONE_RUN, across_ru
 from harness.claims.verdict import Case, Outcome, decide
 from harness.config.errors import ConfigError
 from harness.config.sources import conf_root
-from harness.reporting.pairwise import predictions_of
-from harness.reporting.stats import Summary, summarise
+from harness.report.pairwise import predictions_of
+from harness.report.stats import Summary, summarise
 from harness.tracking.record import SOFT_PROMPT_FILE
 from harness.training.metrics import pearson
 

@@ -14,9 +14,9 @@ from harness import tracking
 from harness.claims.verdict import NoEvidence
 from harness.config.errors import ConfigError
 from harness.config.sources import PACKAGE
-from harness.reporting import pairwise, runs, scores
-from harness.reporting.pairwise import Pairwise
-from harness.reporting.scores import FINISHED, MAJORITY
+from harness.report import pairwise, runs, scores, tuning
+from harness.report.pairwise import Pairwise
+from harness.report.scores import FINISHED, MAJORITY
 from harness.training.metrics import higher_is_better
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Sweep:
     @cached_property
     def on_edge(self) -> set[tuple[str, str]]:
         """Task and configuration of the methods whose best learning rate lies at an end of its grid."""
-        tuned = scores.tuning(self.frame)
+        tuned = tuning.tuning(self.frame)
         tuned = tuned[tuned["edge"] != ""]
         return set(zip(tuned["task"], tuned["configuration"], strict=True))
 
@@ -211,7 +211,7 @@ def counted(overrides: tuple[str, ...]) -> dict[str, float]:
     from harness.methods.peft import find_modules
     from harness.methods.peft_counts import matches, width
     from harness.methods.skeleton import architecture_of, skeleton
-    from harness.plan import backbone_parameters, parameters
+    from harness.plan.costs import backbone_parameters, parameters
 
     experiment = _experiment(overrides)
     figures: dict[str, float] = {**parameters(experiment), "backbone_parameters": backbone_parameters(experiment)}
@@ -235,7 +235,8 @@ def planned(overrides: tuple[str, ...]) -> dict[str, float]:
     Raises:
         ConfigError: It can't be planned.
     """
-    from harness.plan import parse, plan_point
+    from harness.plan.__main__ import parse
+    from harness.plan.costs import plan_point
 
     name, rest, _, settings = parse(list(overrides))
     point = plan_point(name, rest, settings)
@@ -249,7 +250,7 @@ def planned(overrides: tuple[str, ...]) -> dict[str, float]:
 def _experiment(overrides: Sequence[str]) -> "Experiment":
     from harness.config.build import build
     from harness.config.compose import compose
-    from harness.plan import parse
+    from harness.plan.__main__ import parse
 
     name, rest, _, _ = parse(list(overrides))
     return build(compose(name, rest))
@@ -280,6 +281,6 @@ def parameters_by_kind(model: str) -> dict[str, float]:
 @cache
 def quantized(folder: Path) -> Any:
     """The table of `python -m harness.quantization` for the backbone in a folder."""
-    from harness.quantization import matrices, tabulate
+    from harness.quantization.schemes import matrices, tabulate
 
     return tabulate(matrices(folder), seed=0)

@@ -23,7 +23,7 @@ from scipy.stats import ttest_ind
 from harness import tracking
 from harness.config.build import build
 from harness.config.compose import compose
-from harness.reporting.stats import holm
+from harness.report.stats import holm
 from harness.sweep.launchers.slots import available_cores
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]

@@ -14,11 +14,11 @@ from torch.nn import functional
 from transformers import AutoConfig
 
 from harness import methods, models
-from harness.compatibility import TINY, backbones, words
 from harness.config.build import component
 from harness.config.errors import ConfigError
 from harness.config.schema import Quantization
 from harness.config.sources import conf_root
+from harness.doctor.compatibility import TINY, backbones, words
 from harness.methods import trained_parameters
 from harness.methods.layers import Bottleneck, linear_bottleneck
 from harness.models import sizes

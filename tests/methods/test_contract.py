@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness import measure, methods, models
-from harness.compatibility import backbones, words
 from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment, Quantization
 from harness.config.sources import conf_root
+from harness.doctor.compatibility import backbones, words
 from harness.methods import trained_parameters
 from harness.models import sizes
 from harness.models.architectures import ARCHITECTURES, Backbone, Kind

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny import method_of, random_backbone
 
-from harness.compatibility import words
 from harness.config.errors import ConfigError
+from harness.doctor.compatibility import words
 from harness.methods import trained_parameters
 from harness.models.architectures import Kind
 from harness.training.batches import plain_inputs

@@ -13,12 +13,12 @@ from tiny import method_of, random_backbone
 from torch import nn
 
 from harness import models
-from harness.compatibility import TINY, words
 from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.schema import Quantization
 from harness.config.sources import conf_root
+from harness.doctor.compatibility import TINY, words
 from harness.methods import trained_parameters
 from harness.methods.peft import PeftMethod, fits
 from harness.methods.peft_counts import LEFT_OUT, RULES

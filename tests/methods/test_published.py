@@ -14,7 +14,7 @@ from harness.config.sources import conf_root
 from harness.models import empty_model
 from harness.models.architectures import Backbone, Kind
 from harness.models.sizes import logical_parameters
-from harness.plan import count
+from harness.plan.costs import count
 
 # Drawing which entries of 3,072 x 3,072 are trained takes a quarter of a second for each of 56 matrices.
 SLOW = ("peft.FourierFTConfig", "peft.WaveFTConfig")

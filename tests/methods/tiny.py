@@ -7,9 +7,9 @@ import torch
 from transformers import AutoConfig
 
 from harness import models
-from harness.compatibility import TINY
 from harness.config.build import build
 from harness.config.compose import compose
+from harness.doctor.compatibility import TINY
 from harness.models.architectures import Backbone, Kind
 
 

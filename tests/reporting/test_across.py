@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from run_directories import write_run
 
-from harness.reporting import across, render, scores
-from harness.reporting.runs import load_runs
+from harness.report import across, scores, tables
+from harness.report.runs import load_runs
 
 
 def found(folder: Path, table: dict[str, dict[str, tuple[float, ...]]]) -> across.Across | None:
@@ -53,7 +53,7 @@ def test_methods_are_ranked_on_the_tasks_that_all_have(tmp_path: Path) -> None:
     assert one is not None
     assert one.common == ("a", "b")
     assert one.table.set_index("configuration")["rank"].to_dict() == {"full": 1.0, "lora": 2.0, "head": 3.0}
-    table = render.across_table(one)
+    table = tables.across_table(one)
     assert {row[0]: row[-1] for row in table.rows} == {"full": "0.6000", "lora": "–", "head": "0.9900"}
     assert "3 methods on the 2 tasks that they share: a, b." in table.caption
 
@@ -79,7 +79,7 @@ def test_without_full_fine_tuning_nothing_is_normalised(tmp_path: Path) -> None:
     one = found(tmp_path, {"lora": {"a": (0.9,), "b": (0.9,)}, "head": {"a": (0.8,), "b": (0.8,)}})
     assert one is not None
     assert one.normalised == ()
-    assert "IQM" not in render.across_table(one).columns
+    assert "IQM" not in tables.across_table(one).columns
 
 
 @pytest.mark.parametrize(

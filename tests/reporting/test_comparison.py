@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from harness.config.errors import ConfigError
-from harness.reporting.comparison import (
+from harness.report.comparison import (
     NO_DIFFERENCE,
     NO_SCORE,
     aligned,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.reporting import latex
-from harness.reporting.render import Table
+from harness.report import latex
+from harness.report.cells import Table
 
 EVIL = "\\input{x} $a_1$ 100% & #1 ~ ^ [3] -- <b> | \"q\" 'r' `s` ± ★ ≈ – é 中"
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from run_directories import store_of, write_run
 
-from harness.reporting import scores
-from harness.reporting.noise import _parts, noise, noise_table
+from harness.report import scores
+from harness.report.noise import _parts, noise, noise_table
 
 
 def test_the_parts_of_simulated_scores_are_those_that_made_them() -> None:

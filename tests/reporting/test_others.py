@@ -9,9 +9,9 @@ import pytest
 from run_directories import write_run
 
 import harness
-from harness import report
 from harness.config.errors import ConfigError
-from harness.reporting import others, scores
+from harness.report import __main__ as report
+from harness.report import others, scores
 
 
 def result(name: str = "lora/llama-3.2-3B-rank32", **changes: Any) -> dict[str, Any]:

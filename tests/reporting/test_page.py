@@ -11,9 +11,10 @@ import pytest
 from browsing import CHROMIUM, chromium
 from run_directories import store_of, write_run
 
-from harness.reporting import curves, pictures, scores
-from harness.reporting.page import page
-from harness.reporting.render import Table
+from harness.report import curves, scores
+from harness.report.cells import Table
+from harness.report.page import page
+from harness.report.plots import chosen
 
 EVIL = "<script>alert(1)</script>"
 STEPS = [{"step": step, "development.accuracy": 0.5 + step / 100, "loss": 1.0} for step in (10, 20, 30)]
@@ -44,7 +45,7 @@ def written(frames: tuple[pd.DataFrame, pd.DataFrame], server: str | None = None
     """A page with a table of two columns and all plots."""
     rows = [(f"method {count}", f"{count * 700} B" if count < 2 else f"{count}.5 kB") for count in (9, 1, 0, 10, 5, 3)]
     table = Table("Sizes", ("method", "adapter"), [*rows, (EVIL, "–")], f"Caption {EVIL}", ("method",))
-    drawn = {name: kinds["svg"].decode() for name, kinds in pictures.draw(*frames).items()}
+    drawn = {name: kinds["svg"].decode() for name, kinds in chosen.draw(*frames).items()}
     return page(f"Title {EVIL}", f"Lead {EVIL}", [table], [f"Note {EVIL}"], drawn, *frames, server)
 
 

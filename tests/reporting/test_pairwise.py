@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from run_directories import store_of, write_run
 
-from harness.reporting import pairwise, render, scores
-from harness.reporting.runs import load_runs
+from harness.report import pairwise, scores, tables
+from harness.report.runs import load_runs
 from harness.tracking.record import PREDICTIONS_FILE
 
 ROWS = 200
@@ -71,7 +71,7 @@ def test_an_interval_over_examples_is_wider_than_over_seeds(three_methods: Path)
 def test_the_tables_say_what_could_not_be_told(three_methods: Path) -> None:
     """The main table has intervals, letters and marks; the pairwise one stands against full fine-tuning."""
     summary, found = compared(three_methods)
-    [table] = render.score_tables(summary, found)
+    [table] = tables.score_tables(summary, found)
     groups, best = (table.columns.index(name) for name in ("groups", "best"))
     assert [(row[0], row[groups], row[best]) for row in table.rows[:3]] == [
         ("full", "a", "★"),
@@ -79,7 +79,7 @@ def test_the_tables_say_what_could_not_be_told(three_methods: Path) -> None:
         ("head", "b", ""),
     ]
     assert "Minimum detectable difference: 0.04" in table.caption
-    [against] = render.pair_tables(found)
+    [against] = tables.pair_tables(found)
     assert against.title == "micro/sentiment: against full"
     assert [(row[0], row[1], row[-1]) for row in against.rows] == [
         ("lora", "-0.0050", "no detectable difference"),
@@ -121,7 +121,7 @@ def test_single_runs_are_compared_as_such(tmp_path: Path) -> None:
     run_with(tmp_path, first_right(180), method="full")
     run_with(tmp_path, first_right(100), method="lora")
     summary, [found] = compared(tmp_path)
-    [table] = render.score_tables(summary, [found])
+    [table] = tables.score_tables(summary, [found])
     assert table.rows[0][:5] == ("full", "0.9000", "n=1", "1", "n=1")
     assert found.groups == {"full": "a", "lora": "b"}
     assert found.notes[-1] == "Where a method has one run, its comparisons are about that run on other examples only."
@@ -134,7 +134,7 @@ def test_thousands_of_methods_are_cut_to_the_best_and_the_baseline(tmp_path: Pat
         run_with(tmp_path, first_right(100 + number), method=f"m{number:02d}")
     summary, [found] = compared(tmp_path)
     assert len(found.groups) == pairwise.MOST_METHODS
-    [table] = render.score_tables(summary, [found])
+    [table] = tables.score_tables(summary, [found])
     assert ("groups" in table.columns, "best" in table.columns) == (False, True)
     assert "groups to say who was not told apart from whom" in table.caption
     assert (found.baseline, "m00" in found.groups) == ("full", False)
@@ -152,7 +152,7 @@ def test_lower_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
     summary, found = compared(tmp_path)
     assert summary["configuration"].tolist() == ["full", "lora"]
     assert summary["standing"].tolist() == [pairwise.BEST, ""]
-    assert render.pair_tables(found)[0].rows[0][-1] == "worse"
+    assert tables.pair_tables(found)[0].rows[0][-1] == "worse"
 
 
 def test_predictions_are_found_in_a_store(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 from run_directories import store_of, write_run
 
-from harness.reporting import curves, pictures, plot_scores, plots, scores
-from harness.reporting.plot_costs import COSTS, front, score_against_cost
+from harness.report import curves, scores
+from harness.report.plots import chosen, style
+from harness.report.plots import scores as plot_scores
+from harness.report.plots.costs import COSTS, front, score_against_cost
 from harness.tracking.record import MEMORY
 
 EVIL = "_<script>alert(1)</script> $x^{"
@@ -39,7 +41,7 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, pd.D
 
 @pytest.fixture(scope="module")
 def drawn(frames: tuple[pd.DataFrame, pd.DataFrame]) -> dict[str, dict[str, bytes]]:
-    return pictures.draw(*frames)
+    return chosen.draw(*frames)
 
 
 def test_a_sweep_that_measured_everything_has_every_picture(drawn: dict[str, dict[str, bytes]]) -> None:
@@ -52,7 +54,7 @@ def test_the_same_numbers_give_the_same_bytes(
     drawn: dict[str, dict[str, bytes]], frames: tuple[pd.DataFrame, pd.DataFrame]
 ) -> None:
     """No picture holds a date, a random identifier or a path."""
-    assert pictures.draw(*frames) == drawn
+    assert chosen.draw(*frames) == drawn
 
 
 def test_a_method_name_is_only_a_text(drawn: dict[str, dict[str, bytes]]) -> None:
@@ -64,16 +66,16 @@ def test_a_method_name_is_only_a_text(drawn: dict[str, dict[str, bytes]]) -> Non
 def test_what_was_not_measured_is_not_drawn(tmp_path: Path) -> None:
     """A lone run that failed has no picture at all."""
     frame = scores.load(store_of(tmp_path, write_run(tmp_path / "runs", status="failed", error="ValueError: x")))
-    assert pictures.draw(frame) == {}
+    assert chosen.draw(frame) == {}
 
 
 def test_nothing_trained_can_be_drawn(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     """Zero trainable parameters fit on the axis."""
-    points = pictures.points(frames[0])
+    points = chosen.points(frames[0])
     zero = points.assign(**{"cost.trainable_parameters": [0.0] * 3 + [1000.0] * (len(points) - 3)})
     figure = score_against_cost(zero, COSTS["parameters"])
     assert figure is not None
-    assert plots.encoded(figure, "svg")
+    assert style.encoded(figure, "svg")
 
 
 def test_no_method_beats_one_on_the_front() -> None:
@@ -93,14 +95,14 @@ def test_a_learning_curve_ends_with_its_last_evaluation(frames: tuple[pd.DataFra
 
 def test_a_size_is_a_number_that_a_sweep_varies(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     """The rank is one, with three values; two are no curve."""
-    points = pictures.points(frames[0])
+    points = chosen.points(frames[0])
     assert plot_scores.sizes(points) == ["param.method.rank"]
     assert plot_scores.sizes(points[points["param.method.rank"] != "4"]) == []
 
 
 def test_learning_rates_that_were_chosen_are_no_axis(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     """Those that a sweep varies are; the curve's file is named after them."""
-    points = pictures.points(frames[0]).drop(columns="param.method.rank")
+    points = chosen.points(frames[0]).drop(columns="param.method.rank")
     points["param.train.learning_rate"] = [str(10.0 ** -(place % 3)) for place in range(len(points))]
     assert plot_scores.sizes(points.assign(stage="final")) == []
     [column] = plot_scores.sizes(points.assign(stage="run"))
@@ -110,8 +112,8 @@ def test_learning_rates_that_were_chosen_are_no_axis(frames: tuple[pd.DataFrame,
 
 def test_listed_methods_look_different() -> None:
     """No two methods of the list share colour and marker, and an unlisted one keeps its own."""
-    assert len({plots.appearance(method) for method in plots.METHODS}) == len(plots.METHODS)
-    assert plots.appearance("of my own") == plots.appearance("of my own")
+    assert len({style.appearance(method) for method in style.METHODS}) == len(style.METHODS)
+    assert style.appearance("of my own") == style.appearance("of my own")
 
 
 def test_of_thousands_of_methods_the_telling_ones_are_drawn() -> None:
@@ -127,10 +129,10 @@ def test_of_thousands_of_methods_the_telling_ones_are_drawn() -> None:
             "cost.trainable_parameters": [1.0] + [10.0] * 299,
         }
     )
-    kept, notes = pictures.telling(many)
+    kept, notes = chosen.telling(many)
     assert set(kept["configuration"]) == {names[0], *names[-plot_scores.MOST_DRAWN :], "head"}
     assert [note.partition(":")[0] for note in notes] == [
         f"Pictures of t show {plot_scores.MOST_DRAWN + 2} of its 300 methods"
     ]
-    kept, notes = pictures.telling(many.head(50))
+    kept, notes = chosen.telling(many.head(50))
     assert (len(kept), notes) == (50, [])

@@ -7,8 +7,8 @@ import pytest
 from run_directories import write_run
 
 import harness
-from harness.reporting import render, scores
-from harness.reporting.pairwise import Pairwise
+from harness.report import cells, markdown, scores, tables
+from harness.report.pairwise import Pairwise
 from harness.tracking.record import MEMORY
 
 EVIL = "<script>alert('x')</script> | [red]*a*[/red] $x$"
@@ -30,7 +30,7 @@ def row(**values: object) -> dict[str, object]:
 )
 def test_bytes_have_a_unit(value: float, shown: str) -> None:
     """Sizes are in decimal units, and what was not measured is a dash."""
-    assert render.size(value) == shown
+    assert cells.size(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -38,28 +38,28 @@ def test_bytes_have_a_unit(value: float, shown: str) -> None:
 )
 def test_small_shares_keep_their_digits(value: float, shown: str) -> None:
     """A share below one percent has three places."""
-    assert render.share(value) == shown
+    assert cells.share(value) == shown
 
 
 def test_a_single_run_shows_no_deviation() -> None:
     """The cell says n=1 in place of a standard deviation."""
-    [table] = render.score_tables(pd.DataFrame([row(n=1, std=float("nan"))]))
+    [table] = tables.score_tables(pd.DataFrame([row(n=1, std=float("nan"))]))
     assert table.rows[0][:4] == ("lora", "0.9000", "n=1", "1")
 
 
 def test_collapsed_and_diverged_runs_are_remarked() -> None:
     """The remark counts them among all runs of the row."""
-    [table] = render.score_tables(pd.DataFrame([row(collapsed=1, diverged=1)]))
+    [table] = tables.score_tables(pd.DataFrame([row(collapsed=1, diverged=1)]))
     assert table.rows[0][-1] == "1 of 4 no better than majority, 1 of 4 diverged"
 
 
 def test_what_a_backbone_knew_is_shown_where_it_was_asked() -> None:
     """Its own score, and its loss on general text before and after; otherwise there are no such columns."""
     asked = {"base": 0.5, "forgetting_metric": "masked_loss", "forgetting.before": 0.94, "forgetting.after": 1.21}
-    [table] = render.score_tables(pd.DataFrame([row(**asked)]))
+    [table] = tables.score_tables(pd.DataFrame([row(**asked)]))
     shown = dict(zip(table.columns, table.rows[0], strict=True))
     assert (shown["backbone alone"], shown["masked loss before"], shown["after"]) == ("0.5000", "0.940", "1.210")
-    [without] = render.score_tables(pd.DataFrame([row()]))
+    [without] = tables.score_tables(pd.DataFrame([row()]))
     assert not {"backbone alone", "after"} & set(without.columns)
 
 
@@ -70,21 +70,21 @@ def test_unequal_tuning_budgets_are_remarked() -> None:
     rows = [
         {**common, "configuration": name, "trials": n, "grid": "", "used": "0.1"} for name, n in (("a", 3), ("b", 4))
     ]
-    table = render.tuning_table(pd.DataFrame(rows))
+    table = tables.tuning_table(pd.DataFrame(rows))
     assert table is not None
     assert table.rows[0][-1] == "not the same number of trials for every method; final runs used 0.1"
 
 
 def test_markdown_shows_markup_as_text() -> None:
     """Neither HTML nor a column's end can be put into a Markdown table."""
-    text = render.markdown("t", "l", [render.Table("x", ("method",), [(EVIL,)])], [], [])
+    text = markdown.markdown("t", "l", [cells.Table("x", ("method",), [(EVIL,)])], [], [])
     assert "<script" not in text
     assert r"\| \[red\]\*a\*\[/red\]" in text
 
 
 def test_the_terminal_shows_markup_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     """What rich would take for a colour is printed."""
-    render.terminal([render.Table(EVIL, ("method",), [(EVIL,)])])
+    markdown.terminal([cells.Table(EVIL, ("method",), [(EVIL,)])])
     assert capsys.readouterr().out.count("[red]*a*[/red]") == 2
 
 
@@ -95,11 +95,11 @@ def test_a_prediction_says_how_far_it_is_off() -> None:
         {"task": "sst2", "configuration": "lora", **values},
         {"task": "sst2", "configuration": "full", **values, "deviation.train_peak_bytes": -0.0123},
     ]
-    table = render.prediction_table(pd.DataFrame(rows))
+    table = tables.prediction_table(pd.DataFrame(rows))
     assert table is not None
     assert table.rows[1][-2:] == ("4.1 kB", "-1.23%")
     assert table.caption.endswith("peak 1.23%.")
-    assert render.prediction_table(pd.DataFrame()) is None
+    assert tables.prediction_table(pd.DataFrame()) is None
 
 
 def test_the_first_sentence_names_the_best_and_whether_it_stands_out() -> None:
@@ -114,7 +114,7 @@ def test_the_first_sentence_names_the_best_and_whether_it_stands_out() -> None:
         return Pairwise("t", "accuracy", "validation", 100, (), {}, groups, best, frozenset(level), "full", ())
 
     said = [
-        render.verdicts(summary, [one]) for one in (found("lora", {"full"}), found("lora", set()), found("", set()))
+        markdown.verdicts(summary, [one]) for one in (found("lora", {"full"}), found("lora", set()), found("", set()))
     ]
     assert said == [
         "On t lora is best with 0.9000 accuracy, not told apart from full.",
@@ -122,13 +122,13 @@ def test_the_first_sentence_names_the_best_and_whether_it_stands_out() -> None:
         "On t lora is best with 0.9000 accuracy; nothing tells whether by more than chance, as no predictions can be "
         "compared.",
     ]
-    assert render.verdicts(summary, [found("lora", set(), ("lora", "head"))]).endswith(
+    assert markdown.verdicts(summary, [found("lora", set(), ("lora", "head"))]).endswith(
         "told apart from the other; 1 more was not compared."
     )
-    assert render.verdicts(summary, [found("full", set(), ("full", "head"))]).startswith(
+    assert markdown.verdicts(summary, [found("full", set(), ("full", "head"))]).startswith(
         "On t full is best of those compared with 0.8900"
     )
-    assert render.verdicts(summary.head(1), [found("", set())]) == ""
+    assert markdown.verdicts(summary.head(1), [found("", set())]) == ""
 
 
 def test_what_was_varied_has_a_row_a_value(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_what_was_varied_has_a_row_a_value(tmp_path: Path) -> None:
         for seed in range(2)
     ]
     frame = harness.load_runs(tmp_path / "runs")
-    [table] = render.option_tables(scores.summary(frame), scores.options(frame))
+    [table] = tables.option_tables(scores.summary(frame), scores.options(frame))
     assert len(runs) == 8
     assert table.title == "micro/sentiment: rank, target modules"
     assert table.columns[:4] == ("method", "rank", "target modules", "accuracy")
@@ -151,13 +151,13 @@ def test_what_was_varied_has_a_row_a_value(tmp_path: Path) -> None:
     assert table.rows[0][6].startswith("[")
     write_run(tmp_path / "single")
     alone = harness.load_runs(tmp_path / "single")
-    assert render.option_tables(scores.summary(alone), scores.options(alone)) == []
+    assert tables.option_tables(scores.summary(alone), scores.options(alone)) == []
 
 
 def test_a_long_table_is_cut_and_says_so() -> None:
     """In a terminal sooner than in a file."""
-    table = render.Table("t", ("method",), [(str(number),) for number in range(3000)], "Caption.")
-    cut = render.shortened(table)
-    assert len(cut.rows) == render.MOST_ROWS
+    table = cells.Table("t", ("method",), [(str(number),) for number in range(3000)], "Caption.")
+    cut = cells.shortened(table)
+    assert len(cut.rows) == cells.MOST_ROWS
     assert cut.caption == "The first 2,000 of 3,000 rows; all are in the CSV files. Caption."
-    assert render.shortened(cut) is cut
+    assert cells.shortened(cut) is cut

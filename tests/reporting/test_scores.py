@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from run_directories import store_of, write_run
 
-from harness.reporting import render, scores
+from harness.report import scores, tables
+from harness.report import tuning as report_tuning
 from harness.tracking.record import MEMORY
 
 
@@ -119,7 +120,7 @@ def test_where_lower_is_better_the_lowest_stands_first(tmp_path: Path) -> None:
     summary = scores.summary(frame)
     assert list(summary["configuration"]) == ["lora", "full"]
     assert list(summary["base"]) == [5.0, 5.0]
-    tuning = scores.tuning(frame).iloc[0]
+    tuning = report_tuning.tuning(frame).iloc[0]
     assert (tuning["best"], tuning["worst"], tuning["chosen"], tuning["edge"]) == (2.2, 2.5, 0.01, "highest")
 
 
@@ -133,7 +134,7 @@ def test_tuning_is_kept_apart(tmp_path: Path) -> None:
     trials.append(write_run(runs, stage="tune", learning_rate=1e-1, status="diverged", error="nan"))
     final = [write_run(runs, stage="final", learning_rate=1e-2, seed=seed, score=0.8 + seed / 10) for seed in (0, 1)]
     frame = frame_of(tmp_path, *trials, *final)
-    [row] = scores.tuning(frame).to_dict("records")
+    [row] = report_tuning.tuning(frame).to_dict("records")
     assert (row["configuration"], row["trials"], row["without_score"]) == ("lora", 4, 1)
     assert (row["best"], row["median"], row["worst"]) == (0.9, 0.7, 0.6)
     assert (row["chosen"], row["edge"], row["used"]) == (0.01, "", "0.01")
@@ -154,7 +155,7 @@ def test_a_choice_at_the_end_of_its_grid_is_flagged(tmp_path: Path) -> None:
         for rate, score in ((1e-4, 0.9), (1e-3, 0.7), (1e-2, 0.6))
     ]
     frame = frame_of(tmp_path, *trials)
-    assert list(scores.tuning(frame)["edge"]) == ["lowest"]
+    assert list(report_tuning.tuning(frame)["edge"]) == ["lowest"]
     assert scores.summary(frame).empty
 
 
@@ -176,12 +177,12 @@ def test_drawn_trials_are_held_against_the_range_they_were_drawn_from(tmp_path: 
         place.mkdir()
         frame = frame_of(place, *trials)
         assert scores.failures(frame).empty
-        [found[best]] = scores.tuning(frame).to_dict("records")
+        [found[best]] = report_tuning.tuning(frame).to_dict("records")
     assert [row["edge"] for row in found.values()] == ["", "highest"]
     row = found[5e-4]
     assert (row["search"], row["trials"], row["stopped"], row["without_score"]) == ("random", 4, 1, 0)
     assert (row["best"], row["median"], row["worst"]) == (0.9, 0.7, 0.6)
-    table = render.tuning_table(scores.tuning(frame))
+    table = tables.tuning_table(report_tuning.tuning(frame))
     assert table is not None
     assert table.rows[0][-1] == "highest of its range: the best may lie beyond; 1 stopped on the way"
 
@@ -194,7 +195,7 @@ def test_a_second_range_makes_one_row_of_trials(tmp_path: Path) -> None:
         for rate, alpha, score in ((1e-4, 4, 0.6), (1e-4, 16, 0.7), (1e-3, 4, 0.8), (1e-3, 16, 0.75))
     ]
     final = write_run(runs, stage="final", learning_rate=1e-3, search=search, options={"alpha": 4}, seed=1)
-    [row] = scores.tuning(frame_of(tmp_path, *trials, final)).to_dict("records")
+    [row] = report_tuning.tuning(frame_of(tmp_path, *trials, final)).to_dict("records")
     assert (row["configuration"], row["trials"]) == ("lora", 4)
     assert (row["chosen"], row["chosen_second"], row["used"]) == (1e-3, "alpha=4", "0.001")
 

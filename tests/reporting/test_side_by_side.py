@@ -8,8 +8,8 @@ import pytest
 from run_directories import write_run
 
 from harness.config.errors import ConfigError
-from harness.reporting.render import Table
-from harness.reporting.side_by_side import find_runs, tables
+from harness.report.cells import Table
+from harness.report.side_by_side import find_runs, tables
 from harness.tracking.record import PREDICTIONS_FILE
 
 ROWS = 100

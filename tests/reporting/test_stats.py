@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from harness.reporting.stats import (
+from harness.report.stats import (
     average_ranks,
     bootstrap_interval,
     count_outcomes,

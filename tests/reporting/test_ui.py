@@ -9,7 +9,8 @@ import pytest
 from browsing import CHROMIUM, SHOW_SECONDS, chromium, free_port, serving
 from run_directories import store_of, write_run
 
-from harness import report, tracking
+from harness import tracking
+from harness.report import __main__ as report
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = [{"step": step, "development.accuracy": 0.5 + step / 100, "loss": 1.0} for step in (10, 20, 30)]

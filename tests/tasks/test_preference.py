@@ -21,7 +21,7 @@ from harness.config.schema import Experiment
 from harness.config.sources import PACKAGE
 from harness.methods import Adapter
 from harness.models.architectures import ARCHITECTURES, Backbone
-from harness.plan import compose
+from harness.plan.__main__ import compose
 from harness.tasks import dpo
 from harness.tasks.micro_instruct import preferences
 from harness.tasks.preference import Preference, softplus
