@@ -32,10 +32,11 @@ test-slow: $(INSTALLED_FOR_TESTS) ## what takes minutes: benchmarks with their f
 	$(BIN)/python -m pytest -m slow -s tests/benchmarks
 	$(BIN)/python -m pytest -m slow -n 3 --dist worksteal $(SLOW_FIRST)
 
-check: $(INSTALLED_FOR_TESTS) ## style and types
+check: $(INSTALLED_FOR_TESTS) ## style, types, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(INSTALLED_FOR_TESTS)
 	$(BIN)/ruff check --fix .
