@@ -262,7 +262,7 @@ def test_a_disk_that_is_full_while_saving_fails_the_run_with_a_sentence(
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from harness.composition import compose
+from harness.config.compose import compose
 from harness.run import prepare, run
 
 inputs = prepare(compose("config", sys.argv[3:]))

@@ -77,7 +77,7 @@ def test_the_ceiling_does_not_move_the_random_numbers_of_the_run() -> None:
 
 PEAKS = """
 import mmap
-from harness import speed
+from harness.measure import speed
 
 print(speed.reset_peak_resident_size())
 with mmap.mmap(-1, 200_000_000) as block:

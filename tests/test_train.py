@@ -94,9 +94,9 @@ def test_vectors_do_not_decay() -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from harness.composition import compose
+from harness.config.compose import compose
 from harness.run import prepare, run
-from harness.train import Trainer
+from harness.training.trainer import Trainer
 
 step = Trainer._step
 def slow_step(trainer, batches, weight):
