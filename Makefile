@@ -14,7 +14,7 @@ UV = UV_HTTP_TIMEOUT=120 $(BIN)/uv pip install --quiet --python $(BIN)/python
 CPU_TORCH := torch==2.13.0
 DEMO := demo
 # What takes minutes begins before what there is much of; many of these wait, so there is a process more than cores.
-SLOW_FIRST := $(sort $(wildcard tests/test_*.py)) tests/reporting tests/tasks tests/methods
+SLOW_FIRST := $(filter-out tests/benchmarks/ tests/support/ tests/tasks/ tests/methods/,$(wildcard tests/*/)) $(wildcard tests/test_*.py) tests/tasks tests/methods
 
 .PHONY: demo test test-slow check format report ui clean
 .DEFAULT_GOAL := demo

@@ -30,14 +30,14 @@ from harness.sweep.launchers.slurm import SlurmLauncher
 from harness.sweep.points import NOT_RUN, Point
 from harness.tracking.record import RESULT_FILE, RunRecord
 
-TESTS = Path(__file__).parent
-SOURCE = TESTS.parent
+SUPPORT = Path(__file__).parents[1] / "support"
+SOURCE = SUPPORT.parents[1]
 
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToySweep:
     # Jobs find the toy task by its module's name.
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
     return ToySweep(tmp_path, monkeypatch)
 
 
@@ -289,7 +289,7 @@ class Cluster:
         ports = [f"--{part}-port={free_port()}" for part in parts]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--block", *ports, *options]
         log = self.folder / f"{name}.log"
-        paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+        paths = os.pathsep.join([str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])])
         settings = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": paths, "HARNESS_TOY": name}
         return self.stack.enter_context(
             server(

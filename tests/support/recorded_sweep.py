@@ -98,8 +98,8 @@ def main() -> None:
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     """Start it in a process group of its own; its output is the file `output.txt` of the folder."""
     folder.mkdir(exist_ok=True)
-    tests = Path(__file__).parent
-    path = os.pathsep.join([str(tests), str(tests.parent)])
+    support = Path(__file__).parent
+    path = os.pathsep.join([str(support), str(support.parents[1])])
     with (folder / "output.txt").open("a") as output:
         return subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(folder), *arguments],

@@ -178,7 +178,7 @@ NOT_SPREAD = {
 def test_spread_weights_compute_what_whole_ones_do(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     """Every method of the catalogue, three steps and switched off again, on two processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    script = Path(__file__).parent / "methods/spread.py"
+    script = Path(__file__).parents[1] / "support/spread.py"
     told = [*launcher, str(script), "found.json", str(tiny_model("bert")), str(tiny_model("llama"))]
     ended = subprocess.run(told, cwd=tmp_path, capture_output=True, text=True, timeout=1000)
     assert ended.returncode == 0, ended.stderr

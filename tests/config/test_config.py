@@ -85,7 +85,7 @@ def test_identity_is_the_same_for_one_number_written_two_ways() -> None:
 
 
 def test_every_sweep_is_named_after_its_file_and_composes() -> None:
-    """tests/test_sweeps.py builds every point: some values are given by the sweep's parameters alone."""
+    """tests/sweep/test_sweeps.py builds every point: some values are given by the sweep's parameters alone."""
     files = sorted((conf_root() / "sweeps").glob("*.yaml"))
     assert files
     for path in files:

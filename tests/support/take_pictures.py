@@ -1,6 +1,6 @@
 """Takes the README's pictures of MLflow's pages and of a report's page.
 
-    python tests/take_pictures.py sqlite:///mlflow.db SWEEP reports/pictures
+    python tests/support/take_pictures.py sqlite:///mlflow.db SWEEP reports/pictures
 
 The report must have been attached to the sweep before (`harness-report sweep=SWEEP`); it is taken from the store.
 """

@@ -180,7 +180,7 @@ def test_a_store_that_fails_in_the_middle_stops_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_command_itself_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     """Runs on the shipped encoder, cut off while they train: they go on from their checkpoints to the same scores."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
 
     def harness(folder: Path) -> "subprocess.Popen[str]":
         folder.mkdir(exist_ok=True)

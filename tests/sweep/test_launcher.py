@@ -220,7 +220,7 @@ def test_workers_die_with_a_sweep_that_was_killed(tmp_path):
     )
     script = tmp_path / "sweep.py"
     script.write_text(code)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     sweep = subprocess.Popen([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True)
     assert sweep.stdout is not None
     worker = int(sweep.stdout.readline())

@@ -94,7 +94,7 @@ def test_a_sweep_on_slurm_keeps_the_guarantees(
     slurm: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each point is a job; one that raises or is killed, also with its job, fails alone, one that hangs is stopped."""
-    for name, value in {**slurm, "PYTHONPATH": str(Path(__file__).parent)}.items():
+    for name, value in {**slurm, "PYTHONPATH": str(Path(__file__).parents[1] / "support")}.items():
         monkeypatch.setenv(name, value)
     toy = ToySweep(tmp_path, monkeypatch)
     folder = tmp_path / "record"
