@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/installed
 INSTALLED_FOR_TESTS := $(VENV)/installed-for-tests
 DEMO := demo
 # What takes minutes begins before what there is much of; many of these wait, so there is a process more than cores.
-SLOW_FIRST := $(sort $(wildcard tests/test_*.py)) tests/reporting tests/tasks tests/methods
+SLOW_FIRST := $(filter-out tests/benchmarks/ tests/support/ tests/tasks/ tests/methods/,$(wildcard tests/*/)) $(wildcard tests/test_*.py) tests/tasks tests/methods
 
 # What the lock may not go beyond, with the reason:
 # torch: the newest with a CPU build in the package folders that the tests run from;
@@ -61,10 +61,11 @@ test-newest: $(INSTALLED_FOR_TESTS) ## the contracts and a sweep with the newest
 test-lowest: $(INSTALLED_FOR_TESTS) ## the same with the oldest of everything that pyproject.toml allows
 	$(BIN)/python tests/installations.py lowest
 
-check: $(INSTALLED_FOR_TESTS) ## style and types
+check: $(INSTALLED_FOR_TESTS) ## style, types, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(INSTALLED_FOR_TESTS)
 	$(BIN)/ruff check --fix .

@@ -2,12 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
+from harness.config.version import __version__
+
 if TYPE_CHECKING:
-    from harness.methods.saved import AdapterSet, load_adapter
-    from harness.reporting.runs import load_runs
+    from harness.methods.adapter_set import AdapterSet, load_adapter
+    from harness.report.runs import load_runs
 
 __all__ = ["AdapterSet", "__version__", "load_adapter", "load_runs"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
@@ -17,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(saved, name)
     if name == "load_runs":
-        from harness.reporting import runs
+        from harness.report import runs
 
         return runs.load_runs
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

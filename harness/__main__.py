@@ -8,46 +8,35 @@ Imports Hydra and nothing heavy, so that `--help`, `--cfg job` and tab completio
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig
 
-from harness import launcher, points, ray_cluster, slurm, sweeper
-from harness.config import ConfigError, conf_root, register_resolvers
-from harness.mistakes import explain, is_mistake
+from harness.config import compose
+from harness.config.compose import PRIMARY_CONFIG, VERSION_BASE
+from harness.config.errors import ConfigError
+from harness.config.mistakes import explain, is_mistake
+from harness.config.sources import conf_root
+from harness.sweep import points, sweepers
+from harness.sweep.launchers import local, ray, slurm
 
-PRIMARY_CONFIG = "config"
-VERSION_BASE = "1.3"
 FAILED, MISTAKEN, INTERRUPTED = 1, 2, 130
 FULL_ERROR = "HYDRA_FULL_ERROR"
 _traces_wanted = os.environ.get(FULL_ERROR) == "1"
 
 
-class SweepsOnSearchPath(SearchPathPlugin):
-    """Finds the shipped sweeps/, and conf/ and sweeps/ of the working directory so that users can keep their own."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        # Appended, never prepended: a conf/config.yaml of another project in the working directory must not take over.
-        for folder in dict.fromkeys([conf_root() / "sweeps", Path.cwd() / "conf", Path.cwd() / "sweeps"]):
-            if folder.is_dir() and folder != conf_root() / "conf":
-                search_path.append(provider="harness", path=f"file://{folder}")
-
-
 def register_plugins() -> None:
     """Make the launchers, the sweepers and the search path known to Hydra."""
-    launcher.register(SweepsOnSearchPath, launcher.LocalLauncher, ray_cluster.RayLauncher, slurm.SlurmLauncher)
-    sweeper.register()
-    register_resolvers()
+    compose.register(local.LocalLauncher, ray.RayLauncher, slurm.SlurmLauncher)
+    sweepers.register()
+    compose.register_sources()
 
 
 def run_point(cfg: DictConfig) -> dict[str, Any]:
     """Run one configuration, in this process or in a sweep's worker; a user's mistake comes back as `refused`."""
-    from harness.run import job
+    from harness.run.job import job
 
     try:
         outcome = job(cfg)

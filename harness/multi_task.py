@@ -15,11 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config import ConfigError, Experiment, build
-from harness.record import ADAPTER_FOLDER, RESULT_FILE, RunRecord, write_atomically
+from harness.config.build import build
+from harness.config.errors import ConfigError
+from harness.config.schema import Experiment
+from harness.tracking.record import ADAPTER_FOLDER, RESULT_FILE, RunRecord, write_atomically
 
 if TYPE_CHECKING:
-    from harness.methods.saved import AdapterSet
+    from harness.methods.adapter_set import AdapterSet
 
 # Scores are compared to so many places: on another machine, or in another precision, the last bits differ.
 TOLERANCE = 1e-3
@@ -116,7 +118,7 @@ def score(runs: list[Path]) -> tuple[list[Scored], Storage]:
     from tqdm import tqdm
 
     from harness.measure import weight_bytes
-    from harness.methods.saved import AdapterSet
+    from harness.methods.adapter_set import AdapterSet
     from harness.models import quiet_libraries
 
     quiet_libraries()
@@ -136,7 +138,8 @@ def score(runs: list[Path]) -> tuple[list[Scored], Storage]:
 def _score(adapters: "AdapterSet", run: Path) -> Scored:
     from omegaconf import OmegaConf
 
-    from harness.evaluate import Subject, evaluate
+    from harness.tasks.scoring import evaluate
+    from harness.training.evaluation import Subject
 
     record = RunRecord.read(run)
     experiment: Experiment = build(OmegaConf.create(record.config))
@@ -166,7 +169,8 @@ def write(rows: list[Scored], storage: Storage, out: Path) -> None:
     """Print the table, and write it as Markdown and JSON."""
     from rich.console import Console
 
-    from harness.reporting.render import Table, markdown, number, size, terminal
+    from harness.report.cells import Table, number, size
+    from harness.report.markdown import markdown, terminal
 
     columns = ("task", "method", "metric", "score", "recorded", "adapter", "swap ms", "remarks")
     cells = [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.compatibility import TINY
+from harness.doctor.compatibility import TINY
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -67,7 +67,7 @@ def _save_tiny(model_type: str, folder: Path) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    from harness.architectures import ARCHITECTURES
+    from harness.models.architectures import ARCHITECTURES
 
     torch.manual_seed(0)
     # Published decoders come with their output layer, published encoders without a head.

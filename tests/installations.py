@@ -17,11 +17,17 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from harness.versions import LOCK, pins
+from harness.config.versions import LOCK, pins
 
 ROOT = Path(__file__).parents[1]
-CONTRACTS = ["tests/methods/test_contract.py", "tests/methods/test_prefix_cache.py", "tests/test_generation.py"]
-CONTRACTS += ["tests/test_soft_prompts.py", "tests/tasks/test_preference.py", "tests/test_run.py"]
+CONTRACTS = [
+    "tests/methods/test_contract.py",
+    "tests/methods/test_prefix_cache.py",
+    "tests/methods/test_soft_prompts.py",
+    "tests/training/test_generation.py",
+    "tests/tasks/test_preference.py",
+    "tests/run/test_run.py",
+]
 METHODS = "full,head,bitfit,houlsby,ia3,lora,prefix_tuning,prompt_tuning,qlora"
 MISTAKEN = 2
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from harness import __main__ as command
-from harness import points
+from harness.sweep import points
 
 
 def harness(folder, *arguments, **environment):

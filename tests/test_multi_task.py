@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness import multi_task
-from harness.composition import compose
+from harness.config.compose import compose
 from harness.run import prepare, run
 
 SMALL = ["model=micro_encoder", "tracking=none", "train.max_steps=4", "forgetting.text=null"]

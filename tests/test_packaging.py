@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import PACKAGE
+from harness.config.sources import PACKAGE
 
 pytestmark = pytest.mark.slow
 

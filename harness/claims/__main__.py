@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from harness.config import ConfigError, near_misses
+from harness.config.errors import ConfigError, near_misses
 
 DEFAULT_STORE = Path("mlflow.db")
 MISTAKEN = 2
@@ -58,7 +58,7 @@ def places(text: str) -> list[str]:
     Raises:
         ConfigError: There is no such store or folder.
     """
-    from harness.store import check, parse, redact
+    from harness.tracking.uri import check, parse, redact
 
     if not text:
         return [parse(f"sqlite:///{DEFAULT_STORE}").uri] if DEFAULT_STORE.exists() else []
@@ -102,7 +102,7 @@ def run(options: Options) -> None:
     from harness.claims import pages
     from harness.claims.evidence import Evidence
     from harness.claims.ledger import default_path, judge, load
-    from harness.reporting import render
+    from harness.report import markdown
 
     ledger = load(Path(options.ledger) if options.ledger else default_path())
     claims = {claim.id: claim for claim in ledger.claims}
@@ -118,7 +118,7 @@ def run(options: Options) -> None:
     judged = [judge(claims[name], evidence) for name in tqdm(wanted, unit="claim", disable=None)]
     out = Path(options.out)
     names = pages.write(judged, evidence.damaged, out)
-    render.terminal([pages.verdict_table(judged)])
+    markdown.terminal([pages.verdict_table(judged)])
     print(pages.lead(judged))
     for reason in evidence.damaged:
         print(reason, file=sys.stderr)

@@ -7,8 +7,8 @@ from pathlib import Path
 from harness.claims.costs import line
 from harness.claims.evidence import Evidence, counted, parameters_by_kind, planned, quantized
 from harness.claims.verdict import Case, NoEvidence, Outcome, decide
-from harness.config import ConfigError, near_misses
-from harness.reporting.stats import summarise
+from harness.config.errors import ConfigError, near_misses
+from harness.report.stats import summarise
 
 
 @dataclass
@@ -128,7 +128,7 @@ class ParametersByKind:
     least: float
 
     def judge(self, evidence: Evidence) -> list[Case]:
-        from harness.mistakes import choices
+        from harness.config.mistakes import choices
 
         cases = []
         for model in self.models or sorted(choices("model")):
@@ -150,8 +150,8 @@ class WeightsError:
 
     Attributes:
         models: Backbones whose weights are here, by the names of their folders: a case each.
-        figure: A column of `harness.quantization.measure`.
-        scheme: Of `harness.quantization.SCHEMES`.
+        figure: A column of `harness.quantization.schemes.measure`.
+        scheme: Of `harness.quantization.schemes.SCHEMES`.
         against: Another.
     """
 
@@ -161,7 +161,7 @@ class WeightsError:
     against: str
 
     def check(self, key: str) -> None:
-        from harness.quantization import SCHEMES
+        from harness.quantization.schemes import SCHEMES
 
         for name in (self.scheme, self.against):
             if name not in SCHEMES:

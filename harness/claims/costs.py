@@ -14,11 +14,12 @@ import pandas as pd
 from harness.claims.evidence import Evidence, Selection, Sweep
 from harness.claims.scores import NOT_FINISHED, NOT_MEASURED, ONE_RUN, across_runs, check_selections, sweeps_of
 from harness.claims.verdict import Case, Outcome, decide
-from harness.config import ConfigError, conf_root
-from harness.metrics import pearson
-from harness.record import SOFT_PROMPT_FILE
-from harness.reporting.pairwise import predictions_of
-from harness.reporting.stats import Summary, summarise
+from harness.config.errors import ConfigError
+from harness.config.sources import conf_root
+from harness.report.pairwise import predictions_of
+from harness.report.stats import Summary, summarise
+from harness.tracking.record import SOFT_PROMPT_FILE
+from harness.training.metrics import pearson
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,14 +12,15 @@ import pandas as pd
 
 from harness import tracking
 from harness.claims.verdict import NoEvidence
-from harness.config import PACKAGE, ConfigError
-from harness.metrics import higher_is_better
-from harness.reporting import pairwise, runs, scores
-from harness.reporting.pairwise import Pairwise
-from harness.reporting.scores import FINISHED, MAJORITY
+from harness.config.errors import ConfigError
+from harness.config.sources import PACKAGE
+from harness.report import pairwise, runs, scores, tuning
+from harness.report.pairwise import Pairwise
+from harness.report.scores import FINISHED, MAJORITY
+from harness.training.metrics import higher_is_better
 
 if TYPE_CHECKING:
-    from harness.config import Experiment
+    from harness.config.schema import Experiment
 
 CHOSEN = ("model", "task")
 NOT_SET = "null"
@@ -91,7 +92,7 @@ class Sweep:
     @cached_property
     def on_edge(self) -> set[tuple[str, str]]:
         """Task and configuration of the methods whose best learning rate lies at an end of its grid."""
-        tuned = scores.tuning(self.frame)
+        tuned = tuning.tuning(self.frame)
         tuned = tuned[tuned["edge"] != ""]
         return set(zip(tuned["task"], tuned["configuration"], strict=True))
 
@@ -209,7 +210,8 @@ def counted(overrides: tuple[str, ...]) -> dict[str, float]:
     """
     from harness.methods.peft import find_modules
     from harness.methods.peft_counts import matches, width
-    from harness.plan import architecture_of, backbone_parameters, parameters, skeleton
+    from harness.methods.skeleton import architecture_of, skeleton
+    from harness.plan.costs import backbone_parameters, parameters
 
     experiment = _experiment(overrides)
     figures: dict[str, float] = {**parameters(experiment), "backbone_parameters": backbone_parameters(experiment)}
@@ -233,7 +235,8 @@ def planned(overrides: tuple[str, ...]) -> dict[str, float]:
     Raises:
         ConfigError: It can't be planned.
     """
-    from harness.plan import parse, plan_point
+    from harness.plan.__main__ import parse
+    from harness.plan.costs import plan_point
 
     name, rest, _, settings = parse(list(overrides))
     point = plan_point(name, rest, settings)
@@ -245,9 +248,9 @@ def planned(overrides: tuple[str, ...]) -> dict[str, float]:
 
 
 def _experiment(overrides: Sequence[str]) -> "Experiment":
-    from harness.composition import compose
-    from harness.config import build
-    from harness.plan import parse
+    from harness.config.build import build
+    from harness.config.compose import compose
+    from harness.plan.__main__ import parse
 
     name, rest, _, _ = parse(list(overrides))
     return build(compose(name, rest))
@@ -258,7 +261,7 @@ def parameters_by_kind(model: str) -> dict[str, float]:
     """Share of a backbone's parameters by the kind of module, of `attention`, `mlp`, `embeddings` and `rest`."""
     from torch import nn
 
-    from harness.plan import skeleton
+    from harness.methods.skeleton import skeleton
 
     backbone = skeleton(_experiment([f"model={model}"]))
     kinds = {kind: re.compile(backbone.architecture.targets(kind)) for kind in ("attention", "mlp")}
@@ -278,6 +281,6 @@ def parameters_by_kind(model: str) -> dict[str, float]:
 @cache
 def quantized(folder: Path) -> Any:
     """The table of `python -m harness.quantization` for the backbone in a folder."""
-    from harness.quantization import matrices, tabulate
+    from harness.quantization.schemes import matrices, tabulate
 
     return tabulate(matrices(folder), seed=0)

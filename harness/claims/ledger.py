@@ -8,7 +8,9 @@ from typing import Any, Protocol
 from harness.claims import architecture, costs, scores
 from harness.claims.evidence import Evidence
 from harness.claims.verdict import Case, Verdict, of_cases, of_tests
-from harness.config import ConfigError, conf_root, near_misses, typed
+from harness.config.build import typed
+from harness.config.errors import ConfigError, near_misses
+from harness.config.sources import conf_root
 
 
 class Rule(Protocol):

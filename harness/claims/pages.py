@@ -10,9 +10,10 @@ import pandas as pd
 
 from harness.claims.ledger import Judged, Tested
 from harness.claims.verdict import Case, Outcome, Verdict
-from harness.config import ConfigError
-from harness.reporting.render import NONE, Table, markdown
-from harness.reporting.scores import plain
+from harness.config.errors import ConfigError
+from harness.report.cells import NONE, Table
+from harness.report.markdown import markdown
+from harness.report.scores import plain
 
 TITLE = "What is said about these methods, and what was found"
 NOTES = (
@@ -165,7 +166,7 @@ def write(judged: Sequence[Judged], damaged: Sequence[str], out: Path) -> list[s
         ConfigError: The folder cannot be written.
     """
     from harness.claims.picture import draw
-    from harness.reporting.page import page
+    from harness.report.page import page
 
     drawn = draw(judged)
     tables = [verdict_table(judged), *(claim_table(one) for one in judged)]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.claims.ledger import Judged
 from harness.claims.verdict import Case, Outcome
-from harness.reporting.plots import COLOURS, SETTINGS, encoded
-from harness.reporting.scores import plain
+from harness.report.plots.style import COLOURS, SETTINGS, encoded
+from harness.report.scores import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

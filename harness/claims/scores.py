@@ -8,10 +8,10 @@ import numpy as np
 
 from harness.claims.evidence import Evidence, Selection, Sweep
 from harness.claims.verdict import Case, NoEvidence, Outcome, decide
-from harness.config import ConfigError
-from harness.metrics import higher_is_better
-from harness.reporting.comparison import Comparison, Resampled, compare
-from harness.reporting.stats import CONFIDENCE, holm
+from harness.config.errors import ConfigError
+from harness.report.comparison import Comparison, Resampled, compare
+from harness.report.stats import CONFIDENCE, holm
+from harness.training.metrics import higher_is_better
 
 # So many rows that resampling them would change nothing: what a run counts once, such as its bytes, has none.
 ENDLESS = 10_000

@@ -2,17 +2,16 @@
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.config import Quantization, TrainConfig
+from harness.config.schema import Experiment, Quantization, TrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from harness.architectures import Backbone
+    from harness.models.architectures import Backbone
 
 # What peft names the files of an adapter, and so every method here.
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -38,6 +37,17 @@ class Method(Protocol):
     def virtual_tokens(self) -> int:
         """Positions that the method takes from the context, beside the text's."""
 
+    def within_budget(self, experiment: Experiment, values: dict[str, Any]) -> dict[str, Any]:
+        """The method's values with the size that trains the most within `sweep.budget`, the head apart.
+
+        Args:
+            experiment: The experiment with the size as its YAML has it.
+            values: The method's values as they were composed, `_target_` among them.
+
+        Raises:
+            ConfigError: The method has no size, or none that fits.
+        """
+
     def expected_parameters(self, backbone: "Backbone") -> int:
         """Trainable parameters apart from the head, by a closed form over the backbone's shapes.
 
@@ -57,31 +67,6 @@ class Method(Protocol):
         Raises:
             ValueError: The files are missing, damaged, or of another backbone.
         """
-
-
-@dataclass(frozen=True)
-class MethodDefaults:
-    """The keys of every method, and what most methods answer; implementations of `Method` inherit it.
-
-    Attributes:
-        learning_rate: Where `train.learning_rate` comes from unless it is given.
-        learning_rates: What equal-budget sweeps try: these, or any between the ends.
-        second_range: One more hyper-parameter for them (`hydra.sweeper.second_range=true`): its key and such values.
-    """
-
-    name: str
-    learning_rate: float
-    learning_rates: list[float]
-    second_range: dict[str, Any] = field(default_factory=dict, kw_only=True)
-
-    def check(self, key: str) -> None:
-        """Nothing to refuse."""
-
-    def quantization(self) -> Quantization | None:
-        return None
-
-    def virtual_tokens(self) -> int:
-        return 0
 
 
 class TrainingHooks:
@@ -177,3 +162,20 @@ class Adapter(Protocol):
 def trained_parameters(adapter: Adapter) -> "dict[str, nn.Parameter]":
     """What training changes: the adapter's parameters, then the head's."""
     return {**adapter.adapter_parameters(), **adapter.head_parameters()}
+
+
+def parameters(adapter: "Adapter", expected: int) -> dict[str, int]:
+    """Count what is trained, with the names of `RunRecord.cost`, held against the method's closed form.
+
+    Raises:
+        AssertionError: The method did not attach what its paper says.
+    """
+    own = sum(p.numel() for p in adapter.adapter_parameters().values())
+    head = sum(p.numel() for p in adapter.head_parameters().values())
+    assert own == expected, f"the method trains {own} parameters, its closed form says {expected}"
+    return {
+        "adapter_parameters": own,
+        "head_parameters": head,
+        "trainable_parameters": own + head,
+        "total_parameters": adapter.total_parameters(),
+    }

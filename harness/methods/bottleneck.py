@@ -8,16 +8,17 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config import ConfigError
-from harness.methods import EARLIER, MethodDefaults
+from harness.config.errors import ConfigError
+from harness.methods import EARLIER
+from harness.methods.defaults import MethodDefaults
 from harness.methods.selective import SelectedWeights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
-    from harness.architectures import Backbone
     from harness.methods.layers import Bottleneck
+    from harness.models.architectures import Backbone
 
 MODULE = "adapters"
 

@@ -7,11 +7,11 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.architectures import Kind
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.methods import CONFIG_FILE
 from harness.models import MODEL_CLASSES
-from harness.record import RunRecord, write_atomically
+from harness.models.architectures import Kind
+from harness.tracking.record import RunRecord, write_atomically
 
 if TYPE_CHECKING:
     from harness.methods.saved import Manifest
@@ -197,7 +197,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
     """Choices of conf/, and a `key=value` for everything in which a resolved configuration differs from them."""
     from omegaconf import OmegaConf
 
-    from harness.composition import compose
+    from harness.config.compose import compose
 
     chosen = [f"{group}={name}" for group, name in _choices(config).items()]
     try:
@@ -213,7 +213,7 @@ def _choices(config: dict[str, Any]) -> dict[str, str]:
     """What was chosen of each group: Hydra's word for it inside a job, else a file of the component's name."""
     from hydra.core.hydra_config import HydraConfig
 
-    from harness.mistakes import choices
+    from harness.config.mistakes import choices
 
     told = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
     named = {group: told.get(group, config[group].get("name")) for group in GROUPS}

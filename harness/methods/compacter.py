@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.methods.bottleneck import Houlsby
 
 if TYPE_CHECKING:
-    from harness.architectures import Backbone
     from harness.methods.layers import Bottleneck
+    from harness.models.architectures import Backbone
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.config import ConfigError, Quantization, TrainConfig
-from harness.methods import WEIGHTS_FILE, MethodDefaults
+from harness.config.errors import ConfigError
+from harness.config.schema import Quantization, TrainConfig
+from harness.methods import WEIGHTS_FILE
+from harness.methods.defaults import MethodDefaults
 from harness.methods.selective import SelectedWeights, read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from harness.architectures import Backbone
+    from harness.models.architectures import Backbone
 
 MODULE = "adapters"
 # Between which a gate is stretched before it is cut to 0 and 1: what the authors' scripts give. With them a gate is
@@ -192,7 +194,7 @@ class DiffPrunedWeights(SelectedWeights):
 
     def optimizer(self, trained: "dict[str, nn.Parameter]", settings: TrainConfig) -> "Optimizer":
         """The harness's AdamW with groups for differences and gates, which do not decay."""
-        from harness.train import make_optimizer
+        from harness.methods.optimizer import make_optimizer
 
         optimizer = make_optimizer({MODULE: self.difference}, settings)
         head = {name: p for name, p in trained.items() if p is not self.difference and p is not self.gate_logit}

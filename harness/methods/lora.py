@@ -6,10 +6,12 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.architectures import ROLES, Backbone
-from harness.config import ConfigError, Quantization, TrainConfig, near_misses
-from harness.methods.peft import PeftAdapter, PeftBased, find_modules, is_transposed
+from harness.config.errors import ConfigError, near_misses
+from harness.config.schema import Quantization, TrainConfig
+from harness.methods.peft import find_modules
+from harness.methods.peft_adapter import PeftAdapter, PeftBased, is_transposed
 from harness.methods.peft_counts import matches, width
+from harness.models.architectures import ROLES, Backbone
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -215,7 +217,7 @@ def paged_adamw(trained: "dict[str, nn.Parameter]", settings: TrainConfig) -> "O
     """The harness's groups of parameters in bitsandbytes' AdamW; only a GPU has memory to page."""
     from bitsandbytes import optim
 
-    from harness.train import make_optimizer
+    from harness.methods.optimizer import make_optimizer
 
     groups = [
         {"params": group["params"], "weight_decay": group["weight_decay"]}

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.architectures import Backbone, Kind
-from harness.config import ConfigError, Quantization
+from harness.config.errors import ConfigError
+from harness.config.schema import Quantization
 from harness.methods.peft_inner import factorization
+from harness.models.architectures import Backbone, Kind
 
 if TYPE_CHECKING:
     from torch import nn

@@ -3,7 +3,7 @@
 from types import MethodType
 from typing import Any
 
-from harness.transformers_inner import cache_argument
+from harness.models.transformers_inner import cache_argument
 
 
 def config_classes() -> list[type]:

@@ -9,14 +9,16 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.config import ConfigError, Quantization
-from harness.measure import logical_size
-from harness.methods import CONFIG_FILE, EARLIER, WEIGHTS_FILE, MethodDefaults, TrainingHooks, trained_parameters
+from harness.config.errors import ConfigError
+from harness.config.schema import Quantization
+from harness.methods import CONFIG_FILE, EARLIER, WEIGHTS_FILE, TrainingHooks, trained_parameters
+from harness.methods.defaults import MethodDefaults
+from harness.models.sizes import logical_size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.architectures import Backbone
+    from harness.models.architectures import Backbone
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ class SelectedWeights(TrainingHooks):
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad and self._is_head(n)}
 
     def total_parameters(self) -> int:
-        from harness.measure import logical_parameters
+        from harness.models.sizes import logical_parameters
 
         return logical_parameters(self.model)
 
@@ -216,7 +218,7 @@ class SelectedWeights(TrainingHooks):
         """Write tensors, and the method's hyper-parameters with what it came to."""
         from safetensors.torch import save_file
 
-        from harness.record import write_atomically
+        from harness.tracking.record import write_atomically
 
         folder.mkdir(parents=True, exist_ok=True)
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -3,21 +3,18 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from harness.training.batches import Collate, Features, Row
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch import device as Device
     from transformers import PreTrainedTokenizerBase
 
-    from harness.architectures import Backbone, Kind
-    from harness.batches import Batch
-    from harness.evaluate import Evaluation, Subject
     from harness.measure import ForwardMeter
     from harness.methods import Adapter, Method
-
-Row = dict[str, Any]
-# An encoded row: `input_ids`; `length`, its tokens; `weight`, how much of what the loss is a mean over it brings (a
-# row, its target tokens), 0 where nothing can be learnt from it; and what the task's own collator wants.
-Features = dict[str, Any]
+    from harness.models.architectures import Backbone, Kind
+    from harness.training.batches import Batch
+    from harness.training.evaluation import Evaluation, Subject
 
 
 @dataclass(frozen=True)
@@ -33,15 +30,6 @@ class TaskData:
     splits: dict[str, list[Row]]
     revision: str
     notes: dict[str, Any] = field(default_factory=dict)
-
-
-class Collate(Protocol):
-    """Makes a batch of some of the encoded rows, on a device."""
-
-    @property
-    def device(self) -> "Device": ...
-
-    def __call__(self, features: list[Features], indices: list[int]) -> "Batch": ...
 
 
 class Task(Protocol):

@@ -7,22 +7,23 @@ from functools import cache
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from harness.architectures import Kind
-from harness.config import ConfigError
-from harness.tasks import Collate, Features, Row, TaskData
+from harness.config.errors import ConfigError
+from harness.models.architectures import Kind
+from harness.tasks import TaskData
 from harness.tasks.rows import RowTask, check_text
-from harness.text_metrics import PER_ROW
+from harness.training.batches import Collate, Features, Row
+from harness.training.text_metrics import PER_ROW
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch import device as Device
     from transformers import PreTrainedTokenizerBase
 
-    from harness.architectures import Backbone
-    from harness.batches import Batch
-    from harness.evaluate import Evaluation, Subject
     from harness.measure import ForwardMeter
     from harness.methods import Adapter
+    from harness.models.architectures import Backbone
+    from harness.training.batches import Batch
+    from harness.training.evaluation import Evaluation, Subject
 
 REGRESSION_STRATA = 5
 
@@ -122,7 +123,7 @@ class Classification(RowTask):
         return features
 
     def collator(self, backbone: "Backbone", tokenizer: "PreTrainedTokenizerBase", device: "Device") -> Collate:
-        from harness.batches import collator_for
+        from harness.training.batches import collator_for
 
         return collator_for(backbone, tokenizer, device)
 
@@ -132,7 +133,7 @@ class Classification(RowTask):
     def evaluate(
         self, subject: "Subject", features: list[Features], rows: list[Row], meter: "ForwardMeter | None" = None
     ) -> "Evaluation":
-        from harness.evaluate import Evaluation, logits_of_rows
+        from harness.training.evaluation import Evaluation, logits_of_rows
 
         logits, loss = logits_of_rows(subject, features, meter)
         predictions = (logits.squeeze(-1) if self.regression else logits.argmax(-1)).tolist()
@@ -145,7 +146,7 @@ class Classification(RowTask):
         return Evaluation({**scores, "loss": loss}, columns)
 
     def _score(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:
-        from harness.metrics import compute
+        from harness.training.metrics import compute
 
         return compute(self.metrics, predictions, references)
 

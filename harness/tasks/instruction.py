@@ -5,17 +5,18 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.batches import IGNORED
-from harness.config import ConfigError
-from harness.tasks import Features, Row, TaskData, templates
+from harness.config.errors import ConfigError
+from harness.models import tokens as models_tokens
+from harness.tasks import TaskData, templates
 from harness.tasks.prompts import PromptTask
+from harness.training.batches import IGNORED, Features, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from harness.evaluate import Evaluation, Subject
     from harness.measure import ForwardMeter
     from harness.methods import Method
+    from harness.training.evaluation import Evaluation, Subject
 
 LANGUAGE_SCORES = ("loss", "perplexity")
 # Of the options: by the likelihood of the whole, and by its mean a token, which does not favour short ones.
@@ -88,8 +89,8 @@ class Instruction(PromptTask):
     def evaluate(
         self, subject: "Subject", features: list[Features], rows: list[Row], meter: "ForwardMeter | None" = None
     ) -> "Evaluation":
-        from harness.evaluate import Evaluation
-        from harness.perplexity import Window, exponential, score_windows
+        from harness.training.evaluation import Evaluation
+        from harness.training.perplexity import Window, exponential, score_windows
 
         # The first token of all has nothing before it that foretells it.
         answers = [Window(row["input_ids"], max(1, row["length"] - row["weight"])) for row in features]
@@ -114,7 +115,7 @@ class Instruction(PromptTask):
 
     def majority(self, data: TaskData, split: str) -> dict[str, float] | None:
         """The score of always giving the training rows' commonest answer, where answers are compared."""
-        from harness.metrics import compute
+        from harness.training.metrics import compute
 
         if not (self.metrics or self.options):
             return None
@@ -131,10 +132,10 @@ class Instruction(PromptTask):
 
     def _choose(self, subject: "Subject", features: list[Features], evaluation: "Evaluation") -> None:
         """Choose among the options by their likelihood, the whole and the mean a token."""
-        from harness.generation import option_log_likelihoods
+        from harness.training.generation import option_log_likelihoods
 
         assert self.options is not None
-        ids = [templates.token_ids(option, subject.tokenizer) for option in self.options]
+        ids = [models_tokens.token_ids(option, subject.tokenizer) for option in self.options]
         prompts = [row["prompt_ids"] for row in features]
         with subject.computing():
             found = option_log_likelihoods(subject.model, prompts, [ids] * len(prompts), subject.batch_size)
@@ -151,8 +152,8 @@ class Instruction(PromptTask):
 
     def _generate(self, subject: "Subject", features: list[Features], evaluation: "Evaluation") -> None:
         """Generate answers and compare them."""
-        from harness.generation import generate
-        from harness.metrics import PER_ROW, compute
+        from harness.training.generation import generate
+        from harness.training.metrics import PER_ROW, compute
 
         assert self.max_new_tokens is not None
         prompts = [row["prompt_ids"] for row in features]

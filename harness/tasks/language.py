@@ -4,16 +4,17 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from harness.batches import IGNORED
-from harness.config import ConfigError
-from harness.tasks import Features, Row, TaskData, templates
+from harness.config.errors import ConfigError
+from harness.models import tokens as models_tokens
+from harness.tasks import TaskData
 from harness.tasks.rows import LanguageTask, check_text
+from harness.training.batches import IGNORED, Features, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from harness.evaluate import Evaluation, Subject
     from harness.measure import ForwardMeter
+    from harness.training.evaluation import Evaluation, Subject
 
 
 class Documents(Enum):
@@ -99,10 +100,10 @@ class LanguageModelling(LanguageTask):
 
     def encode(self, rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Features]:
         """Documents cut into pieces of `max_length` tokens, an end of sequence after each document."""
-        begin, end = templates.beginning(tokenizer), tokenizer.eos_token_id
+        begin, end = models_tokens.beginning(tokenizer), tokenizer.eos_token_id
         features = []
         for text in self.texts(rows):
-            ids = begin + templates.token_ids(text, tokenizer) + ([] if end is None else [end])
+            ids = begin + models_tokens.token_ids(text, tokenizer) + ([] if end is None else [end])
             if self.documents is Documents.whole and len(ids) < self.max_length:
                 raise ConfigError(
                     f"task.max_length={self.max_length}: a split of task={self.name} has {len(ids)} tokens, less "
@@ -116,8 +117,8 @@ class LanguageModelling(LanguageTask):
     def evaluate(
         self, subject: "Subject", features: list[Features], rows: list[Row], meter: "ForwardMeter | None" = None
     ) -> "Evaluation":
-        from harness import perplexity
-        from harness.evaluate import Evaluation
+        from harness.training import perplexity
+        from harness.training.evaluation import Evaluation
 
         found = perplexity.score(
             subject.model,

@@ -5,20 +5,20 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.batches import IGNORED, Batch, Collator
-from harness.config import ConfigError
-from harness.tasks import Features, Row, TaskData
+from harness.config.errors import ConfigError
+from harness.tasks import TaskData
 from harness.tasks.prompts import PromptTask
+from harness.training.batches import IGNORED, Batch, Collator, Features, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch import device as Device
     from transformers import PreTrainedTokenizerBase
 
-    from harness.architectures import Backbone
-    from harness.evaluate import Evaluation, Subject
     from harness.measure import ForwardMeter
     from harness.methods import Adapter
+    from harness.models.architectures import Backbone
+    from harness.training.evaluation import Evaluation, Subject
 
 SIDES = ("chosen", "rejected")
 SCORES = ("reward_accuracy", "reward_margin", "loss", "chosen_loss", "reference_chosen_loss")
@@ -99,25 +99,25 @@ class Preference(PromptTask):
         return [self._encode(row, tokenizer) for row in rows]
 
     def collator(self, backbone: "Backbone", tokenizer: "PreTrainedTokenizerBase", device: "Device") -> "PairCollator":
-        from harness.batches import collator_for
+        from harness.training.batches import collator_for
 
         return PairCollator(collator_for(backbone, tokenizer, device))
 
     def loss(self, adapter: "Adapter", batch: Batch) -> "Tensor":
-        from harness import dpo
+        from harness.tasks import dpo
 
         return dpo.loss(adapter, batch, self.beta, self.dropout)
 
     def rehearse(self, adapter: "Adapter", batch: Batch) -> "Tensor":
-        from harness import dpo
+        from harness.tasks import dpo
 
         return dpo.rehearse(adapter, batch, self.dropout)
 
     def evaluate(
         self, subject: "Subject", features: list[Features], rows: list[Row], meter: "ForwardMeter | None" = None
     ) -> "Evaluation":
-        from harness import dpo
-        from harness.evaluate import Evaluation
+        from harness.tasks import dpo
+        from harness.training.evaluation import Evaluation
 
         names = [*SIDES, *(f"reference_{side}" for side in SIDES)]
         found: dict[str, list[float]] = {name: [math.nan] * len(features) for name in names}

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.batches import IGNORED
-from harness.config import ConfigError
-from harness.tasks import Features, Row, templates
+from harness.config.errors import ConfigError
+from harness.models import tokens
+from harness.tasks import templates
 from harness.tasks.rows import LanguageTask, check_text
+from harness.training.batches import IGNORED, Features, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,8 +72,8 @@ class PromptTask(LanguageTask):
                 self.max_length,
             )
         # Apart, so that a prompt has the same tokens in training as when an answer is to be generated.
-        prompt = templates.beginning(tokenizer) + templates.token_ids(self.shown(row), tokenizer)
-        ended = [*templates.token_ids(answer, tokenizer), templates.end_of_sequence(tokenizer)]
+        prompt = tokens.beginning(tokenizer) + tokens.token_ids(self.shown(row), tokenizer)
+        ended = [*tokens.token_ids(answer, tokenizer), tokens.end_of_sequence(tokenizer)]
         return encoded(prompt, ended, self.max_length)
 
     def _template(self, row: Row) -> str:

@@ -3,19 +3,20 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.architectures import Kind
-from harness.config import ConfigError, near_misses
-from harness.tasks import Collate, Features, Row, TaskData, sources
+from harness.config.errors import ConfigError, near_misses
+from harness.models.architectures import Kind
+from harness.tasks import TaskData, sources
 from harness.tasks.leakage import overlap
+from harness.training.batches import Collate, Features, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch import device as Device
     from transformers import PreTrainedTokenizerBase
 
-    from harness.architectures import Backbone
-    from harness.batches import Batch
     from harness.methods import Adapter, Method
+    from harness.models.architectures import Backbone
+    from harness.training.batches import Batch
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class RowTask:
         hub: The Hub's copy; null for a task that is generated or only local.
         generator: A task of the micro world, with the rows of each split; null elsewhere.
         splits: Our split -> the name it has in the Hub's copy. Further evaluation splits may follow validation.
-        metrics: Names of harness/metrics.py.
+        metrics: Names of harness/training/metrics.py.
         data_dir: A folder with train.*, validation.* (JSONL, CSV, Parquet) in the column names of the Hub's copy.
         development_share: Share of train that is set aside, at most `max_development_rows`, stratified.
         max_validation_rows: Score at most so many rows of every evaluation split beside development; null: all.
@@ -50,7 +51,7 @@ class RowTask:
     split_seed: int
 
     def check(self, key: str) -> None:
-        from harness.metrics import METRICS
+        from harness.training.metrics import METRICS
 
         for metric in self.metrics:
             if metric not in METRICS:
@@ -201,7 +202,7 @@ class LanguageTask(RowTask):
         return {"task.max_length": self.max_length}
 
     def collator(self, backbone: "Backbone", tokenizer: "PreTrainedTokenizerBase", device: "Device") -> Collate:
-        from harness.batches import collator_for
+        from harness.training.batches import collator_for
 
         return collator_for(backbone, tokenizer, device)
 

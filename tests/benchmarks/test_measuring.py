@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness import run as runner
-from harness.composition import compose
+from harness.config.compose import compose
 
 pytestmark = pytest.mark.slow
 LARGEST_SHARE = 0.03

@@ -17,12 +17,13 @@ import pytest
 from omegaconf import OmegaConf
 from run_directories import store_of, write_run
 
-from harness import report
-from harness.composition import compose
-from harness.record import COST_FIELDS
-from harness.reporting import curves, scores
-from harness.reporting.definitions import Definition
-from harness.reporting.plots import METHODS
+from harness.config.compose import compose
+from harness.report import __main__ as report
+from harness.report import curves, scores
+from harness.report import report as report_report
+from harness.report.definitions import Definition
+from harness.report.plots.style import METHODS
+from harness.tracking.record import COST_FIELDS
 
 pytestmark = pytest.mark.slow
 READ_SECONDS, RENDER_SECONDS, PAGE_BYTES = 5, 30, 5_000_000
@@ -134,7 +135,9 @@ def test_ten_thousand_runs_are_read_and_rendered(tmp_path: Path) -> None:
     assert len(frame) == 10_000
     assert frame["param.method.rank"].nunique() == 20
     assert len(lines) > 10_000
-    _, rendering = timed(lambda: report.write(report.build(frame, Definition(), lines), tmp_path / "report"))
+    _, rendering = timed(
+        lambda: report_report.write(report_report.build(frame, Definition(), lines), tmp_path / "report")
+    )
     sizes = {path.name: path.stat().st_size for path in sorted((tmp_path / "report").iterdir())}
     print(f"\n10,000 runs, {len(frame.columns)} columns: read in {reading:.1f} s, rendered in {rendering:.1f} s")
     print(", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in sizes.items()))

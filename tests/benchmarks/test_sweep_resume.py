@@ -19,13 +19,14 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from run_directories import write_run
 
-from harness import points, sweeper, tracking
+from harness import tracking
 from harness.__main__ import register_plugins, run_point
-from harness.config import conf_root
-from harness.points import without_hydra
-from harness.record import COST_FIELDS
-from harness.resolution import Resolution
+from harness.config.sources import conf_root
 from harness.run import Identities, identify
+from harness.sweep import points, sweepers
+from harness.sweep.points import without_hydra
+from harness.sweep.resolve import Resolution
+from harness.tracking.record import COST_FIELDS
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +80,7 @@ def test_ten_thousand_finished_points_are_skipped_within_ten_seconds(
         master = loader.load_configuration("config", SWEEP, RunMode.MULTIRUN)
         context = HydraContext(config_loader=loader, callbacks=Callbacks())
         resolution, identities = Resolution(loader, master), Identities()
-        told = [[NAME, *overrides] for overrides in sweeper.grid(None, SWEEP, context)]
+        told = [[NAME, *overrides] for overrides in sweepers.grid(None, SWEEP, context)]
         known = [identities(resolution.plain(overrides)) for overrides in told]
         assert len(set(known)) == POINTS
         for number in random.Random(0).sample(range(POINTS), 20):

@@ -21,10 +21,10 @@ import pytest
 from scipy.stats import ttest_ind
 
 from harness import tracking
-from harness.composition import compose
-from harness.config import build
-from harness.reporting.stats import holm
-from harness.slots import available_cores
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.report.stats import holm
+from harness.sweep.launchers.slots import available_cores
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
 

@@ -18,12 +18,13 @@ import torch
 from tqdm import tqdm
 
 from harness import models
-from harness.architectures import architecture
-from harness.batches import Batch, bucketed, collator_for
-from harness.composition import compose
-from harness.config import build
+from harness.config.build import build
+from harness.config.compose import compose
 from harness.methods import Adapter
-from harness.train import Trainer, make_optimizer, make_schedule
+from harness.methods.optimizer import make_optimizer
+from harness.models.architectures import architecture
+from harness.training.batches import Batch, bucketed, collator_for
+from harness.training.trainer import Trainer, make_schedule
 
 pytestmark = pytest.mark.slow
 

@@ -13,13 +13,17 @@ from tiny import random_backbone
 from torch.nn import functional
 from transformers import AutoConfig
 
-from harness import measure, models
-from harness.architectures import Backbone, Kind
-from harness.batches import plain_inputs
-from harness.compatibility import TINY, backbones, words
-from harness.config import ConfigError, Quantization, component, conf_root
+from harness import methods, models
+from harness.config.build import component
+from harness.config.errors import ConfigError
+from harness.config.schema import Quantization
+from harness.config.sources import conf_root
+from harness.doctor.compatibility import TINY, backbones, words
 from harness.methods import trained_parameters
 from harness.methods.layers import Bottleneck, linear_bottleneck
+from harness.models import sizes
+from harness.models.architectures import Backbone, Kind
+from harness.training.batches import plain_inputs
 
 METHODS = ["houlsby", "pfeiffer", "parallel_adapter", "compacter", "diff_pruning"]
 
@@ -69,14 +73,14 @@ def test_before_training_the_expected_parameters_are_there_and_change_nothing(
     name: str, architecture: str, kind: Kind
 ) -> None:
     backbone, method = backbone_of(architecture, kind), method_of(name)
-    base, total = logits(backbone), measure.logical_parameters(backbone.model)
+    base, total = logits(backbone), sizes.logical_parameters(backbone.model)
     skeleton = models.empty_model(backbone.model.config, kind)
     expected = method.expected_parameters(skeleton)
     adapter = method.attach(backbone)
-    counted = measure.parameters(adapter, expected)
+    counted = methods.parameters(adapter, expected)
     assert counted["total_parameters"] == total + expected
     assert torch.equal(logits(backbone), base)
-    measure.parameters(method.attach(skeleton), expected)
+    methods.parameters(method.attach(skeleton), expected)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +99,7 @@ def test_parameters_on_roberta_base_are_the_published_ones(name: str, changes: d
     configuration = AutoConfig.for_model("roberta", vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
     skeleton, method = models.empty_model(configuration), method_of(name, **changes)
     assert method.expected_parameters(skeleton) == parameters
-    measure.parameters(method.attach(skeleton), parameters)
+    methods.parameters(method.attach(skeleton), parameters)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "tanh"])
@@ -199,7 +203,7 @@ def test_an_encoder_with_a_decoder_is_adapted_in_both(name: str, gated: bool, tm
     base, method = logits(backbone), method_of(name)
     expected = method.expected_parameters(backbone)
     adapter = method.attach(backbone)
-    measure.parameters(adapter, expected)
+    methods.parameters(adapter, expected)
     assert torch.equal(logits(backbone), base)
     before, after = train(adapter, Kind.seq2seq_lm)
     assert after < before

@@ -13,13 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness import measure, models
-from harness.architectures import ARCHITECTURES, Backbone, Kind
-from harness.batches import collator_for, plain_inputs
-from harness.compatibility import backbones, words
-from harness.composition import compose
-from harness.config import ConfigError, Experiment, Quantization, build, conf_root
+from harness import measure, methods, models
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
+from harness.config.schema import Experiment, Quantization
+from harness.config.sources import conf_root
+from harness.doctor.compatibility import backbones, words
 from harness.methods import trained_parameters
+from harness.models import sizes
+from harness.models.architectures import ARCHITECTURES, Backbone, Kind
+from harness.training.batches import collator_for, plain_inputs
 
 METHODS = sorted(
     str(p.relative_to(conf_root() / "conf/method").with_suffix(""))
@@ -162,14 +166,14 @@ def test_the_contract(name: str, model_type: str, kind: Kind, tiny_model: TinyMo
         return
 
     backbone, _ = make_backbone(folder, name, kind=kind)
-    total = measure.logical_parameters(backbone.model)
+    total = sizes.logical_parameters(backbone.model)
     head = {n: p.numel() for n, p in backbone.model.named_parameters() if backbone.is_head(n)}
     base, names = logits(backbone.model, kind), {n for n, _ in backbone.model.named_parameters()}
 
     # Exactly the expected parameters require gradients.
     torch.manual_seed(3)
     adapter = method.attach(backbone)
-    counted = measure.parameters(adapter, expected)
+    counted = methods.parameters(adapter, expected)
     assert counted["head_parameters"] == sum(head.values())
     requires_grad = {n for n, p in adapter.model.named_parameters() if p.requires_grad}
     assert requires_grad == set(adapter.adapter_parameters()) | set(adapter.head_parameters())
@@ -272,11 +276,11 @@ def test_a_quantized_backbone_trains_or_is_refused(
     backbone, _ = make_backbone(folder, name, override, kind=kind)
     plain, _ = make_backbone(folder, "lora", kind=kind)
     assert measure.weight_bytes(backbone.model) < measure.weight_bytes(plain.model)
-    assert measure.logical_parameters(backbone.model) == measure.logical_parameters(plain.model)
+    assert sizes.logical_parameters(backbone.model) == sizes.logical_parameters(plain.model)
     base = logits(backbone.model, kind)
     torch.manual_seed(3)
     adapter = method.attach(backbone)
-    measure.parameters(adapter, expected)
+    methods.parameters(adapter, expected)
     frozen = {n: p.detach().clone() for n, p in adapter.model.named_parameters() if not p.requires_grad}
     before, after = train(adapter, kind, min(SMALL_RATE, *method.learning_rates))
     assert math.isfinite(after)
@@ -333,4 +337,4 @@ def test_lora_without_a_matching_module_is_refused_with_near_misses(tiny_model: 
 def test_lora_counts_the_biases_it_trains(bias: str, kind: str, tiny_model: TinyModel) -> None:
     backbone, method = make_backbone(tiny_model(kind), "lora", f"method.bias={bias}")
     expected = method.expected_parameters(backbone)
-    measure.parameters(method.attach(backbone), expected)
+    methods.parameters(method.attach(backbone), expected)

@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from test_bottleneck import backbone_of, inputs, logits, method_of, train
 
 from harness import models
-from harness.architectures import Backbone, Kind
-from harness.config import ConfigError, Quantization
+from harness.config.errors import ConfigError
+from harness.config.schema import Quantization
 from harness.methods import trained_parameters
 from harness.methods.diff_pruning import DiffPrunedWeights, expected_l0, hard_concrete
+from harness.models.architectures import Backbone, Kind
 
 CLASSIFICATION = inputs(Kind.classification)
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from tiny import method_of, random_backbone
 
-from harness.architectures import Kind
-from harness.batches import plain_inputs
-from harness.compatibility import words
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
+from harness.doctor.compatibility import words
 from harness.methods import trained_parameters
+from harness.models.architectures import Kind
+from harness.training.batches import plain_inputs
 
 TinyModel = Callable[[str], Path]
 INPUTS = plain_inputs(words(8, 12), Kind.classification)

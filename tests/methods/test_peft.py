@@ -13,13 +13,16 @@ from tiny import method_of, random_backbone
 from torch import nn
 
 from harness import models
-from harness.architectures import ARCHITECTURES, Backbone, Kind
-from harness.compatibility import TINY, words
-from harness.composition import compose
-from harness.config import ConfigError, Quantization, build, conf_root
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
+from harness.config.schema import Quantization
+from harness.config.sources import conf_root
+from harness.doctor.compatibility import TINY, words
 from harness.methods import trained_parameters
 from harness.methods.peft import PeftMethod, fits
 from harness.methods.peft_counts import LEFT_OUT, RULES
+from harness.models.architectures import ARCHITECTURES, Backbone, Kind
 
 TinyModel = Callable[[str], Path]
 LANGUAGE_MODELS_ONLY = {"adaption_prompt", "trainable_tokens"}

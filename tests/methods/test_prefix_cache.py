@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from harness.methods.peft_inner import hand_over_prefix
-from harness.transformers_inner import CACHE_ARGUMENTS, cache_argument
+from harness.models.transformers_inner import CACHE_ARGUMENTS, cache_argument
 
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 WITH_CACHE = ["bert", "roberta", "electra", "gpt2", "opt", "llama", "qwen2", "mistral", "gemma"]

@@ -8,11 +8,13 @@ from omegaconf import OmegaConf
 from published import PEFT_BENCH, ROWS, Row
 from transformers import AutoConfig
 
-from harness.architectures import Backbone, Kind
-from harness.config import ConfigError, component, conf_root
-from harness.measure import logical_parameters
+from harness.config.build import component
+from harness.config.errors import ConfigError
+from harness.config.sources import conf_root
 from harness.models import empty_model
-from harness.plan import count
+from harness.models.architectures import Backbone, Kind
+from harness.models.sizes import logical_parameters
+from harness.plan.costs import count
 
 # Drawing which entries of 3,072 x 3,072 are trained takes a quarter of a second for each of 56 matrices.
 SLOW = ("peft.FourierFTConfig", "peft.WaveFTConfig")

@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 
 import harness
 from harness import run as runner
-from harness.composition import compose
-from harness.config import ConfigError, build
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
 from harness.methods import saved
+from harness.methods.adapter_set import AdapterSet, load_adapter
 from harness.methods.card import card, command, overrides
-from harness.methods.saved import AdapterSet, load_adapter
-from harness.record import RunRecord, Status
+from harness.tracking.record import RunRecord, Status
 
 TinyModel = Callable[[str], Path]
 # One for each way of being saved, put on and taken off.

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.composition import compose
-from harness.config import ConfigError, build, conf_root
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
+from harness.config.sources import conf_root
 from harness.tasks.leakage import overlap
 
 FOLDER = conf_root() / "conf/task"
@@ -145,7 +147,7 @@ def test_a_pair_is_cut_to_the_length_and_keeps_its_segments() -> None:
     from harness.models import load_tokenizer, resolve
 
     experiment = build(compose("config", ["task=micro/entailment", "task.max_length=12"]))
-    from harness.architectures import BERT
+    from harness.models.architectures import BERT
 
     tokenizer = load_tokenizer(resolve(experiment.model), BERT)
     rows = experiment.task.load().splits["validation"][:50]

@@ -12,11 +12,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.batches import IGNORED, collator_for
-from harness.composition import compose
-from harness.config import PACKAGE, ConfigError, build
-from harness.evaluate import Subject, evaluate
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
+from harness.config.sources import PACKAGE
 from harness.run import prepare, run
+from harness.tasks.scoring import evaluate
+from harness.training.batches import IGNORED, collator_for
+from harness.training.evaluation import Subject
 
 MICRO = PACKAGE / "pretrained/micro_decoder"
 ROWS = [

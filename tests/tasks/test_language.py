@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from harness.batches import IGNORED
-from harness.composition import compose
-from harness.config import PACKAGE, ConfigError, build
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
+from harness.config.sources import PACKAGE
 from harness.run import prepare, run
+from harness.training.batches import IGNORED
 
 MICRO = PACKAGE / "pretrained/micro_decoder"
 

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from harness.config import PACKAGE
+from harness.config.sources import PACKAGE
 from harness.tasks import micro, micro_instruct
 from harness.tasks import micro_words as words
 

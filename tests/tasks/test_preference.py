@@ -14,15 +14,20 @@ import pytest
 import torch
 from torch.nn import functional
 
-from harness import dpo, measure, models
-from harness.architectures import ARCHITECTURES, Backbone
-from harness.batches import Batch
-from harness.config import PACKAGE, ConfigError, Experiment, build
-from harness.evaluate import Evaluation, Subject, evaluate
+from harness import measure, models
+from harness.config.build import build
+from harness.config.errors import ConfigError
+from harness.config.schema import Experiment
+from harness.config.sources import PACKAGE
 from harness.methods import Adapter
-from harness.plan import compose
+from harness.models.architectures import ARCHITECTURES, Backbone
+from harness.plan.__main__ import compose
+from harness.tasks import dpo
 from harness.tasks.micro_instruct import preferences
 from harness.tasks.preference import Preference, softplus
+from harness.tasks.scoring import evaluate
+from harness.training.batches import Batch
+from harness.training.evaluation import Evaluation, Subject
 
 MICRO = PACKAGE / "pretrained" / "micro_decoder"
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.config import ConfigError
+from harness.config.errors import ConfigError
 from harness.tasks import sources
 
 SPLITS = {"train": "train", "validation": "validation"}

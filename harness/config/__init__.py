@@ -1,0 +1,1 @@
+"""Configurations: composed, checked, made into objects and fingerprinted; imports no other room."""

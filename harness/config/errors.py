@@ -1,0 +1,33 @@
+"""Mistakes of the user, in sentences."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A user's mistake, told in one sentence: the dotted key, what was given, what is allowed."""
+
+
+def near_misses(name: str, valid: Iterable[str]) -> str:
+    """Say what may have been meant, and what there is: "did you mean lora? Valid: bitfit, full, head, lora"."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.6)
+    question = f"did you mean {' or '.join(close)}? " if close else ""
+    return f"{question}Valid: {', '.join(valid)}"
+
+
+def key_values(arguments: list[str], names: list[str]) -> dict[str, str]:
+    """Take `key=value` arguments apart; of a key that comes twice the last counts.
+
+    Raises:
+        ConfigError: An argument has no value, or a key that is none of `names`.
+    """
+    given = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise ConfigError(f"{argument!r}: arguments are key=value; {near_misses(key, names)}")
+        if key not in names:
+            raise ConfigError(f"{key}={value}: no such key; {near_misses(key, names)}")
+        given[key] = value
+    return given

@@ -1,0 +1,37 @@
+"""Identity of a run: a hash over everything that decides its result."""
+
+import hashlib
+import json
+from typing import Any
+
+from harness.config.schema import Experiment
+from harness.config.version import RESULTS_VERSION
+
+# Keys that do not decide the result: where things lie, and how a run is measured, scheduled or stored.
+NOT_IDENTITY = {
+    "model": ("name", "path", "revision"),
+    "task": ("data_dir",),
+    "train": ("resume", "checkpoint_dir", "checkpoint_minutes", "keep_adapter", "device", "distributed", "processes"),
+    "method": ("learning_rate", "learning_rates", "second_range"),
+    "forgetting": ("text",),
+}
+
+
+def identity(experiment: Experiment, revisions: dict[str, str]) -> str:
+    """SHA-256 (hexadecimal) over everything that decides the result.
+
+    The learning rate counts once, as `train.learning_rate`: the method's own is only where its default comes from.
+    Paths do not count, the content behind them does, through the revisions. A run that is stopped on its way is
+    another than the whole one.
+    """
+    decisive = {
+        section: {key: value for key, value in values.items() if key not in NOT_IDENTITY.get(section, ())}
+        if isinstance(values, dict)
+        else values
+        for section, values in experiment.resolved.items()
+        if section not in ("measure", "tracking", "sweep")
+    }
+    content: dict[str, Any] = {"config": decisive, **revisions, "version": RESULTS_VERSION}
+    if experiment.sweep.stop_share is not None:
+        content["stop_share"] = experiment.sweep.stop_share
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

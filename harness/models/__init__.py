@@ -1,0 +1,46 @@
+"""Backbones: found, fingerprinted, loaded, described and counted; may import `config`."""
+
+from harness.models.hub import WEIGHTS, digest, resolve, revision
+from harness.models.loading import (
+    MODEL_CLASSES,
+    check_fit,
+    check_positions,
+    empty_model,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_class,
+    positions_of,
+    quiet_libraries,
+    set_checkpointing,
+)
+from harness.models.precision import (
+    choose_device,
+    choose_precision,
+    choose_quantization,
+    keep_trainable,
+    never_quantized,
+)
+
+__all__ = [
+    "MODEL_CLASSES",
+    "WEIGHTS",
+    "check_fit",
+    "check_positions",
+    "choose_device",
+    "choose_precision",
+    "choose_quantization",
+    "digest",
+    "empty_model",
+    "keep_trainable",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "model_class",
+    "never_quantized",
+    "positions_of",
+    "quiet_libraries",
+    "resolve",
+    "revision",
+    "set_checkpointing",
+]

@@ -1,0 +1,213 @@
+"""Backbones: how they are found, fingerprinted and loaded."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.config.errors import ConfigError
+from harness.config.schema import Experiment, Quantization
+from harness.models.architectures import Architecture, Backbone, Kind, architecture
+from harness.models.precision import choose_quantization, keep_trainable, quantization_config
+
+if TYPE_CHECKING:
+    from torch import dtype as Dtype
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+log = logging.getLogger(__name__)
+
+MODEL_CLASSES = {
+    Kind.classification: "AutoModelForSequenceClassification",
+    Kind.causal_lm: "AutoModelForCausalLM",
+    Kind.seq2seq_lm: "AutoModelForSeq2SeqLM",
+}
+
+
+def load_config(folder: Path, labels: int | None, regression: bool) -> "PretrainedConfig":
+    """Read a backbone's configuration; nothing in it may run code from the folder.
+
+    Raises:
+        ConfigError: transformers knows no such architecture, or the file is damaged.
+    """
+    from transformers import AutoConfig
+
+    options: dict[str, Any] = {}
+    if labels is not None:
+        options = {
+            "num_labels": labels,
+            "problem_type": "regression" if regression else "single_label_classification",
+        }
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise ConfigError(f"model.path={folder}: config.json can't be used: {first}") from error
+
+
+def load_tokenizer(folder: Path, arch: Architecture) -> "PreTrainedTokenizerBase":
+    """Load a tokenizer; decoders are padded on the left, so that the last position is the last real token.
+
+    Raises:
+        ConfigError: The folder has no usable tokenizer, or it has no token to pad with.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare Exception for a damaged file
+        first = str(error).strip().split("\n")[0]
+        raise ConfigError(f"model.path={folder}: the tokenizer can't be loaded: {first}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise ConfigError(f"model.path={folder}: the tokenizer has no pad, end-of-sequence or unknown token to use")
+    tokenizer.padding_side = "left" if arch.decoder else "right"
+    return tokenizer
+
+
+def check_fit(
+    folder: Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: "PretrainedConfig",
+    lengths: dict[str, int],
+    virtual_tokens: int,
+) -> None:
+    """A tokenizer, and lengths of text that together with the method's virtual tokens the model has embeddings for.
+
+    Args:
+        lengths: Configuration keys -> tokens, which add up.
+
+    Raises:
+        ConfigError: Token ids or positions would fall outside the model's tables.
+    """
+    if len(tokenizer) > config.vocab_size:
+        raise ConfigError(
+            f"model.path={folder}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}; "
+            "they are not of one model"
+        )
+    check_positions(lengths, config, virtual_tokens)
+
+
+def positions_of(config: "PretrainedConfig") -> int | None:
+    """Tokens that a model has positions for; null where their number has no bound."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and config.model_type == "roberta":
+        # Its positions begin behind the padding's.
+        positions -= config.pad_token_id + 1
+    return positions
+
+
+def check_positions(lengths: dict[str, int], config: "PretrainedConfig", virtual_tokens: int) -> None:
+    """Lengths of text that leave the method's own positions room; the keys are those of the configuration to name.
+
+    Raises:
+        ConfigError: The two together are longer than the model reads.
+    """
+    positions = positions_of(config)
+    if positions is not None and sum(lengths.values()) + virtual_tokens > positions:
+        method = f", of which the method takes {virtual_tokens}" if virtual_tokens else ""
+        told = " and ".join(f"{key}={length}" for key, length in lengths.items())
+        raise ConfigError(f"{told}: the model has {positions} positions{method}")
+
+
+def load_model(folder: Path, config: "PretrainedConfig", experiment: Experiment, dtype: "Dtype") -> Backbone:
+    """Load a backbone with the head that its task needs. Draws a new head's weights from torch's generator.
+
+    Raises:
+        ConfigError: The weights are damaged, or are not this architecture's.
+    """
+    arch, quantization, kind = architecture(config), choose_quantization(experiment), experiment.task.kind
+    factory = model_class(kind)
+    if not experiment.model.pretrained:
+        model = factory.from_config(config, dtype=dtype)
+        return Backbone(model, arch, _head_of(model, arch, kind), kind, quantization)
+    try:
+        model, report = factory.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            quantization_config=quantization_config(quantization, arch, dtype, experiment.model.double_quantization),
+        )
+    except Exception as error:  # safetensors' own exception class has no public base
+        first = str(error).strip().split("\n")[0]
+        raise ConfigError(f"model.path={folder}: the weights can't be loaded: {first}") from error
+    keep_trainable(model)
+    head = _head_of(model, arch, kind)
+    return Backbone(model, arch, _new_modules(folder, model, head, set(report["missing_keys"])), kind, quantization)
+
+
+def empty_model(
+    config: "PretrainedConfig",
+    kind: Kind = Kind.classification,
+    quantization: Quantization = Quantization.none,
+    dtype: "Dtype | None" = None,
+    device: str = "meta",
+) -> Backbone:
+    """The same model without its weights, for counting.
+
+    Args:
+        dtype: Null for float32.
+        device: On meta there are names and shapes without memory; elsewhere the weights are random.
+    """
+    import torch
+
+    arch = architecture(config)
+    with torch.device(device):
+        model = model_class(kind).from_config(config, dtype=dtype or torch.float32)
+    return Backbone(model, arch, _head_of(model, arch, kind), kind, quantization)
+
+
+def model_class(kind: Kind) -> Any:
+    """The class of transformers that puts the right head on a backbone."""
+    import transformers
+
+    return getattr(transformers, MODEL_CLASSES[kind])
+
+
+def _head_of(model: "PreTrainedModel", arch: Architecture, kind: Kind) -> tuple[str, ...]:
+    """New modules on top; a language model's output layer comes with the backbone."""
+    if kind is not Kind.classification:
+        return ()
+    return tuple(name for name, _ in model.named_children() if name in arch.head)
+
+
+def _new_modules(folder: Path, model: "PreTrainedModel", head: tuple[str, ...], missing: set[str]) -> tuple[str, ...]:
+    """The head, and a pooler that the checkpoint lacks, as after masked language modelling alone.
+
+    Such a pooler starts random. Frozen it would spoil every method but full fine-tuning, so it is trained too.
+    """
+    pooler = f"{model.base_model_prefix}.pooler"
+    if any(name.startswith(f"{pooler}.") for name in missing):
+        log.warning("the checkpoint has no pooler; it is trained as a part of the head")
+        head = (*head, pooler)
+    lacking = sorted(name for name in missing if not name.startswith(tuple(f"{module}." for module in head)))
+    if lacking:
+        raise ConfigError(
+            f"model.path={folder}: the checkpoint lacks {len(lacking)} weights of the backbone, {lacking[0]} for one; "
+            "is it of another architecture? model.pretrained=false starts from random weights"
+        )
+    return head
+
+
+def set_checkpointing(model: "PreTrainedModel", wanted: bool) -> None:
+    """Have activations computed again in the backward pass instead of kept."""
+    if wanted:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from writing over the progress bar; what they would say is said by errors of ours."""
+    import warnings
+
+    import datasets
+    import transformers
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+    # A line for every int8 layer called on a CPU, and one for a kernel that only some CPUs have.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

@@ -1,0 +1,264 @@
+"""Costs of a run before it is started: parameters, memory, operations, storage."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
+from harness.config.schema import Experiment
+from harness.methods.skeleton import architecture_of, skeleton
+from harness.tracking.record import empty_cost
+
+if TYPE_CHECKING:
+    from harness.methods import Method
+    from harness.models.architectures import Backbone
+    from harness.run.estimate import Step
+
+# Makers count in powers of ten or of two; the smaller of the two readings promises less.
+DEVICE_GIGABYTES = (8, 16, 24, 40, 80, 141)
+GIGABYTE = 10**9
+# What CUDA's context and the workspace of its matrix products take before the first tensor: 0.3 to 0.6 GB.
+CONTEXT_BYTES = 600 * 10**6
+PICTURES = ("png", "svg")
+FORMATS = ("table", "json", "csv", "markdown")
+COLUMNS = {
+    "adapter": "adapter_parameters",
+    "head": "head_parameters",
+    "total": "total_parameters",
+    "weights": "weight_bytes",
+    "gradients": "gradient_bytes",
+    "optimizer": "optimizer_bytes",
+    "activations": "activation_bytes",
+    "peak": "train_peak_bytes",
+    "file": "adapter_file_bytes",
+}
+PLANNED = (*COLUMNS.values(), "trainable_parameters", "train_flops_per_token", "train_flops")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys `plan.` of the command line.
+
+    Attributes:
+        batch_size: Rows of the step; null for `train.batch_size`.
+        length: Tokens of each row; null for `task.max_length`.
+        device: cpu or cuda; null for what `train.device` takes here.
+        tasks: Adapters that are kept for one backbone.
+        format: How the points are printed.
+        picture: A file to draw the memory into; null for none.
+    """
+
+    batch_size: int | None = None
+    length: int | None = None
+    device: str | None = None
+    tasks: int = 10
+    format: str = "table"
+    picture: str | None = None
+
+
+def read_settings(given: dict[str, str]) -> Settings:
+    """Check `plan.` keys.
+
+    Raises:
+        ConfigError: A key is unknown, or its value is not allowed.
+    """
+    from harness.config.errors import near_misses
+
+    valid = list(Settings.__dataclass_fields__)
+    values: dict[str, Any] = {}
+    for key, text in given.items():
+        if key not in valid:
+            raise ConfigError(f"plan.{key}: no such key; {near_misses(key, valid)}")
+        if key in ("batch_size", "length", "tasks"):
+            if not text.isdecimal() or int(text) < 1:
+                raise ConfigError(f"plan.{key}={text}: a whole number from 1 on is needed")
+            values[key] = int(text)
+            continue
+        allowed = {"device": ("cpu", "cuda"), "format": FORMATS}.get(key)
+        if allowed and text not in allowed:
+            raise ConfigError(f"plan.{key}={text}: {' or '.join(allowed)} is allowed")
+        if key == "picture" and Path(text).suffix[1:] not in PICTURES:
+            raise ConfigError(f"plan.picture={text}: a file that ends in .png or .svg is needed")
+        values[key] = text
+    return Settings(**values)
+
+
+def fits(cost: dict[str, Any], rows: int) -> list[dict[str, Any]]:
+    """For each size of device, whether the step fits, and the largest batch of which all is known to.
+
+    Weights, gradients and optimizer state do not grow with the rows, all else does by as much for each.
+    """
+    if cost["train_peak_bytes"] is None:
+        return []
+    fixed = cost["weight_bytes"] + cost["gradient_bytes"] + cost["optimizer_bytes"]
+    # Where weights are trained their gradients come while activations go: the peak can lie below the two together.
+    a_row = max(cost["train_peak_bytes"] - fixed, cost["activation_bytes"], 1) / rows
+    answers = []
+    for size in DEVICE_GIGABYTES:
+        room = size * GIGABYTE - CONTEXT_BYTES
+        fit = cost["train_peak_bytes"] <= room
+        most = max(int((room - fixed) // a_row), 0)
+        answers.append({"gigabytes": size, "fits": fit, "largest_batch": max(most, rows) if fit else min(most, rows)})
+    return answers
+
+
+def storage(cost: dict[str, Any], backbone_parameters: int, tasks: int) -> dict[str, int | None]:
+    """Bytes of files for so many tasks: an adapter each beside one float32 backbone, or a whole model each."""
+    backbone = 4 * backbone_parameters
+    file = cost["adapter_file_bytes"]
+    return {
+        "tasks": tasks,
+        "adapters_bytes": None if file is None else backbone + tasks * file,
+        "copies_bytes": tasks * (backbone + 4 * cost["head_parameters"]),
+    }
+
+
+def steps(experiment: Experiment) -> tuple[int | None, str]:
+    """Optimizer steps of the whole training, or the reason why they are not known beforehand."""
+    train, task = experiment.train, experiment.task
+    if train.max_steps is not None:
+        return train.max_steps, ""
+    rows = task.max_train_rows
+    made = getattr(task, "generator_rows", None)
+    if made and "train" in made:
+        there = made["train"]
+        if "development" not in made:
+            there -= min(task.max_development_rows, round(task.development_share * there))
+        rows = min(rows or there, there)
+    if rows is None:
+        return None, "the number of rows is not known without the data; task.max_train_rows or train.max_steps tells it"
+    return math.ceil(train.epochs * math.ceil(rows / (train.batch_size * train.gradient_accumulation_steps))), ""
+
+
+# Of a record's costs, those that a plan has.
+
+
+def plan_point(name: str, overrides: list[str], settings: Settings | None = None) -> dict[str, Any]:
+    """What `harness-plan` says of one point: `step`, `cost` with the names of `RunRecord.cost`, and what follows.
+
+    Raises:
+        ConfigError: It can't be run.
+    """
+    settings = settings or Settings()
+    experiment = build(compose(name, overrides))
+    step = step_of(experiment, settings)
+    cost, unmeasured = costs(experiment, step)
+    return {
+        "step": vars(step),
+        "cost": cost,
+        "unmeasured": unmeasured,
+        "fits": fits(cost, step.rows // experiment.task.sequences()),
+        "storage": storage(cost, backbone_parameters(experiment), settings.tasks),
+    }
+
+
+def backbone_parameters(experiment: Experiment) -> int:
+    """Parameters that all tasks share: those of the backbone without its head."""
+    model = (backbone := skeleton(experiment)).model
+    return sum(p.numel() for name, p in model.named_parameters() if not backbone.is_head(name))
+
+
+def step_of(experiment: Experiment, settings: Settings) -> "Step":
+    """The training step that is planned.
+
+    Raises:
+        ConfigError: The text and the method's own positions are longer than the model reads.
+    """
+    from harness.models import check_positions, choose_device
+    from harness.run.estimate import Step
+
+    device = settings.device or experiment.train.device.value
+    if device == "auto":
+        device = choose_device(device).type
+    batch = settings.batch_size or experiment.train.batch_size
+    step = Step(batch * experiment.task.sequences(), settings.length or experiment.task.max_length, device)
+    key = "plan.length" if settings.length else "task.max_length"
+    check_positions({key: step.length}, architecture_of(experiment), experiment.method.virtual_tokens())
+    return step
+
+
+def plan(experiment: Experiment) -> dict[str, Any]:
+    """The costs that follow from the architecture, with the names of `RunRecord.cost`; null where nothing is predicted.
+
+    Raises:
+        ConfigError: The method can't go with the backbone, its kind of head or its quantization.
+    """
+    return costs(experiment, step_of(experiment, Settings()))[0]
+
+
+def costs(experiment: Experiment, step: "Step") -> tuple[dict[str, Any], dict[str, str]]:
+    """The costs of an experiment, and the reason for each of a plan's figures that is null."""
+    from harness.run.estimate import Unpredictable, predict
+
+    cost, unmeasured = empty_cost() | parameters(experiment), {}
+    try:
+        predicted = predict(experiment, architecture_of(experiment), step)
+    except Unpredictable as reason:
+        return cost, {name: str(reason) for name in PLANNED if cost[name] is None}
+    cost |= predicted
+    total, unknown = steps(experiment)
+    if total is None:
+        cost["train_flops"] = None
+        unmeasured["train_flops"] = unknown
+    else:
+        train = experiment.train
+        texts = train.gradient_accumulation_steps * train.batch_size * experiment.task.sequences()
+        tokens = total * texts * step.length
+        cost["train_flops"] = round(predicted["train_flops_per_token"] * tokens)
+    return cost, unmeasured
+
+
+def parameters(experiment: Experiment) -> dict[str, int]:
+    """Parameters of a method on all layers by its closed form, which is held against what attaching to a few adds."""
+    from harness.models.sizes import logical_parameters
+    from harness.run.estimate import at_full_depth, depths, with_layers
+
+    configuration = architecture_of(experiment)
+    backbone = skeleton(experiment, configuration)
+    expected = experiment.method.expected_parameters(backbone)
+    sampled = depths(experiment, configuration)
+    counts = [count(experiment.method, skeleton(experiment, with_layers(configuration, depth))) for depth in sampled]
+    total = round(at_full_depth(counts, sampled, configuration.num_hidden_layers)["total_parameters"])
+    assert total >= logical_parameters(backbone.model)
+    head = counts[0]["head_parameters"]
+    return {
+        "adapter_parameters": expected,
+        "head_parameters": head,
+        "trainable_parameters": expected + head,
+        "total_parameters": total,
+    }
+
+
+def count(method: "Method", backbone: "Backbone") -> dict[str, int]:
+    """Parameters of a method on a backbone without weights, to which it is then attached.
+
+    The skeleton is never packed: the counts of a quantized backbone are those of the numbers it stands for.
+
+    Raises:
+        ConfigError: The two can't go together.
+    """
+    from harness.models.sizes import logical_parameters
+
+    expected = method.expected_parameters(backbone)
+    head = sum(p.numel() for name, p in backbone.model.named_parameters() if backbone.is_head(name))
+    total = logical_parameters(backbone.model) + expected
+    try:
+        adapter = method.attach(backbone)
+    except ConfigError:
+        # It begins with a decomposition or a choice of the weights' values. The closed form has said that the two go
+        # together, and such a method adds what it trains.
+        pass
+    else:
+        own, new = adapter.adapter_parameters(), adapter.head_parameters()
+        assert expected == sum(p.numel() for p in own.values()), "the closed form and the attached method differ"
+        assert head == sum(p.numel() for p in new.values()), "the method does not train the head alone beside its own"
+        total = adapter.total_parameters()
+    return {
+        "adapter_parameters": expected,
+        "head_parameters": head,
+        "trainable_parameters": expected + head,
+        "total_parameters": total,
+    }

@@ -1,0 +1,1 @@
+"""Reports: runs become tables, tests, pictures and pages; may import `tracking`, `sweep` and what lies below them."""

@@ -1,0 +1,103 @@
+"""Cells of tables: numbers, intervals and marks as text."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+
+from harness.report.pairwise import BEST, LEVEL
+from harness.report.scores import MAJORITY
+
+NONE = "–"
+STANDING = {BEST: "★", LEVEL: "≈"}
+# Rows of a table in a file or on the page, and in a terminal.
+MOST_ROWS, MOST_PRINTED = 2000, 100
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells ready to be shown; `text_columns` are aligned to the left, all others to the right."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    caption: str = ""
+    text_columns: tuple[str, ...] = field(default=("method", "remarks"))
+
+
+def shortened(table: Table, most: int = MOST_ROWS) -> Table:
+    """Keep the first rows of a table that nobody reads to its end, and say so."""
+    if len(table.rows) <= most:
+        return table
+    caption = f"The first {most:,} of {len(table.rows):,} rows; all are in the CSV files. {table.caption}"
+    return replace(table, rows=table.rows[:most], caption=caption)
+
+
+def number(value: float, places: int = 4) -> str:
+    """Write a number with fixed places, or a dash where it is not known."""
+    return NONE if pd.isna(value) else f"{value:,.{places}f}"
+
+
+def deviation(std: float, n: int) -> str:
+    """Write a sample standard deviation, or why there is none."""
+    return number(std) if n > 1 else f"n={n}"
+
+
+def interval(low: float, high: float, n: int = 2, places: int = 4) -> str:
+    """Write the ends of an interval, or why there is none."""
+    if n == 1:
+        return "n=1"
+    return NONE if pd.isna(low) or pd.isna(high) else f"[{number(low, places)}, {number(high, places)}]"
+
+
+def probability(p: float) -> str:
+    """Write a p value; small ones as a bound."""
+    return NONE if pd.isna(p) else "<0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def share(value: float) -> str:
+    """Write a share in percent, with more places the smaller it is."""
+    return NONE if pd.isna(value) else f"{100 * value:.{0 if value >= 0.995 else 2 if value >= 0.01 else 3}f}%"
+
+
+def size(value: float) -> str:
+    """Write a number of bytes in the unit that leaves one to three digits before the point (1 MB is a million)."""
+    if pd.isna(value):
+        return NONE
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 999.5 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def remarks(row: Any) -> str:
+    """Tell what a reader must know about a row before believing its mean."""
+    kinds = (("collapsed", "no better than majority"), ("diverged", "diverged"), ("failed", "did not finish"))
+    total = row["n"] + row["diverged"] + row["failed"] if row["configuration"] != MAJORITY else 0
+    parts = [f"{int(row[kind])} of {int(total)} {text}" for kind, text in kinds if row[kind] and total]
+    return ", ".join([*parts, *[row["marked"]] * bool(row["marked"])])
+
+
+def figure(name: str, value: float) -> str:
+    """Write a figure that a run has, by its name in the store."""
+    if name.endswith("_bytes"):
+        return size(value)
+    if not name.startswith("cost."):
+        return number(value)
+    return NONE if pd.isna(value) else number(value, 0) if float(value).is_integer() else f"{value:,.4g}"
+
+
+def listed(text: str) -> str:
+    """Write a list from a configuration as people do."""
+    return ", ".join(re.findall(r'"([^"]*)"', text)) if text.startswith('["') else text
+
+
+def _numbers(values: pd.Series) -> bool:
+    return bool(pd.to_numeric(values.dropna(), errors="coerce").notna().all())
+
+
+def _sortable(values: pd.Series) -> pd.Series:
+    return pd.to_numeric(values) if _numbers(values) else values.fillna("")

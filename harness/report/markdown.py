@@ -1,0 +1,138 @@
+"""Text of a report: its opening, its verdicts, its notes, for a terminal and as Markdown."""
+
+import html
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from harness.config.versions import DECIDING
+from harness.report.cells import MOST_PRINTED, Table, number, shortened
+from harness.report.pairwise import Pairwise, few
+from harness.report.scores import MAJORITY
+
+TITLE = "Fine-tuning methods compared"
+# Tasks whose best is named at the top; of more, the table over tasks tells.
+MOST_VERDICTS = 6
+
+
+def opening(frame: pd.DataFrame) -> str:
+    """Say in two sentences what the report is about."""
+    newest = frame[frame["newest"]]
+    done = int((newest["status"] == "finished").sum())
+    kinds = [(newest[name].nunique(), name) for name in ("method", "model", "task")]
+    counted = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in kinds)
+    text = f"{len(newest)} run{'' if len(newest) == 1 else 's'} of {counted}; {done} finished."
+    again = len(frame) - len(newest)
+    if again:
+        text += f" Of a point that was run again only the newest run counts: {again} older left out."
+    models = sorted(set(newest["model"]))
+    text = f"{text} Model{'' if len(models) == 1 else 's'}: {', '.join(models)}."
+    return " ".join([text, *versions(newest)])
+
+
+def versions(runs: pd.DataFrame) -> list[str]:
+    """Sentences on runs that were made with different versions of what decides results, or with untested ones."""
+    said = []
+    for name in DECIDING:
+        column = f"version.{name}"
+        counts = Counter(found for found in runs[column] if found) if column in runs else Counter()
+        if len(counts) > 1:
+            listed = ", ".join(f"{found} ({count})" for found, count in sorted(counts.items()))
+            said.append(f"Runs of different versions of {name} stand side by side: {listed}.")
+    if "untested" in runs:
+        said += [f"Untested: {found}." for found in sorted(set(runs["untested"]) - {""})]
+    return said
+
+
+def verdicts(summary: pd.DataFrame, found: Sequence[Pairwise]) -> str:
+    """Name the best method of each task, and say whether it can be told apart from the others."""
+    sentences = []
+    for one in found[:MOST_VERDICTS]:
+        rows = summary[(summary["task"] == one.task) & (summary["configuration"] != MAJORITY) & (summary["n"] > 0)]
+        if len(rows) < 2:
+            continue
+        best = rows[rows["configuration"] == one.best].iloc[0] if one.best else rows.iloc[0]
+        among = " of those compared" * bool(one.best and rows["configuration"].iloc[0] not in one.groups)
+        score = f"{best['configuration']} is best{among} with {number(best['mean'])} {one.metric or 'score'}"
+        level = [name for name in rows["configuration"] if name in one.level]
+        if not one.best:
+            rest = "; nothing tells whether by more than chance, as no predictions can be compared"
+        elif level:
+            rest = f", not told apart from {few(level)}"
+        else:
+            rest = f", told apart from {'the other' if len(one.groups) == 2 else f'all {len(one.groups) - 1} others'}"
+        apart = len(rows) - len(one.groups) if one.best else 0
+        rest += f"; {apart} more {'was' if apart == 1 else 'were'} not compared" * bool(apart)
+        sentences.append(f"On {one.task} {score}{rest}.")
+    return " ".join(sentences)
+
+
+def protocol(summary: pd.DataFrame, tuned: bool) -> list[str]:
+    """Say which split chose what, and what is counted how."""
+    lines = [
+        "The development split, which is never the validation split, chose the best checkpoint of each run"
+        + (" and each method's learning rate; trials that only chose are left out of the scores." if tuned else "."),
+    ]
+    if (summary["split"] == "validation").any():
+        lines.append("Scores are on the validation split, which chose nothing.")
+    if (summary["split"] == "development").any():
+        lines.append(
+            "Where no run scored the validation split, scores are on the development split, which is optimistic."
+        )
+    lines.append(
+        "Every finished run counts, never only the best; diverged and failed runs have no score and count apart."
+    )
+    return lines
+
+
+def odd(frame: pd.DataFrame) -> list[str]:
+    """Say how many runs are marked, and why; nothing where none is."""
+    marks = frame["mark"][frame["newest"] & (frame["mark"] != "")]
+    if marks.empty:
+        return []
+    kinds = ", ".join(f"{count} {mark}" for mark, count in sorted(marks.value_counts().items()))
+    return [f"Runs of other versions, of other people or with missing fields count like the others: {kinds}."]
+
+
+def terminal(tables: Sequence[Table], width: int | None = None) -> Any:
+    """Return a function that prints tables with rich to a console; markup in a cell is shown as text."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    # Where the output goes into a file or a pipe there is no width to keep to.
+    console = console if console.is_terminal and width is None else Console(highlight=False, width=width or 200)
+    for table in (shortened(table, MOST_PRINTED) for table in tables):
+        shown = RichTable(
+            title=Text(table.title), caption=Text(table.caption), title_justify="left", caption_justify="left"
+        )
+        for column in table.columns:
+            left = column in table.text_columns
+            shown.add_column(Text(column), justify="left" if left else "right", no_wrap=not left, overflow="fold")
+        for row in table.rows:
+            shown.add_row(*(Text(cell) for cell in row))
+        console.print(shown)
+        console.print()
+
+
+def markdown(title: str, lead: str, tables: Sequence[Table], notes: Sequence[str], pictures: Sequence[str]) -> str:
+    """Write a report as Markdown."""
+    parts = [f"# {_escape(title)}", _escape(lead)]
+    for table in map(shortened, tables):
+        head = "| " + " | ".join(_escape(column) for column in table.columns) + " |"
+        rule = "|" + "|".join(":---" if column in table.text_columns else "---:" for column in table.columns) + "|"
+        rows = ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in table.rows]
+        parts += [f"## {_escape(table.title)}", "\n".join([head, rule, *rows])]
+        parts += [_escape(table.caption)] if table.caption else []
+    parts += [f"![{name.partition('.')[0].replace('_', ' ')}]({name})" for name in pictures]
+    parts += ["\n".join(f"- {_escape(note)}" for note in notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _escape(text: str) -> str:
+    text = html.escape(text, quote=False).replace("\\", "\\\\")
+    return re.sub(r"([|*_`\[\]])", r"\\\1", text)

@@ -1,0 +1,205 @@
+"""Pictures of what a score costs: the Pareto front, memory by category, and how near predictions come."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from harness.report.plots.style import LEGEND_LIMIT, appearance, cost_axis, figure_of, legend, place_labels, short
+from harness.report.scores import MAJORITY
+from harness.tracking.record import MEMORY
+from harness.training.metrics import higher_is_better
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Named where not all can be: those that everything else is held against.
+REFERENCES = ("full", "head", "bitfit", "lora")
+# Each darker than the next, so that they differ in grey too.
+CATEGORIES = {
+    "weight_bytes": ("weights", "#222222"),
+    "gradient_bytes": ("gradients", "#0072B2"),
+    "optimizer_bytes": ("optimizer", "#CC79A7"),
+    "activation_bytes": ("activations", "#F0E442"),
+}
+CATEGORY_MARKERS = dict(zip(MEMORY, "sD^ov", strict=True))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A column of the runs, and how its axis is called; without a unit it is counted."""
+
+    column: str
+    label: str
+    unit: str = ""
+
+
+COSTS = {
+    "parameters": Cost("cost.trainable_parameters", "trainable parameters"),
+    "memory": Cost("cost.train_peak_bytes", "peak memory of a training step (bytes)", "B"),
+    "flops": Cost("cost.train_flops_per_token", "operations a token in training (FLOP)", "FLOP"),
+    "seconds": Cost("cost.train_seconds", "training time (seconds)", "s"),
+}
+
+
+def front(costs: "pd.Series[float]", scores: "pd.Series[float]", higher: bool) -> "pd.Series[bool]":
+    """Tell which points no other one beats: none has a score at least as good for less, or a better one for the same.
+
+    Args:
+        costs: Lower is better.
+        scores: On the same index.
+        higher: Whether a higher score is better.
+    """
+    better = scores if higher else -scores
+    order = pd.DataFrame({"cost": costs, "score": better}).sort_values(["cost", "score"], ascending=[True, False])
+    best = order["score"].cummax()
+    return ((order["score"] > best.shift(fill_value=-math.inf)) & order["cost"].notna()).reindex(costs.index)
+
+
+def score_against_cost(points: pd.DataFrame, cost: Cost) -> "Figure | None":
+    """Draw a panel a task, score over a cost, with the Pareto front; nothing where no run has that cost.
+
+    Args:
+        points: A row a run (`pictures.points`).
+        cost: One of `COSTS`.
+    """
+    points = points[points[cost.column].notna()] if cost.column in points else points.iloc[:0]
+    if points.empty:
+        return None
+    tasks = sorted(points["task"].unique())
+    figure, axes = figure_of(len(tasks), 3, 4.6, 3.8)
+    handles: dict[str, object] = {}
+    wanted = [
+        _panel(panel, task, points[points["task"] == task], cost, handles)
+        for panel, task in zip(axes, tasks, strict=True)
+    ]
+    legend(figure, handles)
+    for panel, (means, labels) in zip(axes, wanted, strict=True):
+        place_labels(panel, list(zip(means["x"], means["score"], strict=True)), labels)
+    return figure
+
+
+def _panel(
+    axes: "Axes", task: str, points: pd.DataFrame, cost: Cost, handles: dict[str, object]
+) -> tuple[pd.DataFrame, list[tuple[float, float, str]]]:
+    """Draw each run as a faint point, each configuration as its mean with the sample standard deviation.
+
+    Among many methods only the front and the references have their deviation drawn.
+
+    Returns:
+        The means, and the labels that they want, most important first.
+    """
+    metric = points["metric"].iloc[0]
+    grouped = points.assign(x=points[cost.column]).groupby(["configuration", "method"], sort=True)
+    means = grouped.agg(x=("x", "mean"), score=("score", "mean"), std=("score", "std")).reset_index()
+    crowded = means["method"].nunique() > LEGEND_LIMIT
+    means["front"] = front(means["x"], means["score"], higher_is_better(metric))
+    cost_axis(axes, means["x"], cost.label, cost.unit)
+    axes.set_title(task, loc="left")
+    axes.set_ylabel(f"{metric or 'score'} ({points['split'].iloc[0]})")
+    axes.margins(y=0.14)
+    line = means[means["front"]].sort_values("x")
+    axes.plot(line["x"], line["score"], drawstyle="steps-post", color="#999999", linewidth=1.2, zorder=1)
+    for method, runs in points.groupby("method", sort=True):
+        colour, marker = appearance(str(method))
+        axes.plot(runs[cost.column], runs["score"], marker, color=colour, alpha=0.35, markersize=3.5, mew=0)
+    for (method, on_front), rows in means.groupby(["method", "front"], sort=True):
+        telling = on_front or not crowded or method in REFERENCES
+        colour, marker = appearance(method)
+        drawn = axes.errorbar(
+            rows["x"],
+            rows["score"],
+            rows["std"] if telling and rows["std"].notna().any() else None,
+            fmt=marker,
+            color=colour,
+            markersize=8 if on_front else 6,
+            markeredgecolor="black" if on_front else "none",
+            elinewidth=0.7,
+            capsize=2,
+        )
+        handles.setdefault(method, drawn)
+    majority = points["majority"].dropna()
+    if len(majority):
+        handles[MAJORITY] = axes.axhline(majority.iloc[-1], linestyle="--", linewidth=1, color="#777777")
+    best = means.sort_values("score", ascending=not higher_is_better(metric))
+    named = pd.concat([line, best[best["method"].isin(REFERENCES)], best.head(3), best.tail(3)])
+    named = named.drop_duplicates("configuration")
+    return means, list(zip(named["x"], named["score"], named["configuration"], strict=True))
+
+
+def memory_by_category(points: pd.DataFrame) -> "Figure | None":
+    """Draw a bar a configuration: what its training step held, stacked by category, least at the top."""
+    names = [f"cost.{name}" for name in CATEGORIES]
+    peak = "cost.train_peak_bytes"
+    if not {*names, peak} <= set(points):
+        return None
+    measured = points.dropna(subset=[*names, peak])
+    if measured.empty:
+        return None
+    means = measured.groupby(["task", "configuration"])[[*names, peak]].mean().reset_index()
+    tasks = sorted(means["task"].unique())
+    most = int(means.groupby("task").size().max())
+    figure, axes = figure_of(len(tasks), 2, 6.5, 0.19 * most + 1.1)
+    for panel, task in zip(axes, tasks, strict=True):
+        rows = means[means["task"] == task].sort_values([peak, "configuration"], ascending=False)
+        begin = pd.Series(0.0, rows.index)
+        for name, (label, colour) in CATEGORIES.items():
+            width = rows[f"cost.{name}"]
+            panel.barh(rows["configuration"], width, left=begin, color=colour, label=label, height=0.75)
+            begin = begin + width
+        panel.plot(rows[peak], rows["configuration"], "|", color="black", markersize=8, label="measured peak")
+        panel.xaxis.set_major_formatter(lambda value, _: short(value, "B"))
+        panel.set_xlabel("memory of the training step with most tokens (bytes)")
+        panel.set_title(task, loc="left")
+        panel.grid(False, axis="y")
+        panel.margins(y=0.01)
+        panel.tick_params(axis="y", labelsize=8, length=0)
+    handles, labels = axes[0].get_legend_handles_labels()
+    order = [*range(1, len(labels)), 0]
+    figure.legend(
+        [handles[place] for place in order],
+        [labels[place] for place in order],
+        loc="outside upper center",
+        ncols=5,
+        frameon=False,
+        fontsize=9,
+        columnspacing=1.2,
+        handlelength=1.2,
+    )
+    return figure
+
+
+def predicted_against_measured(points: pd.DataFrame) -> "Figure | None":
+    """Draw how far off each run's prediction is, by category, over what was measured; the dashed line is exact."""
+    names = [name for name in MEMORY if {f"cost.{name}", f"cost.predicted.{name}"} <= set(points)]
+    rows = []
+    for name in names:
+        measured, predicted = points[f"cost.{name}"], points[f"cost.predicted.{name}"]
+        held = (measured > 0) & predicted.notna()
+        off = 100 * (predicted[held] / measured[held] - 1)
+        rows.append(pd.DataFrame({"name": name, "measured": measured[held], "predicted": predicted[held], "off": off}))
+    pairs = pd.concat(rows) if rows else pd.DataFrame()
+    if pairs.empty:
+        return None
+    figure, (left, right) = figure_of(2, 2, 4.8, 4.2)
+    for name, group in pairs.groupby("name", sort=False):
+        _, colour = CATEGORIES.get(name, ("", "#D55E00"))
+        look: Any = {"color": colour, "markersize": 6, "mew": 0.5, "markeredgecolor": "black", "alpha": 0.75}
+        label = name.removesuffix("_bytes").removeprefix("train_")
+        left.plot(group["measured"], group["predicted"], CATEGORY_MARKERS[name], label=label, **look)
+        right.plot(group["measured"], group["off"], CATEGORY_MARKERS[name], **look)
+    left.axline((1, 1), slope=1, linestyle="--", linewidth=1, color="#777777", zorder=1)
+    right.axhline(0, linestyle="--", linewidth=1, color="#777777", zorder=1)
+    left.set_yscale("log")
+    left.set_ylim(pairs[["measured", "predicted"]].min().min() / 2, pairs[["measured", "predicted"]].max().max() * 2)
+    left.yaxis.set_major_formatter(lambda value, _: short(value, "B"))
+    left.set_ylabel("predicted (bytes)")
+    right.set_ylabel("predicted less measured (% of measured)")
+    farthest = pairs["off"].abs().max()
+    right.set_ylim(-1.15 * max(farthest, 0.5), 1.15 * max(farthest, 0.5))
+    for panel in (left, right):
+        cost_axis(panel, pairs["measured"], "measured (bytes)", "B")
+    left.legend(frameon=False)
+    return figure

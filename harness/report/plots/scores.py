@@ -1,0 +1,291 @@
+"""Pictures of scores: over seeds, learning rates, steps and a method's size, and against what was forgotten."""
+
+import re
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from harness.report.plots.costs import REFERENCES
+from harness.report.plots.style import LEGEND_LIMIT, appearance, figure_of, legend, place_labels, places
+from harness.report.scores import FINISHED, LEARNING_RATE, MAJORITY, NO_OPTIONS, label
+from harness.report.tuning import searched
+from harness.training.metrics import higher_is_better
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ROW = 0.19  # inches
+# Curves that stand out among more than this many.
+CURVES_LIMIT = 8
+# Rows of a picture, as many as methods are compared in pairs; more are not legible.
+MOST_DRAWN = 64
+MOST_TICKS = 10
+# A size of a method is drawn where a sweep has at least this many.
+SIZES = 3
+
+
+def _rows(axes: "Axes", names: "list[str]", task: str, label: str) -> None:
+    """Make an axis a row a name, the first at the top."""
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(task, loc="left")
+    axes.set_xlabel(label)
+
+
+def seed_spread(points: pd.DataFrame) -> "Figure | None":
+    """Draw a row a configuration, best mean first: every seed as a point, the mean as a line."""
+    if points.empty:
+        return None
+    tasks = sorted(points["task"].unique())
+    most = int(points.groupby("task")["configuration"].nunique().max())
+    figure, axes = figure_of(len(tasks), 2, 6.5, ROW * most + 1.1)
+    for panel, task in zip(axes, tasks, strict=True):
+        runs = points[points["task"] == task]
+        metric = runs["metric"].iloc[0]
+        means = runs.groupby("configuration")["score"].mean()
+        order = means.sort_values(ascending=not higher_is_better(metric), kind="stable").index.tolist()
+        rows = {name: float(place) for place, name in enumerate(order)}
+        for method, group in runs.groupby("method", sort=True):
+            colour, marker = appearance(str(method))
+            heights = group["configuration"].map(rows)
+            panel.plot(group["score"], heights, marker, color=colour, alpha=0.7, markersize=5.5, mew=0, zorder=3)
+        middle = pd.Series(rows)
+        panel.vlines(means[order], middle - 0.35, middle + 0.35, color="black", linewidth=1.4)
+        majority = runs["majority"].dropna()
+        if len(majority):
+            panel.axvline(majority.iloc[-1], linestyle="--", linewidth=1, color="#777777")
+            panel.annotate(
+                MAJORITY,
+                (majority.iloc[-1], 0.01),
+                (3, 2),
+                xycoords=("data", "axes fraction"),
+                fontsize=8,
+                textcoords="offset points",
+                color="#555555",
+            )
+        _rows(panel, order, task, f"{metric or 'score'} ({runs['split'].iloc[0]}): a point a seed, a line the mean")
+    return figure
+
+
+def learning_rates(frame: pd.DataFrame) -> "Figure | None":
+    """Draw a row a method, best first: the development score at each learning rate that was tried for it.
+
+    Small pale points are low rates, large dark ones high rates; the number is the best one.
+
+    Args:
+        frame: Of `scores.load`; only trials (`stage=tune`) count.
+    """
+    if LEARNING_RATE not in frame:
+        return None
+    runs = frame[frame["newest"] & (frame["stage"] == "tune") & (frame["status"] == FINISHED)]
+    runs = runs.assign(rate=pd.to_numeric(runs[LEARNING_RATE], errors="coerce")).dropna(subset=["rate", "development"])
+    if runs.empty:
+        return None
+    runs = runs.assign(configuration=label(runs, without=searched(frame)))
+    tasks = sorted(runs["task"].unique())
+    most = min(int(runs.groupby("task")["configuration"].nunique().max()), MOST_DRAWN)
+    figure, axes = figure_of(len(tasks), 2, 6.5, ROW * most + 1.1)
+    for panel, task in zip(axes, tasks, strict=True):
+        _rates_panel(panel, task, runs[runs["task"] == task])
+    return figure
+
+
+def _rates_panel(axes: "Axes", task: str, runs: pd.DataFrame) -> None:
+    metric = runs["primary_metric"].iloc[0]
+    higher = higher_is_better(metric)
+    scores = runs.groupby(["configuration", "rate"])["development"].mean()
+    best = scores.groupby("configuration").max() if higher else scores.groupby("configuration").min()
+    order = best.sort_values(ascending=not higher, kind="stable").index.tolist()[:MOST_DRAWN]
+    for place, name in enumerate(order):
+        tried = scores[name].sort_index()
+        colour = appearance(runs.loc[runs["configuration"] == name, "method"].iloc[0])[0]
+        axes.plot([tried.min(), tried.max()], [place] * 2, color="#999999", linewidth=1, zorder=1)
+        for step, (rate, score) in enumerate(tried.items()):
+            share = step / max(len(tried) - 1, 1)
+            axes.plot(
+                score,
+                place,
+                "o",
+                color=colour,
+                alpha=0.35 + 0.65 * share,
+                markersize=3.5 + 3.5 * share,
+                markeredgecolor="black",
+                mew=0.4,
+            )
+            if score == best[name]:
+                chosen = rate
+        axes.annotate(
+            f"{chosen:g}",
+            (best[name], place),
+            (6 if higher else -6, 0),
+            textcoords="offset points",
+            fontsize=7,
+            horizontalalignment="left" if higher else "right",
+            verticalalignment="center",
+        )
+    axes.margins(x=0.12)
+    text = f"{metric or 'score'} (development); larger, darker: a higher rate"
+    _rows(axes, order, task, text)
+
+
+def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame | None) -> "Figure | None":
+    """Draw a panel a task: each configuration's development score by step, a mean over its runs.
+
+    Args:
+        frame: A row a run (`pictures.points`).
+        curves: Of `curves.load`; null where there are none.
+    """
+    if curves is None or curves.empty:
+        return None
+    from matplotlib.ticker import MaxNLocator
+
+    lines = curves.merge(frame[["run_id", "task", "configuration", "method", "metric"]], on="run_id")
+    lines = lines[lines["name"] == lines["metric"]]
+    lines = lines[lines.groupby("configuration")["step"].transform("nunique") > 1]
+    if lines.empty:
+        return None
+    tasks = sorted(lines["task"].unique())
+    figure, axes = figure_of(len(tasks), 3, 4.6, 3.8)
+    handles: dict[str, object] = {}
+    labels: list[list[tuple[float, float, str]]] = []
+    for panel, task in zip(axes, tasks, strict=True):
+        of_task = lines[lines["task"] == task]
+        metric = of_task["metric"].iloc[0]
+        means = of_task.groupby(["configuration", "method", "step"], sort=True)["value"].mean().reset_index()
+        last = means.groupby("configuration")["value"].last().sort_values(ascending=not higher_is_better(metric))
+        several = of_task["configuration"].nunique() > of_task["method"].nunique()
+        ends = []
+        telling = list(last.index[: CURVES_LIMIT // 2])
+        telling += [name for name in last.index if name in REFERENCES and name not in telling]
+        for (name, method), curve in means.groupby(["configuration", "method"], sort=True):
+            shown = len(last) <= CURVES_LIMIT or name in telling
+            colour, marker = appearance(method) if shown else ("#BBBBBB", "")
+            [drawn] = panel.plot(
+                curve["step"], curve["value"], marker=marker, color=colour, markersize=5,
+                linewidth=1.6 if shown else 0.7, zorder=3 if shown else 1,
+            )  # fmt: skip
+            if shown:
+                handles.setdefault(str(method), drawn)
+                ends += [(curve["step"].iloc[-1], curve["value"].iloc[-1], str(name))] if several else []
+        labels.append(ends)
+        panel.margins(x=0.3 if several else 0.05)
+        panel.set_title(task, loc="left")
+        panel.set_xlabel("step")
+        panel.set_ylabel(f"{metric or 'score'} (development)")
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    legend(figure, handles)
+    for panel, of_panel in zip(axes, labels, strict=True):
+        place_labels(panel, [(x, y) for x, y, _ in of_panel], of_panel)
+    return figure
+
+
+def sizes(points: pd.DataFrame) -> list[str]:
+    """Find what the score is drawn over: numbers of which a sweep has a few, such as method.rank or learning rates.
+
+    Learning rates that were chosen from trials are no such axis: each is of another configuration.
+    """
+    found = []
+    given = points[points["stage"] == "run"]
+    if LEARNING_RATE in given and _values(given, LEARNING_RATE) >= SIZES:
+        found.append(LEARNING_RATE)
+    for column in sorted(str(column) for column in points if str(column).startswith("param.method.")):
+        if column.removeprefix("param.method.").rpartition(".")[2] in NO_OPTIONS:
+            continue
+        if _values(points, column) >= SIZES:
+            found.append(column)
+    return found
+
+
+def _values(points: pd.DataFrame, column: str) -> float:
+    """The most numbers that one method on one task has there."""
+    numbers = pd.to_numeric(points[column], errors="coerce")
+    return numbers.groupby([points["task"], points["method"]]).nunique().max()
+
+
+def size_name(column: str) -> str:
+    """What a parameter is called beside an axis: `rank` of `param.method.rank`."""
+    return column.rpartition(".")[2] if column == LEARNING_RATE else re.sub(r"^param\.method\.(config\.)?", "", column)
+
+
+def score_against_size(points: pd.DataFrame, column: str) -> "Figure":
+    """Draw a panel a task: each method's mean score over its size, the band a sample standard deviation each way.
+
+    Of more methods than a legend has room for, a panel has the best ones.
+    """
+    points = points.assign(size=pd.to_numeric(points[column], errors="coerce")).dropna(subset=["size"])
+    tasks = sorted(points["task"].unique())
+    figure, axes = figure_of(len(tasks), 3, 4.6, 3.8)
+    handles: dict[str, object] = {}
+    for panel, task in zip(axes, tasks, strict=True):
+        runs = points[points["task"] == task]
+        best = (
+            runs.groupby("method")["score"]
+            .mean()
+            .sort_values(ascending=not higher_is_better(runs["metric"].iloc[0]), kind="stable")
+        )
+        for method in places(best.index[:LEGEND_LIMIT]):
+            of_method = runs[runs["method"] == method]
+            colour, marker = appearance(method)
+            scores = of_method.groupby("size")["score"].agg(["mean", "std"])
+            band = scores["std"].fillna(0.0)
+            panel.fill_between(
+                scores.index, scores["mean"] - band, scores["mean"] + band, color=colour, alpha=0.2, linewidth=0
+            )
+            panel.plot(of_method["size"], of_method["score"], marker, color=colour, alpha=0.35, markersize=4, mew=0)
+            [drawn] = panel.plot(scores.index, scores["mean"], marker=marker, color=colour, markersize=6)
+            handles.setdefault(method, drawn)
+        if runs["size"].min() > 0:
+            panel.set_xscale("log", base=2)
+        values = sorted(runs["size"].unique())
+        values = values[:: -(-len(values) // MOST_TICKS)]
+        panel.set_xticks(values, [f"{value:g}" for value in values])
+        panel.set_xlabel(size_name(column).replace("_", " "))
+        panel.set_ylabel(f"{runs['metric'].iloc[0] or 'score'} ({runs['split'].iloc[0]})")
+        panel.set_title(task, loc="left")
+    legend(figure, handles)
+    return figure
+
+
+def forgetting_against_gain(points: pd.DataFrame) -> "Figure | None":
+    """Draw a panel a task: how much worse general text became over how much better the task, a point a run.
+
+    Both are made so that up is worse and right is better. Better than the backbone alone, or than the majority class
+    where the backbone alone can't answer.
+    """
+    wanted = ["base", "forgetting.before", "forgetting.after"]
+    if not {*wanted, "majority"} <= set(points):
+        return None
+    known = points.assign(base=points["base"].fillna(points["majority"])).dropna(subset=wanted)
+    if known.empty:
+        return None
+    tasks = sorted(known["task"].unique())
+    figure, axes = figure_of(len(tasks), 3, 4.6, 3.8)
+    handles: dict[str, object] = {}
+    labels: list[list[tuple[float, float, str]]] = []
+    for panel, task in zip(axes, tasks, strict=True):
+        runs = known[known["task"] == task]
+        metric, general = runs["metric"].iloc[0], runs["forgetting_metric"].iloc[0]
+        gain = (runs["score"] - runs["base"]) * (1 if higher_is_better(metric) else -1)
+        lost = (runs["forgetting.after"] - runs["forgetting.before"]) * (-1 if higher_is_better(general) else 1)
+        runs = runs.assign(gain=gain, lost=lost)
+        means = runs.groupby(["configuration", "method"])[["gain", "lost"]].mean().reset_index()
+        for method in places(runs["method"]):
+            colour, marker = appearance(method)
+            own, mean = runs[runs["method"] == method], means[means["method"] == method]
+            panel.plot(own["gain"], own["lost"], marker, color=colour, alpha=0.35, markersize=4, mew=0)
+            [drawn] = panel.plot(mean["gain"], mean["lost"], marker, color=colour, markersize=8)
+            handles.setdefault(method, drawn)
+        panel.axhline(0, linewidth=1, linestyle="--", color="#777777", zorder=1)
+        panel.axvline(0, linewidth=1, linestyle="--", color="#777777", zorder=1)
+        panel.margins(0.15)
+        panel.set_xlabel(f"gain on the task ({metric or 'score'})")
+        panel.set_ylabel(f"forgotten of general text ({general.replace('_', ' ')})")
+        panel.set_title(task, loc="left")
+        far = means.reindex((means["gain"].abs() + means["lost"].abs()).sort_values(ascending=False).index)
+        labels.append(list(zip(far["gain"], far["lost"], far["configuration"], strict=True)))
+    legend(figure, handles)
+    for panel, of_panel in zip(axes, labels, strict=True):
+        place_labels(panel, [(x, y) for x, y, _ in of_panel], of_panel)
+    return figure

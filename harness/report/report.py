@@ -1,0 +1,129 @@
+"""Report: the tables, notes, frames and pictures of a set of runs, built and written."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.report.definitions import Definition
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.report.cells import Table
+
+
+FILES = (
+    "report.md report.html report.tex scores.csv comparisons.csv across.csv costs.csv runs.csv tuning.csv "
+    "predictions.csv failures.csv noise.csv"
+).split()
+# Pictures that a report may have; those over a size of a method are named after it, as in score_vs_rank.
+PICTURES = "score_vs_* seeds learning_rates learning_curves memory predicted_vs_measured forgetting".split()
+
+
+@dataclass
+class Report:
+    """What is shown and written; everything comes from one frame."""
+
+    title: str
+    lead: str
+    tables: "list[Table]"
+    notes: list[str]
+    frames: "dict[str, pd.DataFrame]"
+    pictures: "dict[str, dict[str, bytes]]" = field(default_factory=dict)
+    curves: "pd.DataFrame | None" = None
+    server: str | None = None
+
+
+def build(
+    frame: "pd.DataFrame",
+    definition: Definition,
+    curves: "pd.DataFrame | None" = None,
+    server: str | None = None,
+) -> Report:
+    """Make a report from the frame of `scores.load`, which must not be empty; the same frame gives the same report.
+
+    Args:
+        frame: A row a run, filtered already.
+        definition: What to show of it.
+        curves: Of `curves.load`.
+        server: Tracking URI of the server that the runs come from.
+
+    Raises:
+        ConfigError: A column, the baseline or a picture that was asked for is not there.
+    """
+    from harness.report import across, markdown, noise, pairwise, scores
+    from harness.report import tables as render
+    from harness.report import tuning as report_tuning
+    from harness.report.plots import chosen as pictures
+    from harness.tracking.uri import parse
+
+    summary, tuning, failures = scores.summary(frame), report_tuning.tuning(frame), scores.failures(frame)
+    if definition.columns is not None:
+        summary = render.with_figures(summary, frame, definition.columns)
+    found = pairwise.compare_tasks(frame, summary, definition.baseline, server)
+    together = across.over_tasks(frame, summary)
+    summary = pairwise.annotated(summary, found)
+    costs, predictions = scores.costs(frame), scores.predictions(frame)
+    scatter = noise.noise(frame)
+    extra = [
+        noise.noise_table(scatter),
+        render.prediction_table(predictions),
+        render.tuning_table(tuning),
+        render.failure_table(failures),
+    ]
+    tables = [render.across_table(together)] if together else []
+    tables += render.score_tables(summary, found, definition.columns)
+    tables += render.option_tables(summary, scores.options(frame))
+    tables += render.pair_tables(found) + render.cost_tables(costs)
+    tables += [table for table in extra if table is not None]
+    sweeps = f": {scores.plain(', '.join(definition.sweep))}" if definition.sweep else ""
+    title = scores.plain(definition.title or markdown.TITLE + sweeps)
+    frames = {"scores": summary, "costs": costs, "runs": frame.drop(columns=["artifact_uri"]), "tuning": tuning}
+    frames |= {"comparisons": pairwise.pairs(found), **({"across": together.table} if together else {})}
+    frames |= {"predictions": predictions, "failures": failures, "noise": scatter}
+    notes = (
+        markdown.protocol(summary, not tuning.empty) + markdown.odd(frame) + pictures.telling(pictures.points(frame))[1]
+    )
+    drawn = pictures.draw(frame, curves, definition.plots)
+    address = None if server is None else parse(server).uri
+    lead = " ".join([markdown.verdicts(summary, found), markdown.opening(frame)]).strip()
+    return Report(title, lead, tables, notes, frames, drawn, curves, address)
+
+
+def write(report: Report, out: Path) -> None:
+    """Write the files of a report, and remove those of an earlier one that this one lacks.
+
+    Raises:
+        ConfigError: The folder cannot be written.
+    """
+    from harness.config.errors import ConfigError
+    from harness.report import latex, markdown
+    from harness.report.page import page
+
+    contents = {f"{name}.{kind}": drawn for name, kinds in report.pictures.items() for kind, drawn in kinds.items()}
+    svg = {name: kinds["svg"].decode() for name, kinds in report.pictures.items()}
+    text = (report.title, report.lead, report.tables, report.notes)
+    written = page(*text, svg, report.frames.get("runs"), report.curves, report.server)
+    contents |= {
+        "report.md": markdown.markdown(*text, [f"{name}.png" for name in svg]).encode(),
+        "report.html": written.encode(),
+        "report.tex": latex.document(*text).encode(),
+    }
+    for name, frame in report.frames.items():
+        if len(frame):
+            contents[f"{name}.csv"] = frame.to_csv(index=False, lineterminator="\n").encode()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            (out / name).write_bytes(content)
+        for path in _ours(out):
+            if path.name not in contents:
+                path.unlink()
+    except OSError as error:
+        raise ConfigError(f"out={out}: the folder cannot be written ({error.strerror}); name another") from None
+
+
+def _ours(out: Path) -> list[Path]:
+    """Find the files of a report in a folder."""
+    names = FILES + [f"{name}.{kind}" for name in PICTURES for kind in ("svg", "png")]
+    return [path for name in names for path in out.glob(name)]

@@ -1,0 +1,364 @@
+"""From a tracking store to frames: a row a run, a row a configuration, a row a tuning grid, a row a failure."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness import tracking
+from harness.config.identity import NOT_IDENTITY
+from harness.config.version import RESULTS_VERSION
+from harness.config.versions import DECIDING
+from harness.report.stats import count_outcomes, summarise
+from harness.sweep.search import RATE
+from harness.tracking.record import MEMORY
+from harness.training.metrics import higher_is_better
+
+FINISHED, DIVERGED, STOPPED = "finished", "diverged", "stopped"
+MAJORITY = "majority class"
+# Beside a run's own score: that of its backbone alone, and its loss on general text before and after.
+BEFORE_AND_AFTER = ("base", "forgetting.before", "forgetting.after")
+LEARNING_RATE = f"param.{RATE}"
+COSTS = (
+    "trainable_parameters",
+    "total_parameters",
+    "train_seconds",
+    "tokens_per_second",
+    "adapter_file_bytes",
+)
+# Read from runs that have them; what a run could not measure is missing.
+MEASURED = (
+    *MEMORY,
+    "evaluation_peak_bytes",
+    "step_seconds",
+    "train_flops_per_token",
+    "flops_ceiling_share",
+    "swap_ms",
+    "energy_joules",
+)
+SPLITS = ("validation", "development", "majority", "base")
+LATENCY = "cost.latency_ms."
+TAGS = (
+    "sweep",
+    "stage",
+    "status",
+    "error",
+    "identity",
+    "task",
+    "model",
+    "method",
+    "primary_metric",
+    "forgetting_metric",
+    "git_commit",
+    "harness.version",
+    "results_version",
+    "untested",
+    *(f"version.{name}" for name in DECIDING),
+)
+# Parameters that tell configurations apart, most telling first; the others follow in alphabetical order.
+TELLING = (
+    "method.variant",
+    "model.name",
+    "model.pretrained",
+    "model.quantization",
+    "method.rank",
+    "method.alpha",
+    "train.learning_rate",
+)
+# Repetitions of a point differ in these, and a place is no property of a result.
+NOT_TELLING = {"seed", "data_seed", "method.name", "task.name", "model.path", "model.revision"} | {
+    f"{section}.{key}" for section, keys in NOT_IDENTITY.items() for key in keys if key != "name"
+}
+NO_OPTIONS = ("learning_rate", "alpha", "seed", "variant")
+NOT_TELLING_SECTIONS = ("sweep.", "evaluate.", "plan.")
+
+
+def load(uri: str, sweep: str | Collection[str] | None = None) -> pd.DataFrame:
+    """Read a tracking store into a tidy frame, a row a run, oldest first.
+
+    Columns:
+        run_id, mlflow_run_id, name, artifact_uri: Which run it is.
+        sweep, stage, status, error, identity, task, model, method, primary_metric, forgetting_metric, git_commit,
+            harness.version, results_version, untested, version.torch (and so on): Its tags; empty text where a run has
+            none.
+        seed, data_seed: Whole numbers, missing where a run has none.
+        started_at, ended_at: UTC.
+        validation, development, majority, base: The primary metric on each split, that of the commonest answer, and
+            that of the backbone alone; NaN where it was not measured.
+        source: Who published it, where it is not a run of this harness (`harness.report.others`); else empty text.
+        mark: What a reader should know of a record: that another version of the harness wrote it, that fields are
+            missing, or its source; empty text where nothing is odd.
+        newest: False where the same point (`identity`) was run again later; tables leave such runs out.
+        param.*: The configuration, as text, under its dotted keys.
+        validation.*, development.*, majority.*, base.*, forgetting.*, cost.*, train.*: Every metric, under its name in
+            the store.
+
+    Args:
+        uri: `sqlite:///mlflow.db`, `http://host:port`, ...
+        sweep: Only the runs of this sweep, or of one of these.
+
+    Raises:
+        ConfigError: The URI names no store.
+        ConnectionError: The store cannot be read.
+    """
+    return tidy(tracking.read_runs(uri, sweep))
+
+
+def tidy(runs: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Make the frame that `load` describes of what `tracking.read_runs` returns."""
+    frame = pd.DataFrame([_row(run) for run in runs])
+    if frame.empty:
+        return frame
+    for column in ("seed", "data_seed"):
+        values = frame[f"param.{column}"] if f"param.{column}" in frame else pd.Series(np.nan, frame.index)
+        frame[column] = pd.to_numeric(values, errors="coerce").astype("Int64")
+    for column in ("started_at", "ended_at"):
+        frame[column] = pd.to_datetime(frame[column], unit="ms", utc=True)
+    for column in [f"cost.{name}" for name in COSTS]:
+        if column not in frame:
+            frame[column] = np.nan
+    point = frame["identity"].where(frame["identity"] != "", frame["run_id"])
+    frame["newest"] = ~point.duplicated(keep="last")
+    return frame
+
+
+def _row(run: dict[str, Any]) -> dict[str, Any]:
+    tags, metrics = run["tags"], run["metrics"]
+    row = {key: run[key] for key in ("run_id", "mlflow_run_id", "artifact_uri", "started_at", "ended_at")}
+    row |= {"name": plain(run["name"])} | {key: plain(tags.get(key, "")) for key in TAGS}
+    row["source"] = run.get("source", "")
+    row["mark"] = "; ".join(dict.fromkeys([*run.get("marks", ()), *_marks(row)]))
+    row["stage"] = row["stage"] or "run"
+    for split in SPLITS:
+        row[split] = metrics.get(f"{split}.{row['primary_metric']}", math.nan)
+    return row | {f"param.{key}": plain(value) for key, value in run["params"].items()} | metrics
+
+
+def _marks(row: dict[str, Any]) -> list[str]:
+    """Say what is odd about a finished run; one that failed early may lack anything."""
+    if row["source"]:
+        return [f"of {row['source']}"]
+    if row["status"] not in (FINISHED, ""):
+        return []
+    expected = ("status", "identity", "task", "model", "method", "primary_metric", "harness.version")
+    missing = [name for name in expected if row[name] in ("", "unknown")]
+    # Before results had a version of their own, it was the package's.
+    version = row["results_version"] or row["harness.version"]
+    other = [f"results of version {version}"] * (version not in ("", RESULTS_VERSION))
+    return [f"without {', '.join(missing)}"] * bool(missing) + other
+
+
+def plain(text: Any) -> str:
+    """Make one line of a text, without the control characters that a terminal would obey."""
+    return _one_line(str(text))
+
+
+@lru_cache(maxsize=100_000)
+def _one_line(text: str) -> str:
+    """Runs of a store have most of their texts in common."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\s]+", " ", text).strip()
+
+
+def compared(frame: pd.DataFrame) -> pd.DataFrame:
+    """Keep the runs that the main table is about: the newest of each point, tuning trials left out."""
+    return frame[frame["newest"] & (frame["stage"] != "tune")]
+
+
+def label(frame: pd.DataFrame, without: tuple[str, ...] = ()) -> pd.Series:
+    """Name each run's configuration: its method, and what differs between the runs of that method on that task."""
+    found = sorted(str(column).removeprefix("param.") for column in frame if str(column).startswith("param."))
+    candidates = [key for key in TELLING if key in found] + [key for key in found if key not in TELLING]
+    values = {
+        key: frame[f"param.{key}"].fillna("").to_numpy()
+        for key in candidates
+        if key not in NOT_TELLING and key not in without and not key.startswith(NOT_TELLING_SECTIONS)
+    }
+    codes = {key: pd.factorize(column)[0] for key, column in values.items()}
+    # Most are the same in all runs.
+    codes = {key: numbers for key, numbers in codes.items() if len(numbers) and numbers.max()}
+    labels = np.full(len(frame), "", dtype=object)
+    for (_, method), rows in frame.groupby(["task", "method"], sort=True).indices.items():
+        keys = _telling({key: numbers[rows] for key, numbers in codes.items()})
+        short = [key.rpartition(".")[2] for key in keys]
+        names = [full if short.count(part) > 1 else part for full, part in zip(keys, short, strict=True)]
+        names = ["model" if key == "model.name" else name for key, name in zip(keys, names, strict=True)]
+        parts = [
+            [f"{name}={value or 'none'}" for value in values[key][rows]] for name, key in zip(names, keys, strict=True)
+        ]
+        labels[rows] = [" ".join([str(method), *row]) for row in zip(*parts, strict=True)] if parts else str(method)
+    return pd.Series(labels, index=frame.index, dtype=object)
+
+
+def _telling(codes: dict[str, np.ndarray]) -> list[str]:
+    """Find the fewest parameters that tell a group's configurations apart.
+
+    Args:
+        codes: Parameter, most telling first -> a number for each of its values, one a run.
+    """
+    chosen: list[str] = []
+    parts, count = np.zeros(1, dtype=np.int64), 1
+    for key, numbers in codes.items():
+        if (numbers == numbers[0]).all():
+            continue
+        finer, kinds = pd.factorize(parts * (numbers.max() + 1) + numbers)
+        if len(kinds) > count:
+            chosen, parts, count = [*chosen, key], finer.astype(np.int64), len(kinds)
+    return chosen
+
+
+def split_of(runs: pd.DataFrame) -> str:
+    """Say which split a task's table is about: validation, or development where no run scored validation."""
+    return "validation" if runs["validation"].notna().any() else "development"
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Make the main table: for each task a row a configuration, best mean first, then the majority class.
+
+    Columns: task, configuration, method, metric, split, n, mean, std, low, high, collapsed, diverged, failed (runs that
+    ended in any other way), marked (how many of its records are odd, and why), share (trainable of total parameters),
+    forgetting_metric, and the means of `BEFORE_AND_AFTER` and of `COSTS`. A diverged or failed run has no score and
+    counts in its own column; a collapsed one (no better than the commonest answer) does both.
+    """
+    runs = compared(frame)
+    runs = runs.assign(configuration=label(runs))
+    # Of thousands of groups each is a copy of all columns, and pandas' own texts are slow where they are few.
+    runs = runs[[column for column in runs if not str(column).startswith("param.")]]
+    runs = runs.astype(dict.fromkeys((*TAGS, "mark"), object))
+    rows: list[dict[str, Any]] = []
+    for task, of_task in runs.groupby("task", sort=True):
+        split = split_of(of_task)
+        metrics = of_task["primary_metric"]
+        common = {"task": task, "metric": next(iter(metrics[metrics != ""]), ""), "split": split}
+        means = _means(of_task)
+        found = [
+            common
+            | {"configuration": name, "method": group["method"].iloc[0]}
+            | _configuration(group, split, higher_is_better(common["metric"]))
+            | means[name]
+            for name, group in of_task.groupby("configuration", sort=True)
+        ]
+        sign = -1 if higher_is_better(common["metric"]) else 1
+        rows += sorted(found, key=lambda row: (sign * row["mean"] if row["n"] else math.inf, row["configuration"]))
+        majority = of_task["majority"].dropna()
+        if len(majority) and split == "validation":
+            counts = dict.fromkeys(("n", "collapsed", "diverged", "failed"), 0)
+            score = float(majority.iloc[-1])
+            rows.append(common | counts | {"configuration": MAJORITY, "method": "", "marked": "", "mean": score})
+    columns = ["task", "configuration", "method", "metric", "split", "n", "mean", "std", "low", "high"]
+    columns += ["collapsed", "diverged", "failed", "marked", "share", "forgetting_metric", *BEFORE_AND_AFTER, *COSTS]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _means(of_task: pd.DataFrame) -> dict[Any, dict[str, float]]:
+    """Configuration -> the means over its finished runs that `summary` tells, NaN without any."""
+    sources = {**{name: name for name in BEFORE_AND_AFTER}, **{name: f"cost.{name}" for name in COSTS}}
+    figures = of_task.reindex(columns=list(sources.values())).astype(float).set_axis(list(sources), axis=1)
+    means = figures.where(of_task["status"] == FINISHED).groupby(of_task["configuration"]).mean()
+    total = means["total_parameters"]
+    means["share"] = means["trainable_parameters"] / total.where(total != 0)
+    found: dict[Any, dict[str, float]] = means.to_dict("index")
+    return found
+
+
+def _configuration(group: pd.DataFrame, split: str, higher: bool) -> dict[str, Any]:
+    finished, diverged = group["status"] == FINISHED, group["status"] == DIVERGED
+    scores = group[split].where(finished)
+    outcomes = count_outcomes(scores, diverged, group["majority"], higher)
+    found = summarise(scores)
+    marks = Counter(mark for mark in group["mark"] if mark)
+    return {
+        "n": found.n,
+        "mean": found.mean,
+        "std": found.std,
+        "low": found.low,
+        "high": found.high,
+        "collapsed": outcomes.collapsed,
+        "diverged": outcomes.diverged,
+        "failed": int((~(finished | diverged)).sum()),
+        "marked": "; ".join(f"{count} {mark}" for mark, count in sorted(marks.items())),
+        "forgetting_metric": next((name for name in group["forgetting_metric"][finished] if name), ""),
+    }
+
+
+def failures(frame: pd.DataFrame) -> pd.DataFrame:
+    """List the newest run of every point that did not finish, those apart that were told to stop.
+
+    Columns: task, configuration, seed, stage, status, error.
+    """
+    runs = frame[frame["newest"]]
+    runs = runs.assign(configuration=label(runs))
+    runs = runs[~runs["status"].isin([FINISHED, STOPPED])].sort_values(["task", "configuration", "seed", "run_id"])
+    return runs[["task", "configuration", "seed", "stage", "status", "error"]].reset_index(drop=True)
+
+
+def costs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Make the cost table: a row a configuration, means over its finished runs.
+
+    Columns: task, configuration, the names of `MEASURED`, and `base`, `attached`, `merged`: milliseconds of a forward
+    pass of one row; missing where no run measured them.
+    """
+    runs = compared(frame)
+    runs = runs[runs["status"] == FINISHED]
+    runs = runs.assign(configuration=label(runs))
+    names = {f"cost.{name}": name for name in MEASURED}
+    names |= {f"{LATENCY}{variant}.1": variant for variant in ("base", "attached", "merged")}
+    there = runs.reindex(columns=["task", "configuration", *names]).rename(columns=names)
+    return there.groupby(["task", "configuration"], sort=True).mean().reset_index()
+
+
+def options(frame: pd.DataFrame) -> pd.DataFrame:
+    """Find what was varied of a method: a row a configuration of methods of which something was.
+
+    Columns: task, configuration, method, and parameters such as method.rank and method.target_modules, as text; missing
+    where a method has or varies none. Learning rates are tuned, and alpha goes with the rank.
+    """
+    runs = compared(frame)
+    runs = runs[runs["status"] == FINISHED].assign(configuration=label(runs))
+    columns = {
+        str(column): str(column).removeprefix("param.")
+        for column in runs
+        if str(column).startswith("param.method.")
+        and str(column).removeprefix("param.") not in NOT_TELLING
+        and str(column).rpartition(".")[2] not in NO_OPTIONS
+    }
+    groups = runs.groupby(["task", "method"])
+    varied = {column: name for column, name in columns.items() if (groups[column].nunique() > 1).any()}
+    found = runs[["task", "configuration", "method", *varied]].rename(columns=varied)
+    for name in varied.values():
+        several = found.groupby(["task", "method"])[name].transform("nunique") > 1
+        found[name] = found[name].where(several)
+    found = found.drop_duplicates(["task", "configuration"])
+    return found[found[list(varied.values())].notna().any(axis=1)].reset_index(drop=True)
+
+
+def means(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Take the mean of some figures over the finished runs of each configuration: task, configuration, `columns`."""
+    runs = compared(frame)
+    runs = runs[runs["status"] == FINISHED].assign(configuration=label(runs))
+    return runs.groupby(["task", "configuration"], sort=True)[columns].mean().reset_index()
+
+
+def predictions(frame: pd.DataFrame) -> pd.DataFrame:
+    """Hold predicted against measured figures: a row a configuration, the run that is farthest off.
+
+    Columns: task, configuration, `measured.NAME` in bytes and `deviation.NAME`, predicted over measured less one, for
+    the names of `MEMORY`; empty where no run kept a prediction.
+    """
+    runs = compared(frame)
+    runs = runs[runs["status"] == FINISHED]
+    if "cost.predicted.train_peak_bytes" not in runs:
+        return pd.DataFrame()
+    runs = runs[runs["cost.predicted.train_peak_bytes"].notna()]
+    rows = runs[["task"]].assign(configuration=label(runs))
+    for name in MEMORY:
+        measured, predicted = runs[f"cost.{name}"], runs[f"cost.predicted.{name}"]
+        rows[f"measured.{name}"] = measured
+        # Nothing predicted and nothing measured agree, as for a method that trains the head alone on a frozen one.
+        rows[f"deviation.{name}"] = (predicted / measured - 1).where(measured > 0, 0.0)
+    farthest = rows["deviation.train_peak_bytes"].abs().sort_values(ascending=False).index
+    return rows.loc[farthest].groupby(["task", "configuration"], sort=True).first().reset_index()

@@ -1,0 +1,373 @@
+"""Frames as people read them: one set of cells, shown in the terminal and as Markdown; `page` makes HTML of it."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from harness.config.errors import ConfigError, near_misses
+from harness.report.across import Across
+from harness.report.cells import (
+    NONE,
+    STANDING,
+    Table,
+    _numbers,
+    _sortable,
+    deviation,
+    figure,
+    interval,
+    listed,
+    number,
+    probability,
+    remarks,
+    share,
+    size,
+)
+from harness.report.comparison import NO_DIFFERENCE, NO_SCORE
+from harness.report.pairwise import BEST, LEVEL, Pairwise
+from harness.report.scores import MAJORITY, MEASURED, SPLITS, means
+from harness.report.stats import CONFIDENCE
+from harness.tracking.record import COST_FIELDS, MEMORY
+
+# Of the score tables, beside method, score and remarks.
+COLUMNS = tuple("sd n interval groups best base forgetting trainable share seconds tokens_per_second adapter".split())
+# Options of a method in a table of them.
+MOST_OPTIONS = 4
+# With few seeds and many methods there are more groups than anybody reads.
+MOST_GROUPS = 10
+
+
+# --- Cells ----------------------------------------------------------------------------------------------------------
+
+
+# --- Tables ---------------------------------------------------------------------------------------------------------
+
+
+def with_figures(summary: pd.DataFrame, frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Add to the main table what `columns` names of the runs' own figures, means over the finished runs of a row.
+
+    A figure that these runs could have, on another split or of another cost, is no mistake: it is left out.
+
+    Raises:
+        ConfigError: A column is neither one of `COLUMNS` nor such a figure.
+    """
+    there = {str(name) for name in frame.select_dtypes("number") if re.match(r"\w+\.", str(name))}
+    metrics = {name.partition(".")[2] for name in there}
+    possible = {f"{split}.{metric}" for split in SPLITS for metric in metrics} | {
+        f"cost.{name}" for name in COST_FIELDS
+    }
+    for name in columns:
+        if name not in COLUMNS and name not in there | possible:
+            valid = there if "." in name else COLUMNS
+            raise ConfigError(f"columns={name}: there is no such column; {near_misses(name, valid)}")
+    figures = [name for name in columns if name in there and name not in summary]
+    return summary.merge(means(frame, figures), on=["task", "configuration"], how="left") if figures else summary
+
+
+def score_tables(
+    summary: pd.DataFrame, found: Sequence[Pairwise] = (), columns: Sequence[str] | None = None
+) -> list[Table]:
+    """Make a table a task; columns that no run of it has a figure for are left out.
+
+    Args:
+        summary: The main table, with `groups` and `standing` where methods were compared.
+        found: Those comparisons.
+        columns: Names of `COLUMNS` or of figures in the main table, in this order; null for all of `COLUMNS`.
+    """
+    compared = {one.task: one for one in found}
+    return [
+        _score_table(str(task), rows, compared.get(str(task)), columns or COLUMNS)
+        for task, rows in summary.groupby("task", sort=True)
+    ]
+
+
+def _score_table(task: str, rows: pd.DataFrame, found: Pairwise | None, columns: Sequence[str]) -> Table:
+    metric, split = rows["metric"].iloc[0] or "score", rows["split"].iloc[0]
+    known = next(iter(rows["forgetting_metric"][rows["forgetting_metric"].fillna("") != ""]), "").replace("_", " ")
+    groups = set(re.findall(r"[A-Za-z]\d*", " ".join(found.groups.values()))) if found else set()
+    available = _columns(rows, known) | {
+        name: [(name, partial(_own_figure, name))]
+        for name in set(columns) - set(COLUMNS)
+        if name in rows and rows[name].notna().any()
+    }
+    if not groups:
+        del available["best"]
+    if not 0 < len(groups) <= MOST_GROUPS:
+        del available["groups"]
+    written: dict[str, Callable[[Any], str]] = {
+        "method": lambda row: str(row["configuration"]),
+        metric: lambda row: number(row["mean"]),
+        **{heading: write for name in columns for heading, write in available.get(name, ())},
+        "remarks": remarks,
+    }
+    # Of the majority class nothing was trained or measured.
+    cells = [
+        tuple(
+            write(row) if row["configuration"] != MAJORITY or name in ("method", metric) else ""
+            for name, write in written.items()
+        )
+        for row in rows.to_dict("records")
+    ]
+    over = "seeds and examples" if found and found.summaries else "seeds"
+    caption = f"Mean {metric} on the {split} split over n runs, ± sample standard deviation (ddof=1), 95% interval of "
+    caption += f"the mean over {over}; costs are means."
+    if known:
+        caption += f" Before and after: {known} on general text, adapter off and on."
+    if found and groups:
+        caption += (
+            f" {STANDING[BEST]} the best, {STANDING[LEVEL]} {LEVEL} (paired over seeds and examples, Holm-corrected "
+        )
+        caption += f"over {len(found.comparisons):,} pairs)."
+        if len(groups) <= MOST_GROUPS:
+            caption += " Methods that share a letter were not told apart."
+        else:
+            caption += f" It takes {len(groups)} groups to say who was not told apart from whom: see comparisons.csv."
+    caption = " ".join([caption, *(found.notes if found else ())])
+    return Table(task, tuple(written), cells, caption, ("method", "groups", "best", "remarks"))
+
+
+def _columns(rows: pd.DataFrame, known: str) -> dict[str, list[tuple[str, Callable[[Any], str]]]]:
+    """Name of a column -> headings, and how their cells are written; without those that no row has a figure for."""
+    found: dict[str, list[tuple[str, Callable[[Any], str]]]] = {
+        "sd": [("± sd", lambda row: deviation(row["std"], row["n"]))],
+        "n": [("n", lambda row: str(row["n"]))],
+        "interval": [("95% interval", lambda row: interval(row["low"], row["high"], row["n"]))],
+        "groups": [("groups", lambda row: str(row["groups"]))],
+        "best": [("best", lambda row: STANDING.get(row["standing"], ""))],
+        "trainable": [("trainable", lambda row: number(row["trainable_parameters"], 0))],
+        "share": [("share", lambda row: share(row["share"]))],
+        "seconds": [("seconds", lambda row: number(row["train_seconds"], 1))],
+        "tokens_per_second": [("tokens/s", lambda row: number(row["tokens_per_second"], 0))],
+        "adapter": [("adapter", lambda row: size(row["adapter_file_bytes"]))],
+    }
+    if rows["base"].notna().any():
+        found["base"] = [("backbone alone", lambda row: number(row["base"]))]
+    if rows["forgetting.after"].notna().any():
+        found["forgetting"] = [
+            (f"{known} before", lambda row: number(row["forgetting.before"], 3)),
+            ("after", lambda row: number(row["forgetting.after"], 3)),
+        ]
+    return found
+
+
+def _own_figure(name: str, row: Any) -> str:
+    return figure(name, row[name])
+
+
+def option_tables(summary: pd.DataFrame, options: pd.DataFrame) -> list[Table]:
+    """Make a table a task of what was varied of its methods: a row a rank, a set of targets, or both.
+
+    Args:
+        summary: The main table.
+        options: Of `scores.options`.
+    """
+    tables = []
+    for task, chosen in options.groupby("task", sort=True):
+        varied = [name for name in options.columns[3:] if chosen[name].notna().any()][:MOST_OPTIONS]
+        rows = chosen.merge(summary, on=["task", "configuration", "method"])
+        rows = rows[rows["n"] > 0].sort_values(["method", *varied], key=_sortable, kind="stable")
+        metric = rows["metric"].iloc[0] or "score"
+        cells = [
+            (
+                str(row["method"]),
+                *(NONE if pd.isna(row[name]) else listed(row[name]) for name in varied),
+                number(row["mean"]),
+                deviation(row["std"], row["n"]),
+                str(row["n"]),
+                interval(row["low"], row["high"], row["n"]),
+                number(row["trainable_parameters"], 0),
+                share(row["share"]),
+                number(row["train_seconds"], 1),
+            )
+            for row in rows.to_dict("records")
+        ]
+        headings = [name.rpartition(".")[2].replace("_", " ") for name in varied]
+        columns = ("method", *headings, metric, "± sd", "n", "95% interval", "trainable", "share", "seconds")
+        text = [name for name, full in zip(headings, varied, strict=True) if not _numbers(rows[full])]
+        caption = f"What was varied of each method, and its mean {metric}; intervals as above."
+        tables.append(Table(f"{task}: {', '.join(headings)}", columns, cells, caption, ("method", *text)))
+    return tables
+
+
+def pair_tables(found: Sequence[Pairwise]) -> list[Table]:
+    """Make a table a task: each method against the baseline."""
+    return [_pair_table(one) for one in found if one.comparisons]
+
+
+def _pair_table(found: Pairwise) -> Table:
+    columns = ("method", "difference", "95% interval", "p", "p, Holm", "verdict")
+    cells = []
+    for pair in found.comparisons:
+        if found.baseline not in (pair.a, pair.b):
+            continue
+        flipped = pair.a == found.baseline
+        name, sign = (pair.b, -1) if flipped else (pair.a, 1)
+        # Plus 0.0, so that no difference is not written as -0.0000.
+        low, high = sorted((sign * pair.low + 0.0, sign * pair.high + 0.0))
+        verdict = pair.verdict
+        if pair.corrected_p < 1 - CONFIDENCE:
+            verdict = "better" if pair.verdict == f"{name} better" else "worse"
+        difference = NONE if verdict == NO_SCORE else f"{sign * pair.difference + 0.0:+.4f}"
+        cells.append(
+            (name, difference, interval(low, high), probability(pair.p), probability(pair.corrected_p), verdict)
+        )
+    caption = (
+        f"{found.metric} of the method less that of {found.baseline}, on the same {found.rows:,} examples; p corrected "
+        f"by Holm over the {len(found.comparisons):,} pairs of the task, all of which are in comparisons.csv. "
+        f'"{NO_DIFFERENCE}" says that these runs cannot tell, not that the methods are equal.'
+    )
+    return Table(f"{found.task}: against {found.baseline}", columns, cells, caption, ("method", "verdict"))
+
+
+def across_table(across: Across) -> Table:
+    """Make the table of methods x tasks: ranks, duels and normalised scores beside the means."""
+    columns: tuple[str, ...] = ("method", "average rank", "95% interval", "win rate")
+    columns += ("IQM", "IQM interval") if across.normalised else ()
+    cells = [
+        (
+            str(row["configuration"]),
+            number(row["rank"], 2),
+            interval(row["rank_low"], row["rank_high"], places=2),
+            share(row["win_rate"]),
+            *((number(row["iqm"], 3), interval(row["iqm_low"], row["iqm_high"], places=3)) * bool(across.normalised)),
+            *(number(row[f"score.{task}"]) for task in across.tasks),
+        )
+        for _, row in across.table.iterrows()
+    ]
+    caption = "Mean score of each method on each task; a dash: it has none. "
+    if not across.common:
+        caption += "No two methods share two tasks, so nothing is ranked. "
+    else:
+        caption += (
+            f"Ranks (1 is best, interval over tasks) of {across.ranked} methods on the {len(across.common)} tasks "
+        )
+        caption += f"that they share: {', '.join(across.common)}. "
+    caption += "Win rate: share of duels with each other method on each task that both have, ties counting half. "
+    if across.normalised:
+        caption += (
+            "IQM: interquartile mean over runs and tasks of scores on which 0 is the majority class and 1 full "
+            f"fine-tuning, its interval over runs; on {', '.join(across.normalised)}. "
+        )
+    return Table("Over tasks", columns + across.tasks, cells, caption.strip(), ("method",))
+
+
+def tuning_table(tuning: pd.DataFrame) -> Table | None:
+    """Make the table of what was tried to choose the learning rates."""
+    if tuning.empty:
+        return None
+    columns = ("task", "method", "trials", "best", "median", "worst", "chosen rate", "grid", "remarks")
+    equal = tuning.groupby("task")["trials"].transform("nunique") == 1
+    cells = []
+    for (_, row), same in zip(tuning.iterrows(), equal, strict=True):
+        chosen = NONE if math.isnan(row["chosen"]) else f"{row['chosen']:g}"
+        where = "range" if row["search"] in ("random", "tpe") else "grid"
+        notes = [f"{row['edge']} of its {where}: the best may lie beyond"] if row["edge"] else []
+        notes += [f"{row['stopped']} stopped on the way"] if row["stopped"] else []
+        notes += [f"{row['without_score']} without a score"] if row["without_score"] else []
+        notes += [] if same else ["not the same number of trials for every method"]
+        notes += [f"final runs used {row['used']}"] if row["used"] and row["used"] != chosen else []
+        scores = [number(row[name]) for name in ("best", "median", "worst")]
+        cells.append(
+            (
+                row["task"],
+                row["configuration"],
+                str(row["trials"]),
+                *scores,
+                f"{chosen} {row['chosen_second']}".strip(),
+                row["grid"],
+                "; ".join(notes),
+            )
+        )
+    kinds = [str(kind) for kind in tuning["search"].unique() if kind in ("random", "tpe")]
+    caption = "Scores on the development split, which chose the learning rate; final runs use fresh seeds."
+    caption += f" Learning rates were drawn from each method's range ({', '.join(kinds)})." if kinds else ""
+    return Table("How the learning rates were chosen", columns, cells, caption, ("task", "method", "grid", "remarks"))
+
+
+def cost_tables(costs: pd.DataFrame) -> list[Table]:
+    """Make a table a task of what a training step holds and computes, and how long a forward pass takes."""
+    held = ("weights", "gradients", "optimizer", "activations", "peak", "evaluation")
+    columns = (
+        "method",
+        *held,
+        "ms a step",
+        "MFLOP a token",
+        "of ceiling",
+        "ms base",
+        "ms attached",
+        "ms merged",
+        "ms swap",
+    )
+    tables = []
+    for task, rows in costs.groupby("task", sort=True):
+        if rows[list(MEASURED)].isna().all(axis=None):
+            continue
+        cells = [
+            (
+                str(row["configuration"]),
+                *(size(row[name]) for name in (*MEMORY, "evaluation_peak_bytes")),
+                number(1000 * row["step_seconds"], 0),
+                number(row["train_flops_per_token"] / 1e6, 1),
+                share(row["flops_ceiling_share"]),
+                *(number(row[name], 2) for name in ("base", "attached", "merged")),
+                number(row["swap_ms"], 0),
+            )
+            for _, row in rows.iterrows()
+        ]
+        caption = (
+            "Bytes of tensors in the training step with most tokens, and at once in evaluation; the median step; "
+            "operations a real token, and the share of this device's matrix-product ceiling; median latency of one "
+            "row on the backbone alone, with the adapter, and merged; taking an adapter off and putting another on. "
+            "Means over runs; a dash: nothing was measured."
+        )
+        tables.append(Table(f"{task}: cost", columns, cells, caption))
+    return tables
+
+
+def prediction_table(predictions: pd.DataFrame) -> Table | None:
+    """Make the table of predicted against measured bytes."""
+    if predictions.empty:
+        return None
+    columns = ["task", "method"]
+    for name in MEMORY:
+        columns += [name.removesuffix("_bytes").removeprefix("train_"), "off by"]
+    cells = [
+        (
+            str(row["task"]),
+            str(row["configuration"]),
+            *(
+                text
+                for name in MEMORY
+                for text in (size(row[f"measured.{name}"]), f"{100 * row[f'deviation.{name}']:+.2f}%")
+            ),
+        )
+        for _, row in predictions.iterrows()
+    ]
+    worst = {name: predictions[f"deviation.{name}"].abs().max() for name in MEMORY}
+    caption = "Measured bytes, and how far the prediction from the architecture alone is off. Farthest of all: "
+    caption += ", ".join(f"{name.removesuffix('_bytes').removeprefix('train_')} {v:.2%}" for name, v in worst.items())
+    return Table("Predicted against measured", tuple(columns), cells, caption + ".", ("task", "method"))
+
+
+def failure_table(failures: pd.DataFrame) -> Table | None:
+    """Make the table of runs that did not finish."""
+    if failures.empty:
+        return None
+    columns = ("task", "method", "seed", "status", "reason")
+    cells = [
+        (
+            row["task"],
+            row["configuration"],
+            "" if pd.isna(row["seed"]) else str(row["seed"]),
+            row["status"],
+            row["error"],
+        )
+        for _, row in failures.iterrows()
+    ]
+    return Table("Runs that did not finish", columns, cells, "", ("task", "method", "status", "reason"))
+
+
+# --- Shown ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,112 @@
+"""Tuning: what each method was searched over, and where its best lay."""
+
+import json
+import math
+from typing import Any
+
+import pandas as pd
+
+from harness.config.schema import Search
+from harness.report.scores import FINISHED, LEARNING_RATE, STOPPED, label
+from harness.sweep.search import RATE, edge
+from harness.training.metrics import higher_is_better
+
+
+def tuning(frame: pd.DataFrame) -> pd.DataFrame:
+    """Make the tuning table: a row a configuration that was tried at several points with `stage=tune`.
+
+    Columns: task, configuration, search (grid, random or tpe), trials (points tried), stopped (those not run to their
+    end, as others were better), without_score (of the others), best, median, worst (development score, mean over the
+    seeds of a trial), chosen (learning rate of the best), chosen_second (its other hyper-parameter, if one was
+    searched), edge (`lowest` or `highest` where the choice lies at the end of what was tried or could be drawn), grid
+    (learning rates tried), used (learning rates that the final runs used).
+    """
+    runs = frame[frame["newest"] & frame["stage"].isin(["tune", "final"])]
+    columns = [
+        "task",
+        "configuration",
+        "search",
+        "trials",
+        "stopped",
+        "without_score",
+        "best",
+        "median",
+        "worst",
+        "chosen",
+        "chosen_second",
+        "edge",
+        "grid",
+        "used",
+    ]
+    if runs.empty or LEARNING_RATE not in runs:
+        return pd.DataFrame(columns=columns)
+    keys = searched(runs)
+    runs = runs.assign(
+        configuration=label(runs, without=keys),
+        **{key: pd.to_numeric(runs[f"param.{key}"], errors="coerce") for key in keys},
+    )
+    rows = []
+    for (task, name), group in runs[runs["stage"] == "tune"].groupby(["task", "configuration"], sort=True):
+        others = [key for key in keys if key != RATE and group[key].notna().any()]
+        points = [group[key] for key in (RATE, *others)]
+        scores = group["development"].where(group["status"] == FINISHED).groupby(points).mean()
+        scores.index = [point if others else (point,) for point in scores.index]
+        stopped = (group["status"] == STOPPED).groupby(points).any()
+        grid, scored = sorted({point[0] for point in scores.index}), scores.dropna()
+        higher = higher_is_better(group["primary_metric"].iloc[0])
+        final = runs[(runs["stage"] == "final") & (runs["task"] == task) & (runs["configuration"] == name)]
+        best, worst = (scored.max(), scored.min()) if higher else (scored.min(), scored.max())
+        # Of equals the smaller values, as the sweeper does: the points are in ascending order.
+        chosen, *second = (scored.idxmax() if higher else scored.idxmin()) if len(scored) else (math.nan,)
+        halted = int((stopped.to_numpy() & scores.isna().to_numpy()).sum())
+        rows.append(
+            {
+                "task": task,
+                "configuration": name,
+                "search": _search(group),
+                "trials": len(scores),
+                "stopped": halted,
+                "without_score": len(scores) - len(scored) - halted,
+                "best": best,
+                "median": scored.median(),
+                "worst": worst,
+                "chosen": float(chosen),
+                "chosen_second": " ".join(
+                    f"{key.removeprefix('method.')}={value:g}" for key, value in zip(others, second, strict=False)
+                ),
+                "edge": edge(chosen, *_ends(group, grid)) if len(grid) > 1 else "",
+                "grid": " ".join(f"{rate:g}" for rate in grid),
+                "used": " ".join(f"{rate:g}" for rate in sorted(final[RATE].dropna().unique())),
+            }
+        )
+    return pd.DataFrame(rows, columns=columns)
+
+
+def searched(frame: pd.DataFrame) -> tuple[str, ...]:
+    """The keys that the sweeper searched; the learning rate always."""
+    lists = frame["param.sweep.searched"].dropna().unique() if "param.sweep.searched" in frame else []
+    keys = {str(key) for text in lists for key in _listed(text)} - {RATE}
+    return (RATE, *sorted(key for key in keys if f"param.{key}" in frame))
+
+
+def _listed(text: str) -> list[Any]:
+    """Read a list that a store keeps as text; what is none is empty."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return []
+    return values if isinstance(values, list) else []
+
+
+def _search(group: pd.DataFrame) -> str:
+    """How points were found; runs that do not say took a grid."""
+    column = "param.sweep.search"
+    return " ".join(sorted(group[column].dropna().unique())) if column in group else ""
+
+
+def _ends(group: pd.DataFrame, grid: list[float]) -> tuple[float, float]:
+    """The ends of the range of learning rates: of those that could be drawn, or else of those that were tried."""
+    declared = group.get("param.method.learning_rates", pd.Series(dtype=object)).dropna()
+    rates = [rate for text in declared.unique() for rate in _listed(text) if isinstance(rate, int | float)]
+    drawn = _search(group) in (Search.random.name, Search.tpe.name)
+    return (min(rates), max(rates)) if drawn and rates else (grid[0], grid[-1])

@@ -1,0 +1,298 @@
+"""Memory and operations of a training step that is not run: its operators are, on tensors that have no data.
+
+torch's fake tensors go through the same operators as real ones and have their shapes, types and lifetimes. So the
+same meters that count a real step (harness/measure/meters.py) count this one, with what transformers and peft really
+do.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness import measure
+from harness.config.errors import ConfigError
+from harness.config.schema import Experiment, Quantization
+from harness.methods import trained_parameters
+from harness.models.architectures import Backbone
+from harness.models.transformers_inner import is_converted
+from harness.training.batches import Batch, plain_inputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PretrainedConfig
+
+# Deeper backbones are built with so many layers, and what a layer adds is read off the difference: layers are alike.
+# Up to the third the step can still be largest at another moment than it is with all of them. Where kinds of attention
+# alternate, or a method needs more layers, the others are taken: multiples of the period in which they alternate.
+SAMPLED_LAYERS, SAMPLED_PERIODS = (3, 4), (6, 12)
+SHALLOW = 12
+# Methods that look at the values of weights are tried on random ones, at most so many bytes of them.
+LARGEST_REAL_BYTES = 2 * 2**30
+# bitsandbytes' constants: 4-bit weights are scaled in blocks of 64, and these scales in blocks of 256.
+BLOCK, NESTED_BLOCK, CODEBOOK_4BIT, CODEBOOK_8BIT = 64, 256, 16, 256
+
+
+@dataclass(frozen=True)
+class Step:
+    """The step that is predicted.
+
+    Attributes:
+        rows: Texts of a batch.
+        length: Tokens of each of its rows.
+        device: cpu or cuda: which kernels run, and in which precision `train.precision=auto` computes.
+    """
+
+    rows: int
+    length: int
+    device: str
+
+
+@dataclass
+class Counted:
+    """Bytes and operations of one predicted step.
+
+    Two moments may be the step's largest: one of the passes, or the optimizer's. Which it is can change with the number
+    of layers, so each is carried on to the full depth by itself.
+    """
+
+    weight_bytes: float
+    gradient_bytes: float
+    optimizer_bytes: float
+    activation_bytes: float
+    passes_peak_bytes: float
+    optimizer_peak_bytes: float
+    adapter_file_bytes: float
+    train_flops: float
+
+
+def predict(experiment: Experiment, configuration: "PretrainedConfig", step: Step) -> dict[str, float]:
+    """Predict the cost of a training step of one batch, with the names of `RunRecord.cost`.
+
+    Raises:
+        ConfigError: The method can't go with the backbone.
+        Unpredictable: The method needs the values of weights, and this backbone is too large to make some up.
+    """
+    import torch
+
+    sampled = depths(experiment, configuration)
+    # A plan must not move the generator of whoever asks. Outside of the fake tensors, whose states would be fake.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        counted = [_count(experiment, with_layers(configuration, depth), step) for depth in sampled]
+    whole = at_full_depth([vars(each) for each in counted], sampled, configuration.num_hidden_layers)
+    figures = {name: round(value) for name, value in whole.items()}
+    figures["train_peak_bytes"] = max(figures.pop("passes_peak_bytes"), figures.pop("optimizer_peak_bytes"))
+    return {**figures, "train_flops_per_token": figures["train_flops"] / (step.rows * step.length)}
+
+
+class Unpredictable(Exception):
+    """Nothing true can be said beforehand; the message says why."""
+
+
+def depths(experiment: Experiment, configuration: "PretrainedConfig") -> tuple[int, ...]:
+    """Numbers of layers to build: all, or two from which the rest follows."""
+    from harness.models import empty_model
+
+    if configuration.num_hidden_layers <= SHALLOW:
+        return (configuration.num_hidden_layers,)
+    if len(set(getattr(configuration, "layer_types", None) or ())) > 1:
+        return SAMPLED_PERIODS
+    smallest = with_layers(configuration, SAMPLED_LAYERS[0])
+    try:
+        experiment.method.expected_parameters(empty_model(smallest, experiment.task.kind))
+    except ConfigError:
+        return SAMPLED_PERIODS
+    return SAMPLED_LAYERS
+
+
+def at_full_depth(counted: Sequence[Mapping[str, float]], sampled: tuple[int, ...], layers: int) -> dict[str, float]:
+    """Figures of a backbone with all of its layers, from those of one with each of the `depths`."""
+    few, more = counted[0], counted[-1]
+    share = (layers - sampled[0]) / (sampled[-1] - sampled[0]) if len(sampled) > 1 else 0
+    return {name: value + share * (more[name] - value) for name, value in few.items()}
+
+
+def with_layers(configuration: "PretrainedConfig", layers: int) -> "PretrainedConfig":
+    import copy
+
+    reduced = copy.deepcopy(configuration)
+    kinds = getattr(reduced, "layer_types", None)
+    reduced.num_hidden_layers = layers
+    if kinds:
+        reduced.layer_types = kinds[:layers]
+    return reduced
+
+
+def _count(experiment: Experiment, configuration: "PretrainedConfig", step: Step) -> Counted:
+    """Count a step on fake tensors, or, where a method looks at the values of weights, on random ones."""
+    from harness.models import empty_model
+
+    try:
+        return _run(experiment, configuration, step, fake=True)
+    except (ConfigError, RuntimeError) as error:
+        # A method that reads numbers, to decompose weights or to decide by a draw, says so in one of these ways.
+        reason = str(error).split("\n")[0]
+    weights = sum(p.numel() for p in empty_model(configuration, experiment.task.kind).model.parameters())
+    if 4 * weights > LARGEST_REAL_BYTES:
+        raise Unpredictable(
+            f"its step needs tensors with values, and the weights are too many to make some up ({reason})"
+        )
+    return _run(experiment, configuration, step, fake=False)
+
+
+def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, fake: bool) -> Counted:
+    """Build, attach, and take one step, as harness/run/pipeline.py does."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from harness.methods.optimizer import make_optimizer
+    from harness.models import choose_precision, choose_quantization, empty_model, set_checkpointing
+
+    kind, method = experiment.task.kind, experiment.method
+    autocast = choose_precision(experiment.train.precision, torch.device(step.device))
+    quantization = choose_quantization(experiment)
+    backbone = empty_model(configuration, kind, quantization, autocast, "meta" if fake else "cpu")
+    model = backbone.model
+    if step.device == "cuda":
+        _attend_as_on_a_gpu(model)
+    set_checkpointing(model, experiment.train.gradient_checkpointing)
+    packed = packed_weights(backbone, experiment.model.double_quantization)
+    adapter = method.attach(backbone)
+    with FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext():
+        if fake:
+            # Attached without values, then given tensors that stand for memory on a device.
+            _give_memory(adapter.model)
+        file_bytes = adapter.saved_bytes()
+        trained = trained_parameters(adapter)
+        for parameter in trained.values():
+            if parameter.dtype is not torch.float32:
+                parameter.data = parameter.data.float()
+        optimizer = adapter.optimizer(trained, experiment.train) or make_optimizer(trained, experiment.train)
+        adapter.start(total_steps=100)
+        adapter.model.train()
+        tokens = step.rows * step.length
+        batch = Batch(_inputs(backbone, step), list(range(step.rows)), tokens, tokens, step.rows)
+        costs = measure.StepCosts(step.rows, tokens, step.length, tokens)
+        kept = _keep_inputs(model, packed) if quantization is Quantization.int8 else []
+        with measure.StepMeter(adapter.model, optimizer, costs) as meter:
+            meter.forward_begins()
+            with torch.autocast("cpu", autocast, enabled=autocast is not None):
+                loss = experiment.task.rehearse(adapter, batch)
+            meter.forward_ended()
+            loss.backward()
+            penalty = adapter.penalty()
+            if penalty is not None:
+                penalty.backward()
+            kept.clear()
+            gradients = measure.gradient_bytes(adapter.model)
+        # The first step makes the optimizer's state, the second shows what it takes beside it.
+        optimizer.step()
+        state = measure.optimizer_bytes(optimizer)
+        with measure.live_bytes([]) as beside:
+            optimizer.step()
+        weights = measure.weight_bytes(adapter.model)
+    saved = sum(plain - small for plain, small in packed.values())
+    # A packed matrix is unpacked for the while that it is multiplied with.
+    unpacked = max((plain for plain, _ in packed.values()), default=0)
+    return Counted(
+        weight_bytes=weights - saved,
+        gradient_bytes=gradients,
+        optimizer_bytes=state,
+        activation_bytes=costs.activation_bytes,
+        passes_peak_bytes=costs.train_peak_bytes + unpacked - saved + state,
+        optimizer_peak_bytes=weights + gradients + beside.peak - saved + state,
+        adapter_file_bytes=file_bytes,
+        train_flops=costs.flops,
+    )
+
+
+def packed_weights(backbone: Backbone, double: bool) -> dict[str, tuple[int, int]]:
+    """Linear layers that bitsandbytes would pack: name -> bytes plain and packed, quantization state included."""
+    from torch import nn
+
+    from harness.models import never_quantized
+
+    if backbone.quantization is Quantization.none:
+        return {}
+    int8, skip, sizes = backbone.quantization is Quantization.int8, never_quantized(backbone.architecture), {}
+    for name, module in backbone.model.named_modules():
+        if not isinstance(module, nn.Linear) or not is_converted(name, skip):
+            continue
+        weight = module.weight
+        small = int8_bytes(*weight.shape) if int8 else four_bit_bytes(weight.numel(), double)
+        sizes[name] = (weight.numel() * weight.element_size(), small)
+    return sizes
+
+
+def int8_bytes(rows: int, columns: int) -> int:
+    """Bytes of an int8 matrix: a byte a weight and a float32 scale a row."""
+    return rows * columns + 4 * rows
+
+
+def four_bit_bytes(weights: int, double: bool) -> int:
+    """Bytes of 4-bit weights with their scales and codebooks (Dettmers et al. 2023, arXiv 2305.14314, section 3)."""
+    packed, scales = math.ceil(weights / 2), math.ceil(weights / BLOCK)
+    if not double:
+        return packed + 4 * scales + 4 * CODEBOOK_4BIT
+    nested = 4 * math.ceil(scales / NESTED_BLOCK) + 4 * CODEBOOK_8BIT
+    return packed + scales + nested + 4 + 4 * CODEBOOK_4BIT
+
+
+def _give_memory(model: Any) -> None:
+    """Replace parameters and buffers without data by fake ones on a device; what was shared stays shared."""
+    import torch
+    from torch import nn
+
+    given: dict[int, Any] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                made = given.get(id(parameter))
+                if made is None:
+                    empty = torch.empty_like(parameter, device="cpu")
+                    made = given[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+                    for hook in (parameter._backward_hooks or {}).values():
+                        made.register_hook(hook)
+                module._parameters[name] = made
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                made = given.setdefault(id(buffer), torch.empty_like(buffer, device="cpu"))
+                module._buffers[name] = made
+
+
+def _keep_inputs(model: Any, packed: dict[str, tuple[int, int]]) -> "list[Tensor]":
+    """Hold what int8 layers are given until the list is cleared: bitsandbytes does, a plain frozen layer does not."""
+    kept: list[Tensor] = []
+
+    def keep(module: Any, inputs: Any) -> None:
+        if inputs[0].requires_grad:
+            kept.append(inputs[0])
+
+    for name, module in model.named_modules():
+        # A method may have wrapped the layer, whose weights then lie deeper.
+        if name.removesuffix(".base_layer") in packed and not hasattr(module, "base_layer"):
+            module.register_forward_pre_hook(keep)
+    return kept
+
+
+def _inputs(backbone: Backbone, step: Step) -> "dict[str, Tensor]":
+    import inspect
+
+    import torch
+
+    inputs = plain_inputs(torch.zeros(step.rows, step.length, dtype=torch.long), backbone.kind)
+    # Without any padding transformers would leave the mask away; batches rarely are.
+    inputs["attention_mask"][:, 0 if backbone.architecture.decoder else -1] = 0
+    if "token_type_ids" in inspect.signature(backbone.model.forward).parameters:
+        inputs["token_type_ids"] = inputs["input_ids"].clone()
+    return inputs
+
+
+def _attend_as_on_a_gpu(model: Any) -> None:
+    """Switch attention's dropout off: a GPU's fused kernels drop inside, a CPU's keep every probability for it."""
+    for module in model.modules():
+        for name in ("attention_dropout", "dropout_prob", "attention_probs_dropout_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

@@ -1,0 +1,104 @@
+"""Inputs of a run: its checked configuration, its files and its identity."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from harness.config import build, sources
+from harness.config import identity as config_identity
+from harness.config.schema import Experiment
+from harness.methods import earlier
+from harness.tasks import forgetting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run stands on, found before anything is loaded."""
+
+    experiment: Experiment
+    folder: Path
+    revisions: dict[str, str]
+    identity: str
+    # The identity of the same run to its end: what a run that was stopped goes on as.
+    whole: str
+
+
+def prepare(cfg: DictConfig) -> Inputs:
+    """Check a configuration and find its files; loads neither weights nor rows.
+
+    Raises:
+        ConfigError: Something in the configuration, or a file that it names, is wrong.
+    """
+    experiment = build.build(cfg)
+    folder, model = _backbone(experiment)
+    revisions = {"model": model, **_texts(experiment)}
+    to_the_end = replace(experiment, sweep=replace(experiment.sweep, stop_share=None))
+    identities = (config_identity.identity(one, revisions) for one in (experiment, to_the_end))
+    return Inputs(experiment, folder, revisions, *identities)
+
+
+def _backbone(experiment: Experiment) -> tuple[Path, str]:
+    """A backbone's folder and the hash of its files."""
+    folder = earlier.resolve(experiment.model)
+    return folder, earlier.revision(experiment.model, folder)
+
+
+def _texts(experiment: Experiment) -> dict[str, str]:
+    """The hashes of the rows and of the general text that a run reads."""
+    return {"data": experiment.task.revision(), "forgetting": forgetting.revision(experiment.forgetting.text)}
+
+
+def identify(cfg: DictConfig) -> str:
+    """The identity of the run that a configuration describes, without loading a model."""
+    return prepare(cfg).identity
+
+
+class Identities:
+    """The identities of the runs that many configurations describe, as `identify` gives them.
+
+    In the life of this object each different section is checked once, and each backbone and data set asked once for
+    the hashes of its files: what changes on disk afterwards is seen by the next.
+    """
+
+    def __init__(self) -> None:
+        self.made: dict[str, Any] = {}
+        sources.register_resolvers()
+
+    def __call__(self, plain: dict[str, Any]) -> str:
+        """The identity of a resolved configuration.
+
+        Args:
+            plain: Its sections as plain values, without Hydra's own.
+
+        Raises:
+            ConfigError: Something in it, or a file that it names, is wrong.
+        """
+        if (plain.get("sweep") or {}).get("budget") is not None:
+            plain = self._within_budget(plain)
+        experiment = build.assemble(plain, self._section)
+        resolved = experiment.resolved
+        _, model = self._once("backbone", resolved["model"], lambda: _backbone(experiment))
+        texts = self._once("texts", (resolved["task"], resolved["forgetting"]), lambda: _texts(experiment))
+        return config_identity.identity(experiment, {"model": model, **texts})
+
+    def _section(self, key: str, values: Any) -> tuple[Any, Any]:
+        return self._once(key, values, lambda: build.make_section(key, values))
+
+    def _within_budget(self, plain: dict[str, Any]) -> dict[str, Any]:
+        """The configuration with the size that a budget comes to, which depends on neither seed nor training."""
+        sweep = plain["sweep"]
+        decisive = [plain.get(key) for key in ("model", "task", "method")], sweep["budget"]
+        sized = self._once("sized", decisive, lambda: build.assemble(plain, self._section).resolved["method"])
+        return {**plain, "method": sized, "sweep": {**sweep, "budget": None}}
+
+    def _once(self, kind: str, given: Any, make: "Callable[[], Any]") -> Any:
+        # Not by equality: 1, 1.0 and true are equal, and a seed may not be true.
+        place = f"{kind} {given!r}"
+        if place not in self.made:
+            self.made[place] = make()
+        return self.made[place]

@@ -1,0 +1,211 @@
+"""Job of a run, carried out and sent to its store; on several processes of this machine where it asks for them.
+
+`python -m harness.run.job` is one of those processes (`train.distributed=ddp|fsdp`).
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from harness import models, tracking
+from harness.config.errors import ConfigError
+from harness.config.schema import Device, Distributed, Experiment, Quantization, TrackingKind
+from harness.run.inputs import Inputs, prepare
+from harness.run.pipeline import begin, recorded_config, run, write_config
+from harness.tracking import record, uri
+from harness.tracking.provenance import command_line
+from harness.tracking.record import CONFIG_FILE, RunRecord, Status, written_since
+from harness.training.interrupts import kill_as_interrupt
+from harness.training.processes import Processes
+
+log = logging.getLogger(__name__)
+
+# How long interrupted processes have to write a checkpoint and their record.
+GRACE_SECONDS = 60
+PARENT = "HARNESS_PARENT"
+
+
+def job(cfg: DictConfig) -> dict[str, Any]:
+    """Run one point in the current Hydra job and record how it ended, also when it failed.
+
+    Returns:
+        status, error, identity, run_id, scores, run_dir, seconds, tracked, checkpoint (of a run that was stopped).
+
+    Raises:
+        ConfigError: A user's mistake, found before anything was computed.
+    """
+    inputs = prepare(cfg)
+    store, hydra = inputs.experiment.tracking, HydraConfig.get()
+    # A sweep asked before its first point; if the store fails meanwhile, the others run and keep their records.
+    if store.kind is not TrackingKind.none and OmegaConf.is_missing(hydra.job, "num"):
+        tracking.check(str(store.uri))
+    run_dir = Path(hydra.runtime.output_dir)
+    processes = wanted(inputs.experiment)
+    with kill_as_interrupt():
+        result = run(inputs, run_dir) if processes == 1 else _run_together(inputs, run_dir, processes)
+    return {
+        "status": result.status,
+        "error": result.error,
+        "identity": result.identity,
+        "run_id": result.run_id,
+        "scores": result.scores,
+        "run_dir": str(run_dir),
+        "seconds": result.cost["total_seconds"],
+        "tracked": _track(result, run_dir, inputs.experiment),
+        "checkpoint": result.provenance.get("checkpoint"),
+    }
+
+
+def _run_together(inputs: Inputs, run_dir: Path, count: int) -> RunRecord:
+    """Carry out a run on several processes, the first of which records it."""
+    write_config(run_dir, recorded_config(inputs.experiment))
+    result = start_together(inputs.experiment, count, run_dir)
+    if result is None:
+        result = begin(inputs)
+        result.status, result.error = Status.failed, f"one of its {count} processes ended; what it wrote says why"
+        result.ended_at = datetime.now(UTC).isoformat()
+        result.cost["total_seconds"] = None
+        result.unmeasured["cost.total_seconds"] = "the run failed"
+    result.provenance["command"] = command_line()
+    result.write(run_dir)
+    return result
+
+
+def _track(result: RunRecord, run_dir: Path, experiment: Experiment) -> bool | None:
+    """Send a recorded run to the store; what can't be sent stays in the run directory and can be sent later.
+
+    Returns:
+        Whether the store has it; null where no store is wanted, or there is no record to send.
+    """
+    store = experiment.tracking
+    if store.kind is TrackingKind.none or not (run_dir / record.RESULT_FILE).exists():
+        return None
+    try:
+        tracking.send(run_dir, str(store.uri), store.experiment)
+    except Exception as error:  # any failure of a store, of its database or of the network to it
+        sentence = uri.redact(str(error).strip().split("\n")[0])
+        log.error(
+            "the run is safe in %s but could not be tracked (%s); send it later: harness-report --sync %s",
+            run_dir,
+            sentence,
+            run_dir,
+        )
+        return False
+    return True
+
+
+def wanted(experiment: Experiment) -> int:
+    """How many processes a run asks for.
+
+    Raises:
+        ConfigError: There are not so many GPUs, or on a CPU no number is given, or the weights can't be spread.
+    """
+    settings = experiment.train
+    if settings.distributed is Distributed.none:
+        return 1
+    import torch
+
+    quantization = models.choose_quantization(experiment)
+    if settings.distributed is Distributed.fsdp and quantization is not Quantization.none:
+        raise ConfigError(
+            f"train.distributed=fsdp: {quantization.value} weights are packed and can't be spread; "
+            "train.distributed=ddp keeps them whole"
+        )
+    gpus = torch.cuda.device_count() if settings.device is not Device.cpu else 0
+    if settings.processes is None and not gpus:
+        raise ConfigError(
+            f"train.distributed={settings.distributed.value}: there is no GPU to count processes by; set "
+            "train.processes"
+        )
+    count = settings.processes or gpus
+    if gpus and count > gpus:
+        raise ConfigError(f"train.processes={count}: this machine has {gpus} GPUs, and each process needs its own")
+    return count
+
+
+def start_together(experiment: Experiment, count: int, run_dir: Path) -> RunRecord | None:
+    """Carry out the run whose configuration lies in `run_dir`, on so many processes.
+
+    Returns:
+        What the first process recorded; null when they ended without a record.
+
+    Raises:
+        KeyboardInterrupt: It was interrupted before there was anything to record.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    command += ["-m", "harness.run.job", str(run_dir)]
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, PARENT: str(os.getpid())}
+    began = time.time()
+    # A session of its own: Ctrl-C reaches the processes once, from here.
+    launched = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        launched.wait()
+    except KeyboardInterrupt:
+        launched.send_signal(signal.SIGTERM)
+        try:
+            launched.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(launched.pid, signal.SIGKILL)
+            launched.wait()
+        if not written_since(run_dir, began):
+            raise
+    finally:
+        if launched.poll() is None:
+            os.killpg(launched.pid, signal.SIGKILL)
+            launched.wait()
+    return RunRecord.read(run_dir) if written_since(run_dir, began) else None
+
+
+def main() -> int:
+    """One of the processes, as torch's launcher starts it."""
+    from accelerate import PartialState
+
+    threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), daemon=True).start()
+    run_dir = Path(sys.argv[1])
+    inputs = prepare(OmegaConf.load(run_dir / CONFIG_FILE))  # type: ignore[arg-type]
+    device = models.choose_device(inputs.experiment.train.device.value)
+    # Where there is no GPU it must be told so, else each process takes itself for the only one.
+    state = PartialState(cpu=device.type == "cpu")
+    assert state.num_processes == int(os.environ["WORLD_SIZE"])
+    spread = inputs.experiment.train.distributed is Distributed.fsdp
+    processes = Processes(state.process_index, state.num_processes, state.device, spread)
+    level = logging.INFO if processes.is_first else logging.WARNING
+    name = f"[process {processes.rank} of {processes.count}]"
+    logging.basicConfig(level=level, format=f"[%(asctime)s] %(levelname)s %(name)s: {name} %(message)s")
+    with TemporaryDirectory(prefix="harness-") as scratch:
+        # What the others write beside the first is the same and not wanted.
+        folder = run_dir if processes.is_first else Path(scratch)
+        try:
+            with kill_as_interrupt():
+                result = run(inputs, folder, processes)
+        except ConfigError as error:
+            result = begin(inputs)
+            result.status, result.error = Status.failed, str(error)
+            result.write(folder)
+    return int(result.status not in (Status.finished, Status.interrupted, Status.diverged))
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the run that started it is gone, else it would go on beside one that is started again."""
+    while True:
+        try:
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""What a node of a cluster does with a point of a sweep: what the sweep's own machine would, in a worker process."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+from harness.sweep.launchers.workers import Task, Worker, outcome_of
+from harness.sweep.locks import Claim
+from harness.tracking.uri import parse
+
+# The worker of this process between two points: it has imported torch.
+_kept: dict[int, Worker] = {}
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A point on its way to a node.
+
+    Attributes:
+        task: Runs a configuration.
+        config: The point's, with its Hydra node.
+        context: Hydra's.
+        seconds: How long it may take; null: no limit. Waiting for the node does not count.
+        claim: What no two processes may do at a time; null where there is no store to share.
+        folder: The sweep's working directory, absolute: what relative paths in the configuration start from.
+        run_dir: The point's directory.
+        sign: A file in the sweep's directory: a node that sees it shares the file system.
+        threads: CPU threads.
+        gpus: GPUs of the node that are the point's; without any it sees none.
+        environment: Variables of the sweep's machine that a run reads.
+    """
+
+    task: Task
+    config: DictConfig
+    context: HydraContext
+    seconds: float | None
+    claim: Claim | None
+    folder: Path
+    run_dir: Path
+    sign: Path
+    threads: int
+    gpus: float
+    # Tokens and passwords may be among them.
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+def carry_out(assignment: Assignment, keep: bool = False) -> dict[str, Any]:
+    """Run a point on this node, in a worker process whose death or hanging harms no more than the point.
+
+    Args:
+        assignment: The point.
+        keep: Let the worker live on for this process's next point. Not on a GPU, whose memory it would hold.
+
+    Returns:
+        The point's outcome; `lost` in it says that its worker could record nothing. On a node that does not share the
+        file system, `files` are those of the run directory (name -> bytes), without its folders.
+    """
+    os.environ.update(assignment.environment)
+    if not assignment.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    assignment.folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(assignment.folder)
+    shared = assignment.sign.exists()
+    config, claim = assignment.config, assignment.claim
+    if claim and not shared and parse(claim.uri).path is not None:
+        # A file of the sweep's machine, which sends what comes back.
+        config, claim = config.copy(), None
+        config.tracking.kind = "none"
+    worker = _kept.pop(assignment.threads, None) or Worker(assignment.threads)
+    began = time.time()
+    try:
+        with _warning_withheld():
+            running = worker.start(assignment.task, config, assignment.context, assignment.seconds, claim)
+        while not running.done():
+            wait([running], timeout=1)  # without a limit Ray could not interrupt it
+        elapsed = time.time() - began
+        outcome, lost = outcome_of(running, assignment.seconds, elapsed)
+    except BaseException:
+        worker.stop()  # which lets it save a checkpoint and its record
+        raise
+    if keep and not assignment.gpus:
+        _kept[assignment.threads] = worker
+    else:
+        worker.stop()
+    outcome = {"seconds": elapsed, **outcome, "lost": lost}
+    run_dir = assignment.folder / assignment.run_dir
+    if not shared and run_dir.is_dir():
+        outcome["files"] = {path.name: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
+    return outcome
+
+
+@contextmanager
+def _warning_withheld() -> Iterator[None]:
+    """Processes started meanwhile ignore the warning that SLURM gives all of a job's before it ends the job.
+
+    It is for this one, which tells its worker to go.
+    """
+    before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR2, before)

@@ -1,0 +1,252 @@
+"""The points of a sweep: what each was told, what became of it, and the record of one that could not write its own."""
+
+import copy
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import filter_overrides
+from omegaconf import DictConfig, open_dict
+
+from harness.config.errors import ConfigError, near_misses
+from harness.config.mistakes import key_of
+from harness.config.schema import Rerun
+from harness.sweep.locks import Claim
+from harness.sweep.progress import Kind, score_text, spell, table
+from harness.tracking.record import RESULT_FILE, TRACKED_FILE, RunRecord
+
+# Statuses beside those of a record: a single run that was not started for a user's mistake, a point never reached,
+# one that another sweep is working on, and one whose worker died before it began.
+REFUSED, NOT_RUN, TAKEN, LOST = "refused", "not run", "taken", "lost"
+CONSOLE_FILE = "console.log"
+
+# What each sweep.rerun leaves alone. A point that failed, ran out of memory or was cut off is always tried again: its
+# cause may be gone, and starting the same command again is how one goes on. A diverged one would diverge again.
+LEFT_ALONE: dict[str, tuple[str, ...]] = {
+    "none": ("finished", "stopped", "diverged"),
+    "failed": ("finished", "stopped"),
+    "all": (),
+}
+
+# What became of every run and point of this process: Hydra's main returns nothing, the exit status needs it.
+outcomes: list[dict[str, Any]] = []
+
+
+def failed(error: str) -> dict[str, Any]:
+    """The outcome of a point that could not be carried out."""
+    return {"status": "failed", "error": error, "scores": {}}
+
+
+@dataclass
+class Point:
+    """One point of a sweep: what it was told, where it writes, and in the end its outcome."""
+
+    number: int
+    overrides: list[str]
+    folder: Path
+    # Its resolved sections as plain values, to be read only; null where they can't be told.
+    settings: dict[str, Any] | None = None
+    # The same as Hydra composed it, made when its turn comes.
+    config: DictConfig | None = None
+    identity: str = ""
+    outcome: dict[str, Any] = field(default_factory=dict)
+    began: float = 0.0
+    ended: float | None = None
+    # When to try again one that another sweep works on, and how often its worker died before it began.
+    not_before: float = 0.0
+    losses: int = 0
+    # Overrides that every point of the sweep has, and an earlier point that is the same as this one.
+    shared: frozenset[str] = frozenset()
+    twin: "Point | None" = None
+
+    @property
+    def name(self) -> str:
+        """What sets it apart from the others of the sweep."""
+        return " ".join(o for o in told(self.overrides) if o not in self.shared) or "the default"
+
+    @property
+    def stage(self) -> str:
+        return str(self.settings["sweep"]["stage"]) if self.settings else "run"
+
+    @property
+    def kind(self) -> Kind:
+        """The names of its method, task and model."""
+        settings = self.settings or {}
+        return tuple(str((settings.get(group) or {}).get("name")) for group in ("method", "task", "model"))
+
+    @property
+    def claim(self) -> Claim | None:
+        """What lets one process at a time work on it, and finds its result; null without a store.
+
+        A result counts only under the same sweep name: a report reads one sweep, and a point that was skipped because
+        another sweep has it would be missing there.
+        """
+        if not self.settings:
+            return None
+        store, sweep = self.settings["tracking"], self.settings["sweep"]
+        if not store["uri"] or store["kind"] == "none":
+            return None
+        return Claim(str(store["uri"]), str(sweep["name"]), self.identity, LEFT_ALONE[str(sweep["rerun"])])
+
+    @property
+    def seconds_allowed(self) -> float | None:
+        minutes = self.settings["sweep"]["timeout_minutes"] if self.settings else None
+        return None if minutes is None else 60 * minutes
+
+    @property
+    def seconds(self) -> float:
+        return (self.ended or time.time()) - self.began
+
+    def stamp(self, _: object) -> None:
+        """Note the end: sending another point's record may keep the launcher busy meanwhile."""
+        self.ended = time.time()
+
+    def settle(self, outcome: dict[str, Any]) -> None:
+        known: dict[str, Any] = {
+            "identity": self.identity,
+            "run_dir": str(self.folder),
+            "stage": self.stage,
+            "scores": {},
+            "error": None,
+        }
+        self.outcome = {**known, **outcome, "point": self.number}
+
+
+def told(overrides: Sequence[str]) -> list[str]:
+    """The overrides that say what a point is, without those that say how the sweep goes about it."""
+    own = ("sweep.", "evaluate.", "tracking")
+    return [override for override in filter_overrides(overrides) if not key_of(override).startswith(own)]
+
+
+def counts_as_failure(outcome: dict[str, Any]) -> bool:
+    """A trial that diverged is a finding about its learning rate; any other point that did not finish is a failure."""
+    if outcome["status"] == "diverged":
+        return outcome.get("stage") != "tune"
+    return outcome["status"] not in ("finished", "stopped")
+
+
+def check_rerun(settings: dict[str, Any]) -> None:
+    """Refuse what `sweep.rerun` can't be.
+
+    Raises:
+        ConfigError: There is no such choice.
+    """
+    value = str(settings["sweep"]["rerun"])
+    if value not in LEFT_ALONE:
+        raise ConfigError(
+            f"sweep.rerun={value}: there is no such choice; {near_misses(value, [r.name for r in Rerun])}"
+        )
+
+
+def write_record(point: Point) -> None:
+    """Write and send the record of a point that could not do so itself."""
+    now = datetime.now(UTC)
+    config = copy.deepcopy(point.settings) or {"overrides": point.overrides}
+    record = RunRecord(
+        run_id=uuid.uuid4().hex,
+        status=point.outcome["status"],
+        error=point.outcome["error"],
+        identity=point.identity,
+        sweep={"name": (config.get("sweep") or {}).get("name"), "stage": point.stage},
+        config=without_secrets(config),
+        started_at=datetime.fromtimestamp(point.began or now.timestamp(), UTC).isoformat(),
+        ended_at=now.isoformat(),
+    )
+    point.outcome["run_id"] = record.run_id
+    point.folder.mkdir(parents=True, exist_ok=True)
+    record.write(point.folder)
+    send(point)
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    task_config = config.copy()
+    with open_dict(task_config):
+        del task_config["hydra"]
+    return task_config
+
+
+def without_secrets(config: dict[str, Any]) -> dict[str, Any]:
+    from harness.tracking.uri import redact
+
+    if uri := (config.get("tracking") or {}).get("uri"):
+        config["tracking"]["uri"] = redact(uri)
+    return config
+
+
+def send(point: Point, folder: Path | None = None) -> bool:
+    """Send a record; a store that fails meanwhile stops nothing, the record can be sent later.
+
+    Args:
+        folder: Where the record is, if not where the point writes.
+    """
+    from harness import tracking
+
+    if point.claim is None:
+        return True
+    assert point.settings is not None
+    try:
+        tracking.send(folder or point.folder, point.claim.uri, str(point.settings["tracking"]["experiment"]))
+    except (ConfigError, ConnectionError, OSError) as error:
+        print(f"warning: {folder or point.folder} was not sent: {error}", file=sys.stderr)
+        point.outcome["tracked"] = False
+        return False
+    return True
+
+
+def send_once(point: Point, folder: Path | None = None) -> bool:
+    """Send a record that its run could not, unless another sweep has done the point by now, or is doing it.
+
+    Returns:
+        Whether it was sent.
+    """
+    if point.claim is None:
+        return False
+    with point.claim.hold() as held:
+        return held and point.claim.result() is None and send(point, folder)
+
+
+def unsent(folder: Path, sweeps: Collection[str], identities: Collection[str]) -> Iterator[tuple[Path, RunRecord]]:
+    """The records of these points in earlier starts of these sweeps that were sent to no store.
+
+    Args:
+        folder: Holds a folder a start, with a folder a point.
+    """
+    for path in sorted(folder.glob(f"*/*/{RESULT_FILE}")):
+        if (path.parent / TRACKED_FILE).exists():
+            continue
+        try:
+            record = RunRecord.read(path.parent)
+        except (ValueError, OSError):
+            continue
+        if record.identity in identities and record.sweep.get("name") in sweeps:
+            yield path.parent, record
+
+
+def summary(points: list[Point]) -> str:
+    """The table of what happened to every point, with the log of each failure."""
+    rows, logs = [], []
+    shared = " ".join(override for override in told(points[0].overrides) if override in points[0].shared)
+    for point in points:
+        outcome = point.outcome
+        status = f"{outcome['status']} (skipped)" if outcome.get("skipped") else outcome["status"]
+        reason = " ".join(str(outcome.get("error") or "").split())
+        rows.append([str(point.number), point.name, status, score_text(outcome), spell(outcome.get("seconds")), reason])
+        if counts_as_failure(outcome) and not outcome.get("skipped") and outcome["status"] != NOT_RUN:
+            log = point.folder / CONSOLE_FILE
+            logs.append(f"log of point {point.number}: {log if log.exists() else point.folder}")
+    kept = [point.folder for point in points if point.outcome.get("tracked") is False]
+    if kept:
+        logs.append(
+            f"{len(kept)} runs could not be sent to the store and are kept: harness-report --sync {kept[0].parent}"
+            " sends them, and so does the same sweep started again"
+        )
+    counts = Counter("skipped" if p.outcome.get("skipped") else str(p.outcome["status"]) for p in points)
+    total = f"{len(points)} points: {', '.join(f'{number} {status}' for status, number in sorted(counts.items()))}"
+    heading = [f"every point with {shared}"] if shared else []
+    return "\n".join([*heading, table(["point", "overrides", "status", "score", "time", "reason"], rows), *logs, total])

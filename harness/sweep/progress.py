@@ -1,0 +1,160 @@
+"""What a sweep shows: one display while it runs, one table at its end."""
+
+import math
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from harness.training.metrics import higher_is_better
+
+SCORE_DIGITS = 4
+
+# Names of method, task and model: what decides most of how long a point takes.
+Kind = tuple[str, ...]
+
+
+class Point(Protocol):
+    """What is shown of a point."""
+
+    outcome: dict[str, Any]
+
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+
+class Durations:
+    """How long points take, by kind."""
+
+    def __init__(self) -> None:
+        self.earlier: Mapping[Kind, Sequence[float]] = {}
+        self.measured: dict[Kind, list[float]] = defaultdict(list)
+
+    def of(self, kind: Kind) -> float | None:
+        """The median seconds of this sweep's points, else of the store's earlier ones; null when there are none."""
+        seconds = self.measured.get(kind) or self.earlier.get(kind)
+        return median(seconds) if seconds else None
+
+    def of_all(self, kinds: Sequence[Kind]) -> float | None:
+        """The seconds of points together, an unknown kind like the mean of this sweep; null when nothing is known."""
+        known = {kind: self.of(kind) for kind in set(kinds)}
+        every = [one for seconds in self.measured.values() for one in seconds]
+        rest = fmean(every) if every else None
+        estimates = [rest if known[kind] is None else known[kind] for kind in kinds]
+        return None if None in estimates else sum(filter(None, estimates))
+
+
+class Progress:
+    """One line for the whole sweep on a terminal; elsewhere a plain line a point."""
+
+    def __init__(self, total: int, workers: int, durations: Durations) -> None:
+        self.total, self.workers, self.durations = total, workers, durations
+        self.counts: Counter[str] = Counter()
+        # The best score of each task and metric, and whose it is; which of them is shown: that of the last point.
+        self.best: dict[tuple[str, str], tuple[float, str]] = {}
+        self.shown: tuple[str, str] | None = None
+        self.terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total,
+            disable=not self.terminal,
+            dynamic_ncols=True,
+            bar_format="{bar} {n_fmt}/{total_fmt} points{postfix} [{elapsed}]",
+        )
+
+    def refresh(self, running: Sequence[Point], waiting: Sequence[Point]) -> None:
+        """Show the line anew; where nobody looks, nothing is computed."""
+        if self.terminal:
+            self.bar.set_postfix_str(self.line(running, waiting))
+
+    def line(self, running: Sequence[Point], waiting: Sequence[Point]) -> str:
+        """What is going on, what ended how, the time left and the best score so far."""
+        parts = [f"{len(running)} running", *(f"{count} {status}" for status, count in sorted(self.counts.items()))]
+        seconds = self.durations.of_all([point.kind for point in (*running, *waiting)])
+        if seconds is not None and (running or waiting):
+            spent = sum(min(point.seconds, self.durations.of(point.kind) or 0) for point in running)
+            parts.append(f"{spell((seconds - spent) / self.workers)} left")
+        if self.shown in self.best:
+            score, name = self.best[self.shown]
+            parts.append(f"best {' '.join(self.shown)} {score:.{SCORE_DIGITS}f} {name}")
+        return ", ".join(parts)
+
+    def ended(self, point: Point) -> None:
+        """Count a point that ended or was skipped."""
+        outcome = point.outcome
+        status = "skipped" if outcome.get("skipped") else str(outcome["status"])
+        self.counts[status] += 1
+        if not outcome.get("skipped") and outcome["status"] == "finished" and outcome.get("seconds"):
+            self.durations.measured[point.kind].append(outcome["seconds"])
+        best = self._is_best(point)
+        self.bar.update(1)
+        if not self.terminal and not outcome.get("skipped"):
+            done = sum(self.counts.values())
+            score = f"{score_text(outcome)} (best so far)" if best else score_text(outcome)
+            details = [part for part in (score, spell(outcome.get("seconds")), outcome.get("error")) if part]
+            line = f"[{done}/{self.total}] {point.name}: {status} {' '.join(details)}".rstrip()
+            print(line, file=sys.stderr, flush=True)
+
+    def _is_best(self, point: Point) -> bool:
+        """Whether a point has the best score of its task so far, on the split that `score_text` shows."""
+        outcome = point.outcome
+        metric = str((outcome.get("scores") or {}).get("primary_metric"))
+        split, score = next(((s, v) for s in SHOWN if (v := primary_score(outcome, s)) is not None), ("", math.nan))
+        if outcome["status"] != "finished" or not split:
+            return False
+        task = point.kind[1]
+        self.shown = (task, metric if split == SHOWN[0] else f"{metric} (dev)")
+        before = self.best.get(self.shown)
+        if before and (score <= before[0] if higher_is_better(metric) else score >= before[0]):
+            return False
+        self.best[self.shown] = score, point.name
+        return True
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def spell(seconds: float | None) -> str:
+    """12.3 s, 4 min 10 s, 3 h 20 min; empty for None."""
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+# The split whose score is shown: the second for a trial that leaves validation untouched.
+SHOWN = ("validation", "development")
+
+
+def primary_score(outcome: dict[str, Any], split: str) -> float | None:
+    """The primary metric on a split, null when there is none."""
+    scores = outcome.get("scores") or {}
+    value = (scores.get(split) or {}).get(scores.get("primary_metric"))
+    return value if isinstance(value, int | float) and value == value else None
+
+
+def score_text(outcome: dict[str, Any]) -> str:
+    """The validation score, or the development score marked as such."""
+    for split in SHOWN:
+        if (score := primary_score(outcome, split)) is not None:
+            return f"{score:.{SCORE_DIGITS}f}" + (" (dev)" if split == "development" else "")
+    return ""
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned by spaces; nothing is cut or wrapped, so that paths can be copied."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = (header, ["-" * width for width in widths], *rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

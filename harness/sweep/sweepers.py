@@ -1,0 +1,283 @@
+"""Sweepers: a grid, and equal tuning budgets for every method (`hydra/sweeper=equal_budget`)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from harness.config import compose
+from harness.config.errors import ConfigError, near_misses
+from harness.config.mistakes import MISTAKES, explain, key_of
+from harness.config.schema import Search
+from harness.sweep import points
+from harness.sweep.launchers import local
+from harness.sweep.search import Budget, ranges_of, searcher
+from harness.sweep.tuning import Candidate, Trial, choices_table
+from harness.tracking.uri import redact
+from harness.training.metrics import higher_is_better
+
+# What the equal-budget sweeper decides itself, and where to say it instead.
+DECIDED = {
+    "train.learning_rate": "method.learning_rates of each method's YAML",
+    "seed": "hydra.sweeper.tuning_seed and hydra.sweeper.seeds",
+    "evaluate.validation": "nothing: trials leave it untouched, final runs score it",
+    "sweep.stage": "nothing: it is tune, then final",
+    "sweep.stop_share": "hydra.sweeper.rungs",
+}
+
+
+class GridSweeper(Sweeper):
+    """The product of all values, as Hydra's basic sweeper, which composes all points first and refuses all for one.
+
+    Args:
+        max_batch_size: Points launched together; null for all.
+        params: key -> values separated by commas. The command line comes over it.
+    """
+
+    def __init__(self, max_batch_size: int | None, params: DictConfig | None) -> None:
+        self.max_batch_size, self.params = max_batch_size, params
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.configuration = hydra_context, config
+        self.starter: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Launch every point, batch by batch; a batch with failures does not stop the next."""
+        save_configuration(self.configuration)
+        told = grid(self.params, arguments, self.context)
+        size = self.max_batch_size or max(1, len(told))
+        with stopping(self.starter) as launch:
+            return [launch(told[start : start + size], start) for start in range(0, max(1, len(told)), size)]
+
+
+@dataclass
+class GridSweeperConf:
+    """What `hydra.sweeper` holds in a plain sweep: the keys of Hydra's basic sweeper."""
+
+    _target_: str = f"{compose.PLUGIN_MODULE}.GridSweeper"
+    max_batch_size: int | None = None
+    params: dict[str, str] | None = None
+
+
+class EqualBudgetSweeper(Sweeper):
+    """The same number of trials over each method's own ranges, then the best of them with fresh seeds.
+
+    Args:
+        params: Grid, as in Hydra's basic sweeper: key -> values separated by commas. The command line comes over it.
+        search: grid, random or tpe.
+        trials: Points tried of each method on each task, the same for all.
+        second_range: Search the methods' second range too, where they declare one.
+        tuning_seed: Seed of the trials, and of what is drawn.
+        seeds: Seeds of the final runs; the tuning seed is not among them, its luck chose.
+        startup_trials: Of tpe: how many are random before it learns from them.
+        parallel_trials: Of tpe: how many of a method are asked for at once.
+        rungs: Shares of the steps at which the worse half of each method's trials is stopped; empty: none is.
+    """
+
+    def __init__(
+        self,
+        params: DictConfig | None,
+        search: str,
+        trials: int,
+        second_range: bool,
+        tuning_seed: int,
+        seeds: list[int],
+        startup_trials: int,
+        parallel_trials: int,
+        rungs: list[float],
+    ) -> None:
+        self.params, self.second_range, self.seeds, self.rungs = params, second_range, list(seeds), list(rungs)
+        self.given: dict[str, Any] = {"search": search, "trials": trials, "tuning_seed": tuning_seed}
+        self.given |= {"startup_trials": startup_trials, "parallel_trials": parallel_trials}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.configuration = hydra_context, config
+        self.starter: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Tune, choose, run the chosen.
+
+        Raises:
+            ConfigError: A budget that a method can't be given, or a key that is decided here.
+        """
+        self.budget = self._check(arguments)
+        candidates = [self._candidate(overrides) for overrides in grid(self.params, arguments, self.context)]
+        if not candidates:
+            raise ConfigError(local.EMPTY)
+        if all(candidate.error for candidate in candidates):
+            raise ConfigError("\n".join(dict.fromkeys(str(candidate.error) for candidate in candidates)))
+        save_configuration(self.configuration)
+        self.batches: list[Sequence[JobReturn]] = []
+        with stopping(self.starter) as self.launch:
+            if self._tune(candidates) and self._choose(candidates):
+                self._run([override for candidate in candidates for override in self._finals(candidate)])
+        return self.batches
+
+    def _run(self, told: list[list[str]]) -> list[dict[str, Any]] | None:
+        """Launch points and return their outcomes; null when one failed and `sweep.fail_fast` ends the sweep."""
+        returned = self.launch(told, sum(map(len, self.batches)))
+        self.batches.append(returned)
+        outcomes = [one.return_value for one in returned]
+        failed = self.configuration.sweep.fail_fast and any(map(points.counts_as_failure, outcomes))
+        return None if failed else outcomes
+
+    def _tune(self, candidates: list[Candidate]) -> bool:
+        """Run all trials; false when the sweep ends here."""
+        while asked := [(candidate, trials) for candidate in candidates if (trials := candidate.ask())]:
+            if not self._try(asked):
+                return False
+            for candidate, trials in asked:
+                candidate.tell(trials)
+        return True
+
+    def _try(self, asked: list[tuple[Candidate, list[Trial]]]) -> bool:
+        """Run trials to their end, or to the rung where the worse half of each candidate's is stopped."""
+        for share in (*self.rungs, None):
+            going_on = [(c, trial) for c, trials in asked for trial in trials if trial.score is None]
+            if going_on:
+                outcomes = self._run([[*c.overrides, *self._trial(trial, share)] for c, trial in going_on])
+                if outcomes is None:
+                    return False
+                for (_, trial), outcome in zip(going_on, outcomes, strict=True):
+                    trial.outcome = outcome
+            if share is not None:
+                kept = [(candidate, candidate.better_half(trials)) for candidate, trials in asked]
+                for (_, trials), (_, better) in zip(asked, kept, strict=True):
+                    discard_checkpoints([trial for trial in trials if not any(trial is one for one in better)])
+                asked = kept
+        return True
+
+    def _trial(self, trial: Trial, share: float | None) -> list[str]:
+        fixed = [f"seed={self.budget.seed}", "evaluate.validation=false", "sweep.stage=tune", *self._searched(trial)]
+        # From rung to rung by the checkpoint, which the next command finds too.
+        rung = ["train.resume=true"] * bool(self.rungs) + [f"sweep.stop_share={share!r}"] * (share is not None)
+        return [*told_settings(trial), *fixed, *rung]
+
+    def _searched(self, trial: Trial) -> list[str]:
+        return [f"sweep.search={self.budget.search.name}", f"sweep.searched=[{','.join(trial.settings)}]"]
+
+    def _choose(self, candidates: list[Candidate]) -> bool:
+        """Choose, and show it; false when nothing is left to run."""
+        for candidate in candidates:
+            candidate.choose()
+        points.outcomes.extend({"status": "failed", "error": c.error, "point": c.name} for c in candidates if c.error)
+        print(choices_table(candidates, self.budget.search is not Search.grid), flush=True)
+        return any(candidate.chosen for candidate in candidates)
+
+    def _finals(self, candidate: Candidate) -> list[list[str]]:
+        if candidate.chosen is None:
+            return []
+        why = [*self._searched(candidate.chosen), f'sweep.chosen_from="{candidate.reason()}"']
+        chosen = told_settings(candidate.chosen)
+        return [[*candidate.overrides, *chosen, f"seed={seed}", "sweep.stage=final", *why] for seed in self.seeds]
+
+    def _check(self, arguments: list[str]) -> Budget:
+        for key in (*map(key_of, arguments), *(self.params or {})):
+            if key in DECIDED:
+                raise ConfigError(f"{key}: the equal_budget sweeper decides it; use {DECIDED[key]}")
+        search = str(self.given["search"])
+        if search not in Search.__members__:
+            raise ConfigError(
+                f"hydra.sweeper.search={search}: there is no such search; {near_misses(search, Search.__members__)}"
+            )
+        for key in ("trials", "startup_trials", "parallel_trials"):
+            if not _is_whole(self.given[key], 1):
+                raise ConfigError(f"hydra.sweeper.{key}={self.given[key]}: a positive whole number is needed")
+        seed = self.given["tuning_seed"]
+        if not all(_is_whole(one, 0) for one in (seed, *self.seeds)):
+            raise ConfigError(f"hydra.sweeper.seeds={self.seeds}, tuning_seed={seed}: whole numbers from 0 are needed")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or seed in self.seeds:
+            raise ConfigError(
+                f"hydra.sweeper.seeds={self.seeds}: at least one seed is needed, none twice,"
+                f" and not tuning_seed {seed}, whose luck chose the hyper-parameters"
+            )
+        if not isinstance(self.second_range, bool):
+            raise ConfigError(f"hydra.sweeper.second_range={self.second_range}: true or false is needed")
+        self._check_rungs(search)
+        numbers = {key: self.given[key] for key in ("trials", "startup_trials", "parallel_trials")}
+        return Budget(Search[search], seed=seed, **numbers)
+
+    def _check_rungs(self, search: str) -> None:
+        numbers = [rung for rung in self.rungs if isinstance(rung, float) and 0 < rung < 1]
+        if len(numbers) < len(self.rungs) or sorted(set(numbers)) != numbers:
+            raise ConfigError(f"hydra.sweeper.rungs={self.rungs}: ascending shares between 0 and 1 are needed")
+        if self.rungs and search == Search.tpe.name:
+            raise ConfigError(
+                f"hydra.sweeper.rungs={self.rungs}: tpe learns from whole trials; use search=grid or random"
+            )
+
+    def _candidate(self, overrides: list[str]) -> Candidate:
+        loader = self.context.config_loader
+        try:
+            config = loader.load_sweep_config(self.configuration, overrides)
+            method: Any = OmegaConf.to_container(config.method, resolve=True)
+            higher = higher_is_better(str(OmegaConf.select(config, "task.primary_metric")))
+        except MISTAKES as error:
+            return Candidate(overrides, explain(error, overrides))
+        ranges = ranges_of(method, self.second_range)
+        for one in ranges[1:]:
+            if any(key_of(override) == one.key for override in overrides):
+                raise ConfigError(f"{one.key}: the equal_budget sweeper searches it; hydra.sweeper.second_range=false")
+        return Candidate(
+            overrides, None, searcher(ranges, self.budget, str(method.get("name")), higher), ranges, higher
+        )
+
+
+def told_settings(trial: Trial) -> list[str]:
+    return [f"{key}={value!r}" for key, value in trial.settings.items()]
+
+
+def discard_checkpoints(trials: list[Trial]) -> None:
+    """Remove what stopped trials would go on from, of those that will not."""
+    for trial in trials:
+        if checkpoint := trial.outcome.get("checkpoint"):
+            Path(checkpoint).unlink(missing_ok=True)
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def grid(params: DictConfig | None, arguments: list[str], context: HydraContext) -> list[list[str]]:
+    """The product of a sweep's values: a list of overrides a point. An argument replaces the parameter of its key."""
+    given = [f"{key!s}={value}" for key, value in (params or {}).items()]
+    parser = OverridesParser.create(config_loader=context.config_loader)
+    (told,) = BasicSweeper.split_arguments(parser.parse_overrides([*given, *arguments]), None)
+    return told
+
+
+@contextmanager
+def stopping(starter: Launcher) -> Iterator[Callable[[list[list[str]], int], Sequence[JobReturn]]]:
+    """Yield a launcher's `launch`; ours keeps its workers between batches and stops them in the end."""
+    try:
+        yield starter.launch
+    finally:
+        if isinstance(starter, local.LocalLauncher):
+            starter.stop()
+
+
+def save_configuration(config: DictConfig) -> None:
+    folder = Path(config.hydra.sweep.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "multirun.yaml").write_text(redact(OmegaConf.to_yaml(config)), encoding="utf-8")
+
+
+def register() -> None:
+    """Make the sweepers known; `hydra/sweeper=basic`, Hydra's default, becomes the grid that survives a bad point."""
+    compose.register(GridSweeper, EqualBudgetSweeper)
+    ConfigStore.instance().store(group="hydra/sweeper", name="basic", node=GridSweeperConf, provider="harness")

@@ -1,0 +1,133 @@
+"""What an equal budget found: the trials of each method on each task, which goes on, which is chosen, and why."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.sweep.progress import SCORE_DIGITS, primary_score, table
+from harness.sweep.search import RATE, Range, Searcher, Settings, edge
+from harness.tracking.record import Status
+
+
+@dataclass
+class Trial:
+    """A point that is tried, and what became of it."""
+
+    settings: Settings
+    outcome: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The learning rate, and other hyper-parameters with their names: `0.002 alpha=16`."""
+        parts = [
+            f"{value:g}" if key == RATE else f"{key.removeprefix('method.')}={value:g}"
+            for key, value in self.settings.items()
+        ]
+        return " ".join(parts)
+
+    @property
+    def score(self) -> float | None:
+        """The development score; null, which never wins, for a trial that did not run to its end."""
+        return primary_score(self.outcome, "development") if self._status == Status.finished else None
+
+    @property
+    def score_so_far(self) -> float | None:
+        """The development score up to where the trial was stopped, or to its end."""
+        return primary_score(self.outcome, "development") if self._status == Status.stopped else self.score
+
+    @property
+    def diverged(self) -> bool:
+        return self._status == Status.diverged
+
+    @property
+    def stopped(self) -> bool:
+        return self._status == Status.stopped
+
+    @property
+    def _status(self) -> str | None:
+        return self.outcome.get("status")
+
+
+@dataclass
+class Candidate:
+    """A point of the grid while its hyper-parameters are chosen."""
+
+    overrides: list[str]
+    error: str | None = None
+    searcher: Searcher | None = None
+    ranges: tuple[Range, ...] = ()
+    higher_is_better: bool = True
+    trials: list[Trial] = field(default_factory=list)
+    chosen: Trial | None = None
+
+    @property
+    def name(self) -> str:
+        return " ".join(o for o in self.overrides if not o.startswith(("hydra.", "sweep."))) or "the default"
+
+    def ask(self) -> list[Trial]:
+        """The next trials; none when its budget is spent, or it has none for an error."""
+        trials = [Trial(settings) for settings in self.searcher.ask()] if self.searcher else []
+        self.trials += trials
+        return trials
+
+    def tell(self, trials: list[Trial]) -> None:
+        """Let the search learn from the trials asked for last."""
+        if self.searcher:
+            self.searcher.tell([trial.score for trial in trials], [trial.diverged for trial in trials])
+
+    def choose(self) -> None:
+        """Choose the trial with the best development score; of equals the smaller values."""
+        if self.error:
+            return
+        scored = [trial for trial in self.trials if trial.score is not None]
+        if scored:
+            self.chosen = self._ranked(scored)[0]
+        else:
+            self.error = f"{self.name}: none of its {len(self.trials)} trials has a development score"
+
+    def better_half(self, trials: list[Trial]) -> list[Trial]:
+        """Those of this candidate's trials that go on: the better half of those that have a score, rounded up."""
+        scored = [trial for trial in trials if trial.score_so_far is not None]
+        best = self._ranked(scored)[: math.ceil(len(trials) / 2)]
+        return [trial for trial in scored if any(trial is one for one in best)]
+
+    def _ranked(self, trials: list[Trial]) -> list[Trial]:
+        sign = -1 if self.higher_is_better else 1
+        return sorted(trials, key=lambda trial: (sign * (trial.score_so_far or 0.0), *trial.settings.values()))
+
+    def reason(self) -> str:
+        """The trials and their scores, as a final run's record keeps them."""
+        return f"best of {len(self.trials)}: " + ", ".join(map(told, self.trials))
+
+    def edges(self, sampled: bool) -> str:
+        """Say where the choice lies at an end of its range: of what was tried, or could have been drawn."""
+        if self.chosen is None:
+            return ""
+        found = []
+        for one in self.ranges:
+            tried = [trial.settings[one.key] for trial in self.trials]
+            ends = (one.values[0], one.values[-1]) if sampled else (min(tried), max(tried))
+            if edge(self.chosen.settings[one.key], *ends):
+                found.append("edge of its range" if one.key == RATE else f"edge of the range of {one.key}")
+        return ", ".join(found)
+
+
+def told(trial: Trial) -> str:
+    """A trial and its score; a dash where it has none."""
+    score = trial.score_so_far
+    text = "-" if score is None else f"{score:.{SCORE_DIGITS}f}"
+    return f"{trial.name}: {text}{' (stopped)' if trial.stopped else ''}"
+
+
+def choices_table(candidates: list[Candidate], sampled: bool) -> str:
+    """Each point's trials and choice; a choice on the edge of its range says that the range may be too narrow."""
+    rows = [
+        [
+            candidate.name,
+            ", ".join(map(told, candidate.trials)),
+            "" if candidate.chosen is None else candidate.chosen.name,
+            candidate.error or candidate.edges(sampled),
+        ]
+        for candidate in candidates
+    ]
+    return table(["tuned", "trial: development score", "chosen", "note"], rows)

@@ -1,0 +1,27 @@
+"""Tracking: the record of a run, the stores it is sent to and read from; may import `config`.
+
+Alone in importing mlflow.
+"""
+
+from harness.tracking.client import create
+from harness.tracking.pages import attach, browse, views
+from harness.tracking.reading import download, durations, finished, read_curves, read_runs, sweeps
+from harness.tracking.sending import SyncOutcome, send, sync
+from harness.tracking.uri import check
+
+__all__ = [
+    "SyncOutcome",
+    "attach",
+    "browse",
+    "check",
+    "create",
+    "download",
+    "durations",
+    "finished",
+    "read_curves",
+    "read_runs",
+    "send",
+    "sweeps",
+    "sync",
+    "views",
+]

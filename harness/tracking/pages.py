@@ -1,0 +1,154 @@
+"""The MLflow UI's pages of a sweep: its views, and the report that is attached to it."""
+
+import hashlib
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from harness.config.errors import ConfigError
+from harness.tracking.client import (
+    _ENVIRONMENT,
+    ARTIFACT_FOLDER,
+    EXPERIMENT_NOTE,
+    NOTE_TAG,
+    TAG_LENGTH,
+    _client,
+    _lock,
+    _sweep_parent,
+)
+from harness.tracking.reading import _fetch
+from harness.tracking.uri import Store, _quoted, check, parse, redact
+
+VIEW_TAG = "mlflow.sharedViewState."
+REPORT_FOLDER = "report"
+
+
+def attach(
+    files: Iterable[Path],
+    uri: str,
+    sweep: str,
+    text: str,
+    columns: Sequence[str] = (),
+    lowest_first: bool = False,
+    anywhere: bool = True,
+) -> str | None:
+    """Put the files of a report on the parent run of its sweep, and its first sentences into that run's description.
+
+    They lie under `report/` there, in place of those of an earlier report. MLflow's pages get a view of the sweep's
+    runs, with columns of their own.
+
+    Args:
+        files: The report's.
+        uri: The store.
+        sweep: The sweep that the report is about.
+        text: Markdown.
+        columns: Metrics that the view shows; its runs are sorted by the first.
+        lowest_first: How they are sorted.
+        anywhere: Whether it may also go into a store that is not whole: a copy of a file, whose artifacts lie with
+            the original.
+
+    Returns:
+        Id of the parent run; null where the store is not whole and `anywhere` is false.
+
+    Raises:
+        ConfigError: The store cannot be used, or has no runs of the sweep.
+        ConnectionError: The store failed.
+    """
+    check(uri)
+    store = parse(uri)
+    runs = _fetch(store, sweep=sweep, tables=("tags",))
+    if not runs:
+        raise ConfigError(f"sweep={sweep}: there is nothing to attach a report to in {store.uri}")
+    with _lock(store), _client(store) as client:
+        experiment = client.get_experiment(client.get_run(runs[-1]["mlflow_run_id"]).info.experiment_id)
+        whole = store.path is None or Path(experiment.artifact_location).is_relative_to(
+            store.path.parent / ARTIFACT_FOLDER
+        )
+        if not whole and not anywhere:
+            return None
+        started, ended = min(run["started_at"] for run in runs), max(run["ended_at"] for run in runs)
+        parent = _sweep_parent(client, experiment.experiment_id, sweep, started, ended)
+        for run in runs:
+            if run["tags"].get("mlflow.parentRunId", parent) != parent:
+                client.set_tag(run["mlflow_run_id"], "mlflow.parentRunId", parent)
+        _replace_report(client, store, parent, list(files))
+        client.set_tag(parent, NOTE_TAG, store.scrub(text)[:TAG_LENGTH])
+        if NOTE_TAG not in experiment.tags:
+            client.set_experiment_tag(experiment.experiment_id, NOTE_TAG, EXPERIMENT_NOTE)
+        if columns:
+            view = _view(sweep, columns, lowest_first, ended)
+            client.set_experiment_tag(experiment.experiment_id, VIEW_TAG + _view_key(sweep), view)
+    return parent
+
+
+def _view_key(sweep: str) -> str:
+    return hashlib.sha256(sweep.encode()).hexdigest()[:16]
+
+
+def _view(sweep: str, columns: Sequence[str], lowest_first: bool, moment: int) -> str:
+    """Describe a view as MLflow's pages keep those that their users save."""
+    metrics = [f"metrics.`{name}`" for name in columns]
+    state = {
+        "searchFilter": f"tags.sweep = {_quoted(sweep)}",
+        "orderByKey": metrics[0],
+        "orderByAsc": lowest_first,
+        "selectedColumns": metrics,
+    }
+    named = {"name": f"sweep {sweep}", "createdAt": moment, "updatedAt": moment, "state": json.dumps(state)}
+    return json.dumps(named)
+
+
+def views(uri: str) -> dict[str, str]:
+    """Return the views of a store in a file: their name -> path on the server that shows the store."""
+    query = "SELECT key, value, experiment_id FROM experiment_tags WHERE substr(key, 1, ?) = ? ORDER BY value"
+    store = parse(uri)
+    found: dict[str, str] = {}
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(store.path))}?mode=ro", uri=True)) as connection:
+            for key, value, experiment in connection.execute(query, (len(VIEW_TAG), VIEW_TAG)):
+                share = urlencode({"viewStateShareKey": key.removeprefix(VIEW_TAG)})
+                found[json.loads(value)["name"]] = f"/#/experiments/{experiment}/runs?{share}"
+    except (sqlite3.Error, ValueError, KeyError, TypeError):
+        return found
+    return found
+
+
+def _replace_report(client: Any, store: Store, parent: str, files: list[Path]) -> None:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    new = {f"{REPORT_FOLDER}/{path.name}" for path in files}
+    repository = get_artifact_repository(client.get_run(parent).info.artifact_uri, tracking_uri=store.uri)
+    for old in client.list_artifacts(parent, REPORT_FOLDER):
+        if old.path not in new:
+            repository.delete_artifacts(old.path)
+    for path in files:
+        client.log_artifact(parent, str(path), REPORT_FOLDER)
+
+
+def browse(uri: str, port: int) -> int:
+    """Run MLflow's own pages on a store, on this machine alone, until they are stopped; return their exit status.
+
+    Raises:
+        ConfigError: The store is a server's, which has pages of its own, or there is none.
+    """
+    store = parse(uri)
+    if store.path is None:
+        raise ConfigError(f"ui=true: {store.uri} has pages of its own; open it in a browser")
+    if not store.path.exists():
+        raise ConfigError(f"tracking.uri={redact(uri)}: there is no such store; run harness first")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store.uri]
+    command += ["--default-artifact-root", str(store.path.parent / ARTIFACT_FOLDER)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # Eight processes for jobs that judge answers, of which there are none here.
+    environment = {**_ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
+    try:
+        return subprocess.run(command, env=environment, check=False).returncode
+    except KeyboardInterrupt:
+        return 0

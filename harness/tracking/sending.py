@@ -1,0 +1,236 @@
+"""Sending of a run's record to a store."""
+
+import json
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness.config.errors import ConfigError
+from harness.tracking.client import (
+    ARTIFACT_FOLDER,
+    NOT_PENDING,
+    PENDING_TAG,
+    SENT_ON_TAG,
+    TAG_LENGTH,
+    StoreBusyError,
+    _client,
+    _create,
+    _experiment_id,
+    _lock,
+    _sweep_parent,
+)
+from harness.tracking.entries import final_metrics, milliseconds, run_name, run_params, run_tags, step_metrics
+from harness.tracking.reading import _fetch
+from harness.tracking.record import (
+    ADAPTER_FOLDER,
+    CONFIG_FILE,
+    LOG_FILE,
+    PREDICTIONS_FILE,
+    RESULT_FILE,
+    SOFT_PROMPT_FILE,
+    STEPS_FILE,
+    TRACKED_FILE,
+    RunRecord,
+    write_atomically,
+)
+from harness.tracking.uri import RUN_ID_TAG, Store, _quoted, check, parse, redact
+
+MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}  # every other status is FAILED
+# Longer than a crowd of writers takes; the run itself is safe in its directory meanwhile.
+BUSY_SECONDS, FIRST_WAIT, LONGEST_WAIT = 600, 1.0, 30.0
+ANSWERS, ANSWERS_SHOWN = "answers.json", 50
+# MLflow's own limits (mlflow.utils.validation): longer values and larger batches are refused.
+VALUE_LENGTH, DIGEST_LENGTH, PARAMS_A_BATCH, METRICS_A_BATCH = 6000, 36, 100, 1000
+
+
+@dataclass
+class SyncOutcome:
+    """What `sync` did with each run directory; `damaged` maps a directory to the reason."""
+
+    sent: list[Path] = field(default_factory=list)
+    present: list[Path] = field(default_factory=list)
+    damaged: dict[Path, str] = field(default_factory=dict)
+
+
+def send(run_dir: Path, uri: str, experiment: str) -> str:
+    """Send one run directory, unless the store has it; return the MLflow run's id.
+
+    A store that is busy is asked again for some minutes. Only `result.json` must exist; `config.yaml`, `steps.jsonl`,
+    `predictions.parquet`, `adapter/` and `run.log` go along where they do. `tracked.json` in the run directory then
+    says where the run went.
+
+    Raises:
+        ConfigError: The store cannot be used (see `check`).
+        ConnectionError: The store failed on the way; nothing is lost, send again.
+        ValueError: `result.json` is damaged.
+        FileNotFoundError: There is no `result.json`.
+    """
+    run_dir = Path(run_dir)
+    record = RunRecord.read(run_dir)
+    check(uri)
+    store = parse(uri)
+    sent = _patiently(lambda: _send_once(store, run_dir, record, experiment))
+    note = {"uri": redact(store.uri), "experiment": experiment, "mlflow_run_id": sent}
+    with suppress(OSError):  # a read-only archive can be sent too; the store itself knows what it has
+        write_atomically(run_dir / TRACKED_FILE, json.dumps(note, indent=2) + "\n")
+    return sent
+
+
+def _patiently(act: Callable[[], str]) -> str:
+    """Do what is safe to do again, until the store is not busy or `BUSY_SECONDS` are over."""
+    deadline, wait = time.monotonic() + BUSY_SECONDS, FIRST_WAIT
+    # Writers that met once would meet again, were they to wait alike; the seeds of a run stay untouched.
+    lots = random.SystemRandom()
+    while True:
+        try:
+            return act()
+        except StoreBusyError:
+            pause = wait * lots.uniform(0.5, 1.5)
+            if time.monotonic() + pause > deadline:
+                raise
+            time.sleep(pause)
+            wait = min(2 * wait, LONGEST_WAIT)
+
+
+def _send_once(store: Store, run_dir: Path, record: RunRecord, experiment: str) -> str:
+    with _lock(store):
+        _create(store)
+        known = _fetch(store, run_ids=[record.run_id])
+        if known:
+            return str(known[0]["mlflow_run_id"])
+        with _client(store) as client:
+            return _send(client, store, run_dir, record, experiment)
+
+
+def _send(client: Any, store: Store, run_dir: Path, record: RunRecord, experiment: str) -> str:
+    from mlflow.entities import RunTag
+
+    start = time.perf_counter()
+    experiment_id = _experiment_id(client, store, experiment)
+    started, ended = milliseconds(record.started_at, run_dir), milliseconds(record.ended_at, run_dir)
+    tags = run_tags(record) | {PENDING_TAG: record.run_id, SENT_ON_TAG: datetime.now(UTC).date().isoformat()}
+    if record.sweep.get("name"):
+        tags["mlflow.parentRunId"] = _sweep_parent(client, experiment_id, record.sweep["name"], started, ended)
+    tags = {name: store.scrub(value)[:TAG_LENGTH] for name, value in tags.items()}
+    run = client.create_run(experiment_id, start_time=started, tags=tags, run_name=run_name(record))
+    run_id = str(run.info.run_id)
+    client.set_terminated(run_id, MLFLOW_STATUS.get(record.status, "FAILED"), ended)
+    _log(client, store, run_id, run_dir, record, started, ended)
+    # Of all costs the only one that the record can't have: it was written before anything was sent.
+    client.log_metric(run_id, "cost.track_seconds", time.perf_counter() - start, timestamp=ended)
+    # What a kill left, and what a server made twice because a request was repeated that it had not answered in time.
+    for rest in client.search_runs([experiment_id], f"tags.`{PENDING_TAG}` = {_quoted(record.run_id)}"):
+        if rest.info.run_id != run_id:
+            client.delete_run(rest.info.run_id)
+    # Both in one transaction: whenever a kill comes, the run is whole and known, or something to be cleared away.
+    client.log_batch(run_id, tags=[RunTag(RUN_ID_TAG, record.run_id), RunTag(PENDING_TAG, NOT_PENDING)])
+    client.delete_tag(run_id, PENDING_TAG)
+    return run_id
+
+
+def _log(client: Any, store: Store, run_id: str, run_dir: Path, record: RunRecord, started: int, ended: int) -> None:
+    from mlflow.entities import Metric, Param
+
+    params = [Param(key, store.scrub(value)[:VALUE_LENGTH]) for key, value in run_params(record.config).items()]
+    steps = list(step_metrics(run_dir / STEPS_FILE))
+    # A final score must be newer than the last one by step, or MLflow shows that one as the run's.
+    last = max((step for step, _ in steps), default=0)
+    metrics = [
+        Metric(key, value, min(started + round(1000 * values.get("train.seconds", 0)), ended - 1), step)
+        for step, values in steps
+        for key, value in values.items()
+    ]
+    metrics += [Metric(key, value, ended, last) for key, value in final_metrics(record).items()]
+    for start in range(0, len(params), PARAMS_A_BATCH):
+        client.log_batch(run_id, params=params[start : start + PARAMS_A_BATCH])
+    for start in range(0, len(metrics), METRICS_A_BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_BATCH])
+    _log_data(client, run_id, record)
+    _log_artifacts(client, store, run_id, run_dir)
+
+
+def _log_data(client: Any, run_id: str, record: RunRecord) -> None:
+    """Log the task's rows as an input, under their revision: the hash of their files, or a version."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    revision = (record.provenance.get("revisions") or {}).get("data")
+    task = record.config.get("task")
+    if not revision or not isinstance(task, dict) or not task.get("name"):
+        return
+    source = {"task": task["name"], "revision": str(revision), "version": task.get("version")}
+    rows = (record.provenance.get("data") or {}).get("rows")
+    data = Dataset(
+        task["name"],
+        str(revision)[:DIGEST_LENGTH],
+        "harness",
+        json.dumps({key: value for key, value in source.items() if value is not None}),
+        profile=None if rows is None else json.dumps({"rows": rows}),
+    )
+    client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training and evaluation")])])
+
+
+def _log_artifacts(client: Any, store: Store, run_id: str, run_dir: Path) -> None:
+    for name in (RESULT_FILE, CONFIG_FILE, LOG_FILE, STEPS_FILE, PREDICTIONS_FILE, SOFT_PROMPT_FILE):
+        path = run_dir / name
+        if not path.is_file():
+            continue
+        if name != PREDICTIONS_FILE and (store.password or store.token):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if store.scrub(text) != text:
+                client.log_text(run_id, store.scrub(text), name)
+                continue
+        client.log_artifact(run_id, str(path))
+    if (run_dir / ADAPTER_FOLDER).is_dir():
+        client.log_artifacts(run_id, str(run_dir / ADAPTER_FOLDER), ADAPTER_FOLDER)
+    if (run_dir / PREDICTIONS_FILE).is_file():
+        _log_answers(client, store, run_id, run_dir / PREDICTIONS_FILE)
+    if (run_dir / SOFT_PROMPT_FILE).is_file():
+        import pandas as pd
+
+        client.log_table(run_id, pd.read_csv(run_dir / SOFT_PROMPT_FILE), SOFT_PROMPT_FILE.replace(".csv", ".json"))
+
+
+def _log_answers(client: Any, store: Store, run_id: str, path: Path) -> None:
+    """Show the first predictions as a table: texts that were generated or chosen, or labels."""
+    import pandas as pd
+
+    frame = pd.read_parquet(path)
+    if not {"split", "prediction"} <= set(frame):
+        return
+    shown = frame[frame["split"] != "development"] if set(frame["split"]) - {"development"} else frame
+    shown = shown.head(ANSWERS_SHOWN).dropna(axis="columns", how="all")
+    client.log_table(run_id, shown.map(lambda value: store.scrub(value) if isinstance(value, str) else value), ANSWERS)
+
+
+def sync(folder: Path, uri: str, experiment: str) -> SyncOutcome:
+    """Send every run directory below a folder that the store lacks; a damaged `result.json` stops none of the others.
+
+    Raises:
+        ConfigError: The folder does not exist, or the store cannot be used.
+        ConnectionError: The store failed on the way; what was sent is not sent again.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"sync={folder} is not a folder; give the one that holds the runs, such as runs")
+    check(uri)
+    store, outcome = parse(uri), SyncOutcome()
+    known = {run["run_id"] for run in _fetch(store)}
+    for path in sorted(folder.rglob(RESULT_FILE)):
+        if ARTIFACT_FOLDER in path.relative_to(folder).parts:
+            continue  # the copies that a store keeps
+        try:
+            record = RunRecord.read(path.parent)
+            if record.run_id not in known:
+                send(path.parent, uri, experiment)
+            (outcome.present if record.run_id in known else outcome.sent).append(path.parent)
+            known.add(record.run_id)
+        except (ConfigError, ConnectionError):
+            raise
+        except (ValueError, OSError) as error:
+            outcome.damaged[path.parent] = str(error)
+    return outcome

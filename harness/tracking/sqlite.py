@@ -1,0 +1,73 @@
+"""Runs and histories read from an SQLite store without mlflow."""
+
+import json
+import math
+import sqlite3
+from contextlib import closing
+from typing import Any
+from urllib.parse import quote
+
+from harness.tracking.uri import RUN_ID_TAG, Store
+
+
+def read_sqlite(
+    store: Store, wanted: dict[str, list[str]], tables: tuple[str, ...], names: tuple[str, ...] = ("*",)
+) -> list[dict[str, Any]]:
+    """Read with SQL: paging through `search_runs` takes half a minute for ten thousand runs, this takes a second.
+
+    Args:
+        wanted: Tag -> the values allowed.
+        tables: What is read of a run: tags, params, latest_metrics.
+        names: Patterns of SQLite's GLOB for the names in those tables.
+    """
+    conditions = "".join(
+        " AND r.run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? AND value IN (SELECT value FROM json_each(?)))"
+        for _ in wanted
+    )
+    values = [item for key, allowed in wanted.items() for item in (key, json.dumps(allowed))]
+    select = f"""CREATE TEMP TABLE wanted AS
+        SELECT r.run_uuid, t.value AS run_id, r.name, r.start_time, r.end_time, r.artifact_uri
+        FROM runs r JOIN tags t ON t.run_uuid = r.run_uuid AND t.key = '{RUN_ID_TAG}'
+        JOIN experiments e ON e.experiment_id = r.experiment_id
+        WHERE r.lifecycle_stage = 'active' AND e.lifecycle_stage = 'active'{conditions}"""
+    columns = ("mlflow_run_id", "run_id", "name", "started_at", "ended_at", "artifact_uri")
+    named = " OR ".join("key GLOB ?" for _ in names)
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(store.path))}?mode=ro", timeout=20, uri=True)) as connection:
+            connection.execute(select, values)
+            runs = {
+                row[0]: dict(zip(columns, row, strict=True)) | {"params": {}, "tags": {}, "metrics": {}}
+                for row in connection.execute("SELECT * FROM wanted")
+            }
+            for table in tables:
+                value = "CASE WHEN is_nan THEN NULL ELSE value END" if table == "latest_metrics" else "value"
+                content = table.removeprefix("latest_")
+                of_wanted = "run_uuid IN (SELECT run_uuid FROM wanted)"
+                query = f"SELECT run_uuid, key, {value} FROM {table} WHERE {of_wanted} AND ({named})"
+                for run_id, key, item in connection.execute(query, names):
+                    runs[run_id][content][key] = math.nan if item is None else item
+    except sqlite3.Error as error:
+        raise ConnectionError(f"the tracking store {store.uri} cannot be read: {error}") from None
+    return list(runs.values())
+
+
+def read_history(store: Store, prefix: str, sweeps: list[str] | None) -> list[tuple[str, str, int, float]]:
+    """Read every metric by step whose name starts with a prefix: run id, name, step, value; first logged, first read.
+
+    Raises:
+        ConnectionError: The store cannot be read.
+    """
+    query = f"""SELECT t.value, m.key, m.step, m.value FROM metrics m
+        JOIN runs r ON r.run_uuid = m.run_uuid AND r.lifecycle_stage = 'active'
+        JOIN experiments e ON e.experiment_id = r.experiment_id AND e.lifecycle_stage = 'active'
+        JOIN tags t ON t.run_uuid = m.run_uuid AND t.key = '{RUN_ID_TAG}'
+        LEFT JOIN tags s ON s.run_uuid = m.run_uuid AND s.key = 'sweep'
+        WHERE substr(m.key, 1, ?) = ? AND NOT m.is_nan
+        AND (? IS NULL OR s.value IN (SELECT value FROM json_each(?)))
+        ORDER BY t.value, m.key, m.step, m.timestamp"""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(store.path))}?mode=ro", timeout=20, uri=True)) as connection:
+            wanted = None if sweeps is None else json.dumps(sweeps)
+            return connection.execute(query, (len(prefix), prefix, wanted, wanted)).fetchall()
+    except sqlite3.Error as error:
+        raise ConnectionError(f"the tracking store {store.uri} cannot be read: {error}") from None

@@ -1,0 +1,92 @@
+"""Scoring a model on a split, and the predictions that reports compare."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from harness.training.batches import Batch, Collate, Features, by_length
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch import dtype as Dtype
+    from transformers import PreTrainedTokenizerBase
+
+    from harness.measure import ForwardMeter
+    from harness.methods import Adapter
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under evaluation.
+
+    Attributes:
+        adapter: The model with what was trained.
+        collate: Makes the batches of the forward passes.
+        batch_size: Rows of a batch.
+        autocast: Lower precision to compute in; null computes in the weights' own.
+    """
+
+    adapter: "Adapter"
+    tokenizer: "PreTrainedTokenizerBase"
+    collate: Collate
+    batch_size: int
+    autocast: "Dtype | None"
+
+    @property
+    def model(self) -> "nn.Module":
+        return self.adapter.model
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Evaluation mode, which stays, no gradients, and the precision of the run."""
+        import torch
+
+        self.model.eval()
+        device = self.collate.device.type
+        with torch.inference_mode(), torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+            yield
+
+    def batches(self, features: list[Features]) -> Iterator[Batch]:
+        """Every row once, the longest first."""
+        for indices in by_length([row["length"] for row in features], self.batch_size):
+            yield self.collate(features, indices)
+
+
+@dataclass
+class Evaluation:
+    """One split, scored.
+
+    Attributes:
+        scores: Metric name -> value, and `loss`.
+        columns: One entry a row, in the order of the rows: `label`, `prediction`, and more of the task's own.
+        costs: Names of `RunRecord.cost` -> what was measured in passing.
+        seconds: What it took.
+    """
+
+    scores: dict[str, float]
+    columns: dict[str, list[Any]]
+    costs: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def logits_of_rows(
+    subject: Subject, features: list[Features], meter: "ForwardMeter | None" = None
+) -> "tuple[Tensor, float]":
+    """Logits of a model with a head, rows x labels, float32, on the CPU, in the rows' order; and the mean loss.
+
+    Args:
+        meter: Counts the first batch, which has the longest rows.
+    """
+    import torch
+
+    logits: list[Tensor | None] = [None] * len(features)
+    loss = 0.0
+    with subject.computing():
+        for number, batch in enumerate(subject.batches(features)):
+            with meter.counting(batch.tokens) if meter and number == 0 else nullcontext():
+                output = subject.model(**batch.inputs)
+            loss += float(output.loss) * batch.weight
+            for index, row in zip(batch.indices, output.logits.float().cpu(), strict=True):
+                logits[index] = row
+    return torch.stack([row for row in logits if row is not None]), loss / len(features)

@@ -1,0 +1,197 @@
+"""What a causal language model answers: greedy generation, and how likely it finds each of some given answers.
+
+Both take a transformers model, changed in place or not, or a `peft.PeftModel` around one. Where peft puts virtual
+tokens in front, generation puts them between the padding and the prompt, and counts positions from the first of them,
+as in training. peft's own `generate` leaves the padding of prompt and P-tuning between the two, and drops position ids:
+there a prompt's answer depends on what else is in its batch.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.models.transformers_inner import cache_argument
+from harness.training.batches import by_length
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Answers of a model.
+
+    Attributes:
+        tokens: New token ids of each prompt, in the order of the prompts, without the end of sequence.
+        new_tokens: Tokens that were generated, ends of sequences counted.
+        seconds: What it took.
+    """
+
+    tokens: list[list[int]]
+    new_tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Zero where nothing was generated."""
+        return self.new_tokens / self.seconds if self.new_tokens else 0.0
+
+
+def generate(
+    model: "nn.Module",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    batch_size: int,
+) -> Generated:
+    """Continue each prompt with the likeliest token at every step; leaves the model in evaluation mode.
+
+    The model's own generation settings (sampling, penalties, further end tokens) are set aside meanwhile.
+
+    Args:
+        model: A causal language model of transformers, or peft's wrapper of one.
+        tokenizer: Gives the tokens that end a sequence and that pad it; without an end, all prompts get
+            `max_new_tokens`.
+        prompts: Token ids, unpadded.
+        max_new_tokens: Most tokens of an answer, its end of sequence counted.
+        batch_size: Prompts that are continued side by side, the longest first.
+
+    Raises:
+        ValueError: A prompt is empty, or the longest leaves too few of the model's positions.
+    """
+    import torch
+    from tqdm import tqdm
+    from transformers import GenerationConfig
+
+    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    _check_room(plain, prompts, max_new_tokens + _virtual_count(model))
+    end = tokenizer.eos_token_id
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=end,
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,
+    )
+    answers: list[list[int]] = [[] for _ in prompts]
+    new_tokens = 0
+    model.eval()
+    start = time.perf_counter()
+    batches = by_length([len(prompt) for prompt in prompts], batch_size)
+    with torch.inference_mode(), _without_own_settings(plain):
+        for indices in tqdm(batches, desc="generate", unit="batch", disable=None, leave=False):
+            inputs = _inputs(model, plain, [prompts[index] for index in indices], tokenizer.pad_token_id)
+            rows = plain.generate(**inputs, generation_config=settings)
+            # Prompts given as vectors do not come back.
+            given = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+            for index, row in zip(indices, rows[:, given:].tolist(), strict=True):
+                length = row.index(end) if end in row else len(row)
+                answers[index] = row[:length]
+                new_tokens += min(length + 1, len(row))
+    return Generated(answers, new_tokens, time.perf_counter() - start)
+
+
+def option_log_likelihoods(
+    model: "nn.Module",
+    prompts: list[list[int]],
+    options: list[list[list[int]]],
+    batch_size: int,
+) -> list[list[tuple[float, int]]]:
+    """Log-probability (nats) of each option's tokens after its prompt, summed, and their number.
+
+    The likeliest option by the sum favours short ones; by the sum over the number it is normalised for length.
+    Leaves the model in evaluation mode.
+
+    Args:
+        model: A causal language model; its logits may have virtual positions in front.
+        prompts: Token ids, unpadded.
+        options: For each prompt, the token ids of each of its options.
+        batch_size: Options that are scored side by side, the longest with their prompts first.
+
+    Raises:
+        ValueError: A prompt or an option is empty, or the longest do not fit the model's positions.
+    """
+    import torch
+
+    from harness.training.perplexity import Window, score_windows
+
+    if not all(option for of_one in options for option in of_one):
+        raise ValueError("an option has no tokens: it has no likelihood")
+    cut = [
+        Window(prompt + option, len(prompt))
+        for prompt, of_one in zip(prompts, options, strict=True)
+        for option in of_one
+    ]
+    _check_room(model, prompts, 0)
+    _check_room(model, [one.ids for one in cut], _virtual_count(model))
+    model.eval()
+    with torch.inference_mode():
+        nll = score_windows(model, cut, batch_size, next(model.parameters()).device, shown="score options")
+    scored = iter([(-value, one.scored) for value, one in zip(nll, cut, strict=True)])
+    return [[next(scored) for _ in of_one] for of_one in options]
+
+
+def _virtual_count(model: "nn.Module") -> int:
+    """Virtual tokens that peft puts in front of a prompt; 0 without any, or switched off."""
+    config = getattr(model, "active_peft_config", None)
+    # Switched off, the wrapper's forward is that of the model inside.
+    if config is None or not config.is_prompt_learning or model.forward == model.base_model.forward:  # type: ignore[union-attr]
+        return 0
+    return int(config.num_virtual_tokens)
+
+
+def _check_room(model: "nn.Module", rows: list[list[int]], further: int) -> None:
+    if not all(rows):
+        raise ValueError("a prompt has no tokens: nothing stands before its answer")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    longest = max(map(len, rows), default=0)
+    if positions is not None and longest + further > positions:
+        raise ValueError(f"{longest} tokens and {further} further ones are more than the model's {positions} positions")
+
+
+@contextmanager
+def _without_own_settings(plain: "PreTrainedModel") -> Iterator[None]:
+    """Set aside a checkpoint's generation settings, which fill in what `generate` was not told."""
+    from transformers import GenerationConfig
+
+    own: GenerationConfig = plain.generation_config
+    plain.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        plain.generation_config = own
+
+
+def _inputs(model: "nn.Module", plain: "PreTrainedModel", prompts: list[list[int]], padding: int) -> dict[str, Any]:
+    """Prompts padded on the left, with peft's virtual tokens: arguments of the plain model's `generate`."""
+    import torch
+
+    rows = [torch.tensor(prompt, device=plain.device) for prompt in prompts]
+    if not _virtual_count(model):
+        return {"input_ids": _pad(rows, padding), "attention_mask": _mask(rows)}
+    virtual: Tensor | Cache = model.get_prompt(len(rows))  # type: ignore[operator]
+    if isinstance(virtual, torch.Tensor):
+        embedded = [plain.get_input_embeddings()(row) for row in rows]
+        vectors = [torch.cat([soft.to(row.dtype), row]) for soft, row in zip(virtual, embedded, strict=True)]
+        return {"inputs_embeds": _pad(vectors, 0), "attention_mask": _mask(vectors)}
+    # A prefix is keys and values of tokens before the first, padding included: it stays in front of that.
+    mask = _mask(rows)
+    seen = mask.new_ones(len(rows), virtual.get_seq_length())
+    inputs = {"input_ids": _pad(rows, padding), "attention_mask": torch.cat([seen, mask], 1)}
+    return inputs | {str(cache_argument(plain)): virtual}
+
+
+def _pad(rows: "list[Tensor]", value: int) -> "Tensor":
+    from torch.nn.utils.rnn import pad_sequence
+
+    return pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left")
+
+
+def _mask(rows: "list[Tensor]") -> "Tensor":
+    """1 where a row has a token or a vector, 0 where it is padded: batch x sequence."""
+    import torch
+
+    return _pad([torch.ones(len(row), dtype=torch.long, device=row.device) for row in rows], 0)

@@ -1,0 +1,167 @@
+"""Metrics as plain functions, and as `evaluate.Metric`s made of them.
+
+Here are GLUE's (Wang et al. 2019, arXiv 1804.07461, table 1); those of generated text are the means of
+text_metrics.py over the rows. Neither needs a network. Runs call the functions through `compute`; importing
+`evaluate` takes six seconds, so it is imported only by who wants a `evaluate.Metric`.
+
+Where a formula has no value: an F1 without positives (0/0), and a correlation with something constant, are 0.0. That is
+scikit-learn's convention for Matthews; SciPy calls Pearson's and Spearman's NaN, which would drop a collapsed run out
+of every mean instead of showing it at the level of chance. NaN is left to predictions that are not numbers.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from harness.config.errors import ConfigError, near_misses
+from harness.training import text_metrics
+from harness.training.text_metrics import PER_ROW
+
+if TYPE_CHECKING:
+    from evaluate import Metric
+    from numpy import ndarray
+
+POSITIVE_LABEL = 1
+
+
+def accuracy(predictions: "ndarray", references: "ndarray") -> float:
+    """Share of rows whose prediction equals the label."""
+    return float((predictions == references).mean())
+
+
+def f1(predictions: "ndarray", references: "ndarray") -> float:
+    """Harmonic mean of precision and recall for the label 1; 0 without any positive, predicted or true."""
+    predicted, true = predictions == POSITIVE_LABEL, references == POSITIVE_LABEL
+    total = predicted.sum() + true.sum()
+    return float(2 * (predicted & true).sum() / total) if total else 0.0
+
+
+def matthews_correlation(predictions: "ndarray", references: "ndarray") -> float:
+    """Correlation of two labellings; for more than two labels the R_K statistic of Gorodkin 2004."""
+    import numpy as np
+
+    labels = np.unique(np.concatenate([predictions, references]))
+    predicted = predictions[:, None] == labels
+    true = references[:, None] == labels
+    # float64, not int64: a product of four counts of a large data set would overflow.
+    rows, correct = float(len(predictions)), float((predicted & true).sum())
+    predicted_counts, true_counts = predicted.sum(0, dtype=float), true.sum(0, dtype=float)
+    covariance = correct * rows - predicted_counts @ true_counts
+    variances = (rows**2 - predicted_counts @ predicted_counts) * (rows**2 - true_counts @ true_counts)
+    return float(covariance / np.sqrt(variances)) if variances > 0 else 0.0
+
+
+def pearson(predictions: "ndarray", references: "ndarray") -> float:
+    """Linear correlation; 0 if either side is constant, NaN if either is not finite."""
+    import numpy as np
+
+    if not (np.isfinite(predictions).all() and np.isfinite(references).all()):
+        return float("nan")
+    if np.ptp(predictions) == 0 or np.ptp(references) == 0:
+        return 0.0
+    return float(np.clip(_centred(predictions) @ _centred(references), -1, 1))
+
+
+def spearman(predictions: "ndarray", references: "ndarray") -> float:
+    """Pearson's correlation of the ranks, equal values sharing their mean rank; 0 and NaN as for `pearson`."""
+    import numpy as np
+
+    if not (np.isfinite(predictions).all() and np.isfinite(references).all()):
+        return float("nan")
+    return pearson(_ranks(predictions), _ranks(references))
+
+
+def _centred(values: "ndarray") -> "ndarray":
+    """Subtract the mean and scale to length 1; scaled by the largest first, so that no square over- or underflows."""
+    import numpy as np
+
+    centred = values.astype(float) - values.mean(dtype=float)
+    centred /= np.abs(centred).max()
+    return centred / np.linalg.norm(centred)
+
+
+def _ranks(values: "ndarray") -> "ndarray":
+    import numpy as np
+
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def _mean_over_rows(score: Callable[[str, str], float]) -> Callable[[Sequence[str], Sequence[str]], float]:
+    @wraps(score)
+    def mean(predictions: Sequence[str], references: Sequence[str]) -> float:
+        return fmean(map(score, predictions, references))
+
+    return mean
+
+
+METRICS: dict[str, Callable[[Any, Any], float]] = {
+    **{function.__name__: function for function in (accuracy, f1, matthews_correlation, pearson, spearman)},
+    **{name: _mean_over_rows(score) for name, score in PER_ROW.items()},
+}
+CORRELATIONS_OF_NUMBERS = (pearson, spearman)
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "forgetting.before", "forgetting.after")
+
+
+def higher_is_better(name: str) -> bool:
+    """Direction of a score; a name may carry a split, as in mismatched.accuracy, or say of what it is a loss."""
+    return not name.endswith(LOWER_IS_BETTER)
+
+
+def compute(names: Iterable[str], predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+    """Score predictions against labels, or texts against texts: metric name -> value.
+
+    Raises:
+        ConfigError: There is no metric of a name.
+        ValueError: There are no rows, or not as many predictions as labels.
+    """
+    import numpy as np
+
+    names = list(names)
+    for name in names:
+        _check(name)
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions for {len(references)} labels")
+    if len(predictions) == 0:
+        raise ValueError("there are no rows to score")
+    as_given, arrays = (predictions, references), (np.asarray(predictions), np.asarray(references))
+    return {name: METRICS[name](*(as_given if name in PER_ROW else arrays)) for name in names}
+
+
+def metric(name: str) -> "Metric":
+    """A metric for code that works with the library evaluate: `metric("f1").compute(...)`, `evaluate.combine([...])`.
+
+    Raises:
+        ConfigError: There is no such metric.
+    """
+    import tempfile
+
+    import evaluate
+    from datasets import Features, Value
+
+    function = METRICS[_check(name)]
+    kind = "string" if name in PER_ROW else "float64" if function in CORRELATIONS_OF_NUMBERS else "int64"
+    glue = "Wang et al. 2019, GLUE, arXiv 1804.07461"
+
+    class RowMetric(evaluate.Metric):
+        def _info(self) -> evaluate.MetricInfo:
+            return evaluate.MetricInfo(
+                description=(function.__doc__ or "").split("\n")[0],
+                citation=(text_metrics.__doc__ or "") if name in PER_ROW else glue,
+                inputs_description="predictions, references: one of each a row",
+                features=Features({"predictions": Value(kind), "references": Value(kind)}),
+            )
+
+        def _compute(self, *, predictions: Any, references: Any, **_: Any) -> dict[str, float]:
+            return compute([name], predictions, references)
+
+    RowMetric.__name__ = RowMetric.__qualname__ = name
+    # In memory; evaluate makes its cache folder all the same, and a home may be read-only.
+    return RowMetric(keep_in_memory=True, cache_dir=tempfile.gettempdir())
+
+
+def _check(name: str) -> str:
+    if name not in METRICS:
+        raise ConfigError(f"metrics={name}: there is no such metric; {near_misses(name, METRICS)}")
+    return name

@@ -1,0 +1,465 @@
+"""Training: AdamW over length-bucketed batches, checkpoints that lose nothing, the best weights kept.
+
+The loop is ours because the run needs what transformers' Trainer does not give: batches from length buckets that a
+resumed run finds again, tokens counted without padding, evaluation kept out of training time, and a stop on the first
+loss that is not finite. tests/benchmarks compares its step time with a plain loop's and with Trainer's.
+"""
+
+import logging
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+from harness import measure
+from harness.config.schema import Scheduler, TrainConfig
+from harness.measure.speed import SystemLoad
+from harness.methods import Adapter, trained_parameters
+from harness.methods.optimizer import make_optimizer
+from harness.tracking.record import CUDA_MEMORY, STEP_MEMORY
+from harness.training.batches import Batch, Collate, Features, bucketed
+from harness.training.evaluation import Evaluation
+from harness.training.interrupts import deferred_interrupts
+from harness.training.metrics import higher_is_better
+from harness.training.processes import Processes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch import dtype as Dtype
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+log = logging.getLogger(__name__)
+
+LOG_STEPS = 10
+# Left out of the median step time: the first steps fill caches and make the optimizer's state.
+WARM_UP_STEPS = 3
+CHECKPOINT_FILE = "checkpoint.pt"
+
+
+class Diverged(Exception):
+    """The loss is not a finite number."""
+
+
+@dataclass
+class Progress:
+    """Where a training run stands; all of it goes into a checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    train_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    best_score: float | None = None
+    best_step: int = 0
+    evaluations_without_gain: int = 0
+    # Of the step that was counted; empty before.
+    step_costs: dict[str, Any] = field(default_factory=dict)
+    step_seconds: list[float] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains an adapter and its head.
+
+    Args:
+        adapter: What is trained.
+        features: Encoded training rows.
+        collate: Makes batches on the device.
+        settings: conf/train.
+        data_seed: Decides the order of the rows.
+        autocast: Lower precision to compute in; null computes in the weights' own.
+        loss: The loss of a batch, a mean over what its weight counts.
+        score: Scores the development split.
+        primary_metric: The metric that chooses the best weights.
+        identity: Names the checkpoint, so that the same experiment finds it again.
+        metered: Count the memory and the operations of one step; the scores are the same bits without.
+        processes: Share each batch and take the same steps; null: this process is alone.
+        stop_share: Stop at the first evaluation past this share of the steps and keep a checkpoint; null: at the end.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        features: list[Features],
+        collate: Collate,
+        settings: TrainConfig,
+        data_seed: int,
+        autocast: "Dtype | None",
+        loss: "Callable[[Batch], Tensor]",
+        score: Callable[[], Evaluation],
+        primary_metric: str,
+        identity: str,
+        metered: bool = True,
+        processes: Processes | None = None,
+        stop_share: float | None = None,
+    ) -> None:
+        self.adapter = adapter
+        self.features = features
+        self.collate = collate
+        self.settings = settings
+        self.data_seed = data_seed
+        self.autocast = autocast
+        self.loss = loss
+        self.score = score
+        self.primary_metric = primary_metric
+        self.processes = processes or Processes()
+        self.higher_is_better = higher_is_better(primary_metric)
+        # Of the best weights; null after a resumption, when the best may lie before it.
+        self.best_evaluation: Evaluation | None = None
+        self.trained = trained_parameters(adapter)
+        self.lengths = [row["length"] for row in features]
+        rows_a_step = settings.batch_size * settings.gradient_accumulation_steps
+        self.steps_per_epoch = math.ceil(len(features) / rows_a_step)
+        self.total_steps = settings.max_steps or math.ceil(settings.epochs * self.steps_per_epoch)
+        self.evaluation_steps = max(1, math.ceil(self.steps_per_epoch / settings.evaluations_per_epoch))
+        # The schedule is of all steps, also where training stops earlier: what goes on must end as if it never had.
+        self.last_step = self._last_step(stop_share)
+        self.stopped = False
+        self.optimizer = adapter.optimizer(self.trained, settings) or make_optimizer(self.trained, settings)
+        self.schedule = make_schedule(self.optimizer, settings, self.total_steps)
+        self.metered_step = self._largest_step() if metered else None
+        self.progress = Progress()
+        self._timed_step, self._timed_seconds = 0, 0.0
+        self.load = SystemLoad(collate.device)
+        self.best: dict[str, Tensor] = {}
+        self.checkpoint = Path(settings.checkpoint_dir) / identity / CHECKPOINT_FILE
+
+    def fit(self) -> Progress:
+        """Train to the end, or to early stopping; the best weights are in the model afterwards.
+
+        Raises:
+            Diverged: The loss is NaN or infinite.
+            KeyboardInterrupt: Ctrl-C or a polite kill came. The step, and its evaluation, were finished first and a
+                checkpoint written, unless it came twice.
+        """
+        from tqdm import tqdm
+
+        self.adapter.start(self.total_steps)
+        self.processes.part_random_numbers()
+        if self.settings.resume:
+            self._restore()
+        self._saved_at = time.monotonic()
+        self._timed_step, self._timed_seconds = self.progress.step, self.progress.train_seconds
+        self.adapter.model.train()
+        with (
+            deferred_interrupts() as interrupted,
+            tqdm(total=self.total_steps, initial=self.progress.step, desc="train", unit="step", disable=None) as bar,
+        ):
+            start = time.perf_counter()
+            for micro_batches, weight in self._steps():
+                loss = self._read(self._step(micro_batches, weight))
+                self.progress.train_seconds += time.perf_counter() - start
+                self._report(loss, bar)
+                if self._evaluation_is_due():
+                    self._evaluate()
+                    if self._stalled():
+                        break
+                # One process's interruption is everyone's: the others would wait for it for ever.
+                stop, due = map(bool, self.processes.sums([interrupted(), self._save_is_due()]))
+                if stop or due:
+                    self._save_checkpoint()
+                if stop:
+                    raise KeyboardInterrupt
+                start = time.perf_counter()
+        self.stopped = self.last_step < self.total_steps and not self._stalled()
+        if self.stopped:
+            self._save_checkpoint()
+        self._load(self.best)
+        return self.progress
+
+    def _last_step(self, stop_share: float | None) -> int:
+        """The step of the evaluation to stop at, so that stopping adds none that the whole run has not."""
+        if stop_share is None:
+            return self.total_steps
+        evaluations = math.ceil(stop_share * self.total_steps / self.evaluation_steps)
+        return min(evaluations * self.evaluation_steps, self.total_steps)
+
+    def _steps(self) -> "Iterator[tuple[list[Batch], int]]":
+        """This process's batches of each optimizer step from where the run stands, and the weight of all processes'."""
+        while self.progress.step < self.last_step:
+            epoch, done = divmod(self.progress.step, self.steps_per_epoch)
+            order = bucketed(self.lengths, self.settings.batch_size, self.data_seed, epoch)
+            size = self.settings.gradient_accumulation_steps
+            for first in range(done * size, len(order), size):
+                together = order[first : first + size]
+                batches = [batch for indices in together if (batch := self._share(indices))]
+                weight = sum(self.features[row]["weight"] for indices in together for row in indices)
+                yield batches, weight
+                if self.progress.step == self.last_step:
+                    return
+
+    def _share(self, indices: list[int]) -> Batch | None:
+        """This process's part of a batch; null where it has none and need not take part."""
+        rows = self.processes.share(indices)
+        if rows:
+            return self.collate(self.features, rows)
+        if not self.processes.spread:
+            return None
+        return replace(self.collate(self.features, indices[:1]), tokens=0, padded_tokens=0, weight=0)
+
+    def _largest_step(self) -> int:
+        """The step of the first epoch that computes most tokens; the very first is left out, as it makes the state."""
+        size = self.settings.gradient_accumulation_steps
+        order = bucketed(self.lengths, self.settings.batch_size, self.data_seed, 0)
+        computed = [len(rows) * max(self.lengths[row] for row in rows) for rows in order]
+        largest = [max(computed[first : first + size]) for first in range(0, len(computed), size)]
+        candidates = range(1, min(len(largest), self.total_steps)) or range(1)
+        return max(candidates, key=largest.__getitem__)
+
+    def _meter(self, micro_batches: list[Batch]) -> "measure.StepMeter | nullcontext[None]":
+        """What counts this step, if this is the one to count."""
+        if self.progress.step != self.metered_step or not micro_batches:
+            return nullcontext()
+        largest = max(micro_batches, key=lambda batch: batch.padded_tokens)
+        # Not the batch's rows: a pair of answers is two texts.
+        texts, length = largest.inputs["input_ids"].shape
+        costs = measure.StepCosts(
+            texts,
+            tokens=sum(batch.tokens for batch in micro_batches),
+            length=length,
+            padded_tokens=sum(batch.padded_tokens for batch in micro_batches),
+        )
+        return measure.StepMeter(self.adapter.model, self.optimizer, costs)
+
+    def _step(self, micro_batches: list[Batch], weight: int) -> "Tensor":
+        """One optimizer step; returns the loss, a mean over all of its batches."""
+        with self._meter(micro_batches) as meter:
+            loss = self._descend(micro_batches, weight, meter)
+        if meter is not None:
+            self.progress.step_costs = asdict(meter.costs)
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def _descend(self, micro_batches: list[Batch], weight: int, meter: "measure.StepMeter | None") -> "Tensor":
+        import torch
+
+        loss = torch.zeros((), device=self.collate.device)
+        for batch in micro_batches:
+            if meter:
+                meter.forward_begins()
+            with torch.autocast(self.collate.device.type, self.autocast, enabled=self.autocast is not None):
+                # Weighted, so that accumulated batches give the gradient of one large batch.
+                part = self.loss(batch) * (batch.weight / weight)
+            if meter:
+                meter.forward_ended()
+            part.backward()
+            loss += part.detach()
+        read = [sum(b.tokens for b in micro_batches), sum(b.padded_tokens for b in micro_batches)]
+        tokens, padded_tokens = self.processes.sums(read)
+        self.progress.tokens += int(tokens)
+        self.progress.padded_tokens += int(padded_tokens)
+        self.processes.sum_gradients(self.trained.values())
+        loss = self.processes.sum_tensor(loss)
+        penalty = self.adapter.penalty()
+        if penalty is not None:
+            penalty.backward()
+            loss += penalty.detach()
+        torch.nn.utils.clip_grad_norm_(self.trained.values(), self.settings.max_grad_norm)
+        self.optimizer.step()
+        if meter:
+            meter.step_ended()
+        self.progress.step += 1
+        self.adapter.after_step(self.progress.step)
+        return loss
+
+    def _evaluation_is_due(self) -> bool:
+        return self.progress.step == self.total_steps or self.progress.step % self.evaluation_steps == 0
+
+    def _report_is_due(self) -> bool:
+        return self.progress.step % LOG_STEPS == 0 or self.progress.step in (1, self.total_steps)
+
+    def _read(self, loss: "Tensor") -> float | None:
+        """The loss as a number: at every step on a CPU, now and then on a GPU, which it makes wait; else null."""
+        if self.collate.device.type != "cpu" and not self._report_is_due() and not self._evaluation_is_due():
+            return None
+        value = float(loss)
+        if not math.isfinite(value):
+            raise Diverged(f"the loss is {value} at step {self.progress.step}; a smaller learning rate may help")
+        return value
+
+    def _report(self, loss: float | None, bar: Any) -> None:
+        """Show where training stands; note how long a step took since the device was last waited for."""
+        bar.update()
+        if loss is None:
+            return
+        step, seconds = self.progress.step, self.progress.train_seconds
+        taken = (seconds - self._timed_seconds) / (step - self._timed_step)
+        if self.metered_step is not None and self._timed_step <= self.metered_step < step:
+            self.progress.step_costs["seconds"] = taken
+        else:
+            self.progress.step_seconds.append(taken)
+        self._timed_step, self._timed_seconds = step, seconds
+        if not self._report_is_due():
+            return
+        tokens_per_second = self.progress.tokens / seconds
+        self.progress.history.append(
+            {
+                "step": step,
+                "loss": loss,
+                "learning_rate": float(self.schedule.get_last_lr()[0]),
+                "tokens_per_second": tokens_per_second,
+                **self.load.sample(),
+            }
+        )
+        bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
+
+    def _evaluate(self) -> None:
+        evaluation = self.score()
+        evaluation.scores = self.processes.of_first(evaluation.scores)
+        self.adapter.model.train()
+        primary = evaluation.scores[self.primary_metric]
+        self.progress.evaluation_seconds += evaluation.seconds
+        if not math.isfinite(evaluation.scores["loss"]):
+            raise Diverged(f"the development loss is {evaluation.scores['loss']} at step {self.progress.step}")
+        self.progress.history.append(
+            {
+                "step": self.progress.step,
+                "train_seconds": self.progress.train_seconds,
+                **{f"development.{name}": value for name, value in evaluation.scores.items()},
+            }
+        )
+        if not self.adapter.settled() and self.progress.step < self.total_steps:
+            return  # the method is still changing what it trains: these weights can't be the final ones
+        if self.progress.best_score is None or self._better(primary, self.progress.best_score):
+            self.progress.best_score = primary
+            self.progress.best_step = self.progress.step
+            self.progress.evaluations_without_gain = 0
+            self.best_evaluation = evaluation
+            self.best = {name: p.detach().clone() for name, p in self.trained.items()}
+        else:
+            self.progress.evaluations_without_gain += 1
+
+    def _better(self, score: float, other: float) -> bool:
+        return score > other if self.higher_is_better else score < other
+
+    def _stalled(self) -> bool:
+        patience = self.settings.early_stopping_patience
+        return patience is not None and self.progress.evaluations_without_gain >= patience
+
+    def _load(self, weights: "dict[str, Tensor]") -> None:
+        import torch
+
+        with torch.no_grad():
+            for name, value in weights.items():
+                self.trained[name].copy_(value)
+
+    def _save_is_due(self) -> bool:
+        return time.monotonic() - self._saved_at >= 60 * self.settings.checkpoint_minutes
+
+    def _save_checkpoint(self) -> None:
+        """Write everything the run needs to go on; a crash while writing leaves the checkpoint before.
+
+        Only between steps, after the evaluation that belongs to one: anywhere else the state is of no single moment.
+        """
+        import torch
+
+        self._saved_at = time.monotonic()
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        random = self.processes.of_all({"cpu": torch.get_rng_state(), "cuda": cuda})
+        if not self.processes.is_first:
+            return
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.checkpoint.with_suffix(".partial")
+        state = {
+            "progress": asdict(self.progress),
+            "trained": {name: p.detach() for name, p in self.trained.items()},
+            "best": self.best,
+            "method": self.adapter.state(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": random,
+        }
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.checkpoint)
+
+    def _restore(self) -> None:
+        import torch
+
+        if not self.checkpoint.is_file():
+            return
+        try:
+            # weights_only: a checkpoint is data, nothing in it is executed.
+            state = torch.load(self.checkpoint, map_location=self.collate.device, weights_only=True)
+        except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+            log.warning("%s is damaged (%s); training starts anew", self.checkpoint, type(error).__name__)
+            return
+        if state["progress"]["step"] > self.last_step:
+            return  # of a run that went on from here before
+        self.progress = Progress(**state["progress"])
+        self._load(state["trained"])
+        self.best = state["best"]
+        self.adapter.load_state(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        # One state a process; with more of them than there were, the further ones have drawn nothing yet.
+        if self.processes.rank < len(state["random"]):
+            random = state["random"][self.processes.rank]
+            torch.set_rng_state(random["cpu"].cpu())
+            if random["cuda"]:
+                torch.cuda.set_rng_state_all([generator.cpu() for generator in random["cuda"]])
+
+    def costs(self) -> dict[str, Any]:
+        """What training cost so far, with the names of `RunRecord.cost`."""
+        progress = self.progress
+        seconds = {"train_seconds": progress.train_seconds, "evaluation_seconds": progress.evaluation_seconds}
+        if not progress.step:
+            return seconds
+        times = progress.step_seconds[WARM_UP_STEPS:] or progress.step_seconds
+        costs = {
+            **seconds,
+            "tokens_per_second": progress.tokens / progress.train_seconds,
+            "padding_share": 1 - progress.tokens / progress.padded_tokens,
+            "step_seconds": statistics.median(times) if times else None,
+        }
+        counted = progress.step_costs
+        if not counted:
+            return costs
+        # Operations grow with the tokens that are computed, padding too: steps of another shape count by those.
+        flops = counted["flops"] / counted["padded_tokens"] * progress.padded_tokens
+        return {
+            **costs,
+            **{name: counted[name] for name in (*STEP_MEMORY, *CUDA_MEMORY)},
+            "train_flops": flops,
+            "train_flops_per_token": flops / progress.tokens,
+            "flops_per_second": flops / progress.train_seconds,
+        }
+
+    def seconds_to(self, target: float | None) -> float | None:
+        """Seconds of training until the development split first had this score of the primary metric, or better."""
+        if target is None:
+            return None
+        name = f"development.{self.primary_metric}"
+        for line in self.progress.history:
+            if name in line and not self._better(target, line[name]):
+                return line["train_seconds"]
+        return None
+
+    def discard_checkpoint(self) -> None:
+        """Remove the checkpoint of a run that needs it no more."""
+        if not self.processes.is_first:
+            return
+        for path in (self.checkpoint, self.checkpoint.with_suffix(".partial")):
+            path.unlink(missing_ok=True)
+        if self.checkpoint.parent.is_dir() and not any(self.checkpoint.parent.iterdir()):
+            self.checkpoint.parent.rmdir()
+
+
+def make_schedule(optimizer: "Optimizer", settings: TrainConfig, steps: int) -> "LRScheduler":
+    """A linear warm-up, then down to zero at the last step: straight, or along a cosine."""
+    from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+    warmup = round(settings.warmup_share * steps)
+    if settings.scheduler is Scheduler.cosine:
+        return get_cosine_schedule_with_warmup(optimizer, warmup, steps)
+    return get_linear_schedule_with_warmup(optimizer, warmup, steps)

@@ -1,0 +1,138 @@
+"""Pictures are the same for the same numbers, and a method looks the same in all of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from run_directories import store_of, write_run
+
+from harness.report import curves, scores
+from harness.report.plots import chosen, style
+from harness.report.plots import scores as plot_scores
+from harness.report.plots.costs import COSTS, front, score_against_cost
+from harness.tracking.record import MEMORY
+
+EVIL = "_<script>alert(1)</script> $x^{"
+ALL = {f"score_vs_{name}" for name in (*COSTS, "rank")} | set(
+    "seeds learning_rates learning_curves memory predicted_vs_measured forgetting".split()
+)
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A sweep over ranks that measured everything, with its trials."""
+    folder = tmp_path_factory.mktemp("store")
+    cost = {name: 1000 * (place + 1) for place, name in enumerate(MEMORY)}
+    cost |= {"train_flops_per_token": 1e6, "predicted": dict(cost)}
+    steps = [{"step": step, "development.accuracy": step / 100, "loss": 1.0} for step in (10, 20)]
+    split = {"validation": {"accuracy": 0.9}, "development": {"accuracy": 0.8}, "majority": None}
+    after = {"metric": "loss", "before": 3.0, "after": 3.2}
+    found = {"primary_metric": "accuracy", **split, "base": {"accuracy": 0.5}, "forgetting": after}
+    runs = [
+        write_run(folder / "runs", EVIL, seed=seed, stage=stage, options={"rank": rank}, cost=cost, steps=steps,
+                  scores=found)
+        for rank in (1, 2, 4)
+        for seed, stage in ((0, "tune"), (1, "final"), (2, "final"))
+    ]  # fmt: skip
+    uri = store_of(folder, *runs)
+    return scores.load(uri), curves.load(uri)
+
+
+@pytest.fixture(scope="module")
+def drawn(frames: tuple[pd.DataFrame, pd.DataFrame]) -> dict[str, dict[str, bytes]]:
+    return chosen.draw(*frames)
+
+
+def test_a_sweep_that_measured_everything_has_every_picture(drawn: dict[str, dict[str, bytes]]) -> None:
+    """Each is there as SVG and as PNG."""
+    assert set(drawn) == ALL
+    assert all(kinds["png"].startswith(b"\x89PNG") and b"<svg" in kinds["svg"] for kinds in drawn.values())
+
+
+def test_the_same_numbers_give_the_same_bytes(
+    drawn: dict[str, dict[str, bytes]], frames: tuple[pd.DataFrame, pd.DataFrame]
+) -> None:
+    """No picture holds a date, a random identifier or a path."""
+    assert chosen.draw(*frames) == drawn
+
+
+def test_a_method_name_is_only_a_text(drawn: dict[str, dict[str, bytes]]) -> None:
+    """Markup, mathematics and a leading underscore in a name do no harm."""
+    assert not any(b"<script" in kinds["svg"] for kinds in drawn.values())
+    assert b"&lt;script&gt;alert(1)&lt;/script&gt; $x^{" in drawn["seeds"]["svg"]
+
+
+def test_what_was_not_measured_is_not_drawn(tmp_path: Path) -> None:
+    """A lone run that failed has no picture at all."""
+    frame = scores.load(store_of(tmp_path, write_run(tmp_path / "runs", status="failed", error="ValueError: x")))
+    assert chosen.draw(frame) == {}
+
+
+def test_nothing_trained_can_be_drawn(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    """Zero trainable parameters fit on the axis."""
+    points = chosen.points(frames[0])
+    zero = points.assign(**{"cost.trainable_parameters": [0.0] * 3 + [1000.0] * (len(points) - 3)})
+    figure = score_against_cost(zero, COSTS["parameters"])
+    assert figure is not None
+    assert style.encoded(figure, "svg")
+
+
+def test_no_method_beats_one_on_the_front() -> None:
+    """Worked by hand: dearer and worse is off; of two at the same cost the better is on; no cost is off."""
+    costs = pd.Series([1.0, 2.0, 2.0, 3.0, 4.0, np.nan])
+    found = pd.Series([0.5, 0.7, 0.6, 0.7, 0.9, 1.0])
+    assert front(costs, found, True).tolist() == [True, True, False, False, True, False]
+    assert front(costs, -found, False).tolist() == [True, True, False, False, True, False]
+
+
+def test_a_learning_curve_ends_with_its_last_evaluation(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    """Not with the score of the checkpoint that was kept, which the store has at the same step."""
+    run = frames[0]["run_id"].iloc[0]
+    curve = frames[1][(frames[1]["run_id"] == run) & (frames[1]["name"] == "accuracy")]
+    assert curve[["step", "value"]].to_numpy().tolist() == [[10, 0.1], [20, 0.2]]
+
+
+def test_a_size_is_a_number_that_a_sweep_varies(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    """The rank is one, with three values; two are no curve."""
+    points = chosen.points(frames[0])
+    assert plot_scores.sizes(points) == ["param.method.rank"]
+    assert plot_scores.sizes(points[points["param.method.rank"] != "4"]) == []
+
+
+def test_learning_rates_that_were_chosen_are_no_axis(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    """Those that a sweep varies are; the curve's file is named after them."""
+    points = chosen.points(frames[0]).drop(columns="param.method.rank")
+    points["param.train.learning_rate"] = [str(10.0 ** -(place % 3)) for place in range(len(points))]
+    assert plot_scores.sizes(points.assign(stage="final")) == []
+    [column] = plot_scores.sizes(points.assign(stage="run"))
+    assert plot_scores.size_name(column) == "learning_rate"
+    assert plot_scores.size_name("param.method.config.num_virtual_tokens") == "num_virtual_tokens"
+
+
+def test_listed_methods_look_different() -> None:
+    """No two methods of the list share colour and marker, and an unlisted one keeps its own."""
+    assert len({style.appearance(method) for method in style.METHODS}) == len(style.METHODS)
+    assert style.appearance("of my own") == style.appearance("of my own")
+
+
+def test_of_thousands_of_methods_the_telling_ones_are_drawn() -> None:
+    """The best, the best of each reference, and what no other beats at its cost; the rest is counted in a sentence."""
+    names = [f"lora rank={number}" for number in range(299)]
+    many = pd.DataFrame(
+        {
+            "task": "t",
+            "method": ["lora"] * 299 + ["head"],
+            "configuration": [*names, "head"],
+            "metric": "accuracy",
+            "score": [0.5 + number / 1000 for number in range(299)] + [0.1],
+            "cost.trainable_parameters": [1.0] + [10.0] * 299,
+        }
+    )
+    kept, notes = chosen.telling(many)
+    assert set(kept["configuration"]) == {names[0], *names[-plot_scores.MOST_DRAWN :], "head"}
+    assert [note.partition(":")[0] for note in notes] == [
+        f"Pictures of t show {plot_scores.MOST_DRAWN + 2} of its 300 methods"
+    ]
+    kept, notes = chosen.telling(many.head(50))
+    assert (len(kept), notes) == (50, [])

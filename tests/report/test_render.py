@@ -1,0 +1,163 @@
+"""What is shown is what was measured, and a text is only ever a text."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from run_directories import write_run
+
+import harness
+from harness.report import cells, markdown, scores, tables
+from harness.report.pairwise import Pairwise
+from harness.tracking.record import MEMORY
+
+EVIL = "<script>alert('x')</script> | [red]*a*[/red] $x$"
+
+
+def row(**values: object) -> dict[str, object]:
+    common = {"task": "sst2", "configuration": "lora", "method": "lora", "metric": "accuracy", "split": "validation"}
+    numbers = {"n": 3, "mean": 0.9, "std": 0.01, "low": 0.8, "high": 1.0, "collapsed": 0, "diverged": 0, "failed": 0}
+    common |= {"marked": ""}
+    costs = {"share": 0.05, "trainable_parameters": 1000.0, "total_parameters": 20_000.0, "train_seconds": 10.0}
+    speed = {"tokens_per_second": 2000.0, "adapter_file_bytes": 4096.0}
+    nothing = dict.fromkeys(("base", "forgetting.before", "forgetting.after"), float("nan"))
+    return {**common, **numbers, **costs, **speed, **nothing, "forgetting_metric": "", **values}
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0 B"), (999, "999 B"), (4096, "4.1 kB"), (86_500_000, "86.5 MB"), (2.5e12, "2500.0 GB"), (float("nan"), "–")],
+)
+def test_bytes_have_a_unit(value: float, shown: str) -> None:
+    """Sizes are in decimal units, and what was not measured is a dash."""
+    assert cells.size(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(1.0, "100%"), (0.0191, "1.91%"), (0.0006, "0.060%"), (float("nan"), "–")]
+)
+def test_small_shares_keep_their_digits(value: float, shown: str) -> None:
+    """A share below one percent has three places."""
+    assert cells.share(value) == shown
+
+
+def test_a_single_run_shows_no_deviation() -> None:
+    """The cell says n=1 in place of a standard deviation."""
+    [table] = tables.score_tables(pd.DataFrame([row(n=1, std=float("nan"))]))
+    assert table.rows[0][:4] == ("lora", "0.9000", "n=1", "1")
+
+
+def test_collapsed_and_diverged_runs_are_remarked() -> None:
+    """The remark counts them among all runs of the row."""
+    [table] = tables.score_tables(pd.DataFrame([row(collapsed=1, diverged=1)]))
+    assert table.rows[0][-1] == "1 of 4 no better than majority, 1 of 4 diverged"
+
+
+def test_what_a_backbone_knew_is_shown_where_it_was_asked() -> None:
+    """Its own score, and its loss on general text before and after; otherwise there are no such columns."""
+    asked = {"base": 0.5, "forgetting_metric": "masked_loss", "forgetting.before": 0.94, "forgetting.after": 1.21}
+    [table] = tables.score_tables(pd.DataFrame([row(**asked)]))
+    shown = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (shown["backbone alone"], shown["masked loss before"], shown["after"]) == ("0.5000", "0.940", "1.210")
+    [without] = tables.score_tables(pd.DataFrame([row()]))
+    assert not {"backbone alone", "after"} & set(without.columns)
+
+
+def test_unequal_tuning_budgets_are_remarked() -> None:
+    """Methods of one task with different numbers of trials are not compared silently."""
+    common = {"task": "sst2", "without_score": 0, "best": 0.9, "median": 0.8, "worst": 0.7, "chosen": 0.01, "edge": ""}
+    common |= {"search": "grid", "stopped": 0, "chosen_second": ""}
+    rows = [
+        {**common, "configuration": name, "trials": n, "grid": "", "used": "0.1"} for name, n in (("a", 3), ("b", 4))
+    ]
+    table = tables.tuning_table(pd.DataFrame(rows))
+    assert table is not None
+    assert table.rows[0][-1] == "not the same number of trials for every method; final runs used 0.1"
+
+
+def test_markdown_shows_markup_as_text() -> None:
+    """Neither HTML nor a column's end can be put into a Markdown table."""
+    text = markdown.markdown("t", "l", [cells.Table("x", ("method",), [(EVIL,)])], [], [])
+    assert "<script" not in text
+    assert r"\| \[red\]\*a\*\[/red\]" in text
+
+
+def test_the_terminal_shows_markup_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """What rich would take for a colour is printed."""
+    markdown.terminal([cells.Table(EVIL, ("method",), [(EVIL,)])])
+    assert capsys.readouterr().out.count("[red]*a*[/red]") == 2
+
+
+def test_a_prediction_says_how_far_it_is_off() -> None:
+    """Each figure has its deviation beside it, and the caption the largest of all."""
+    values = {f"measured.{name}": 4096.0 for name in MEMORY} | {f"deviation.{n}": 0.0 for n in MEMORY}
+    rows = [
+        {"task": "sst2", "configuration": "lora", **values},
+        {"task": "sst2", "configuration": "full", **values, "deviation.train_peak_bytes": -0.0123},
+    ]
+    table = tables.prediction_table(pd.DataFrame(rows))
+    assert table is not None
+    assert table.rows[1][-2:] == ("4.1 kB", "-1.23%")
+    assert table.caption.endswith("peak 1.23%.")
+    assert tables.prediction_table(pd.DataFrame()) is None
+
+
+def test_the_first_sentence_names_the_best_and_whether_it_stands_out() -> None:
+    """By comparison where there is one; the mean alone proves nothing."""
+    rows = [("lora", 0.9), ("full", 0.89), ("head", 0.7)]
+    summary = pd.DataFrame(
+        [{"task": "t", "configuration": name, "method": name, "mean": mean, "n": 3} for name, mean in rows]
+    )
+
+    def found(best: str, level: set[str], names: tuple[str, ...] = ("lora", "full", "head")) -> Pairwise:
+        groups = dict.fromkeys(names, "a") if best else {}
+        return Pairwise("t", "accuracy", "validation", 100, (), {}, groups, best, frozenset(level), "full", ())
+
+    said = [
+        markdown.verdicts(summary, [one]) for one in (found("lora", {"full"}), found("lora", set()), found("", set()))
+    ]
+    assert said == [
+        "On t lora is best with 0.9000 accuracy, not told apart from full.",
+        "On t lora is best with 0.9000 accuracy, told apart from all 2 others.",
+        "On t lora is best with 0.9000 accuracy; nothing tells whether by more than chance, as no predictions can be "
+        "compared.",
+    ]
+    assert markdown.verdicts(summary, [found("lora", set(), ("lora", "head"))]).endswith(
+        "told apart from the other; 1 more was not compared."
+    )
+    assert markdown.verdicts(summary, [found("full", set(), ("full", "head"))]).startswith(
+        "On t full is best of those compared with 0.8900"
+    )
+    assert markdown.verdicts(summary.head(1), [found("", set())]) == ""
+
+
+def test_what_was_varied_has_a_row_a_value(tmp_path: Path) -> None:
+    """Ranks in their order and targets as words, each with its interval; what is the same everywhere has no column."""
+    options = [{"rank": rank, "alpha": rank, "target_modules": targets, "dropout": 0.1}
+               for targets in (["query"], ["query", "value"]) for rank in (16, 2)]  # fmt: skip
+    runs = [
+        write_run(tmp_path / "runs", seed=seed, score=0.8 + seed / 10, options=chosen)
+        for chosen in options
+        for seed in range(2)
+    ]
+    frame = harness.load_runs(tmp_path / "runs")
+    [table] = tables.option_tables(scores.summary(frame), scores.options(frame))
+    assert len(runs) == 8
+    assert table.title == "micro/sentiment: rank, target modules"
+    assert table.columns[:4] == ("method", "rank", "target modules", "accuracy")
+    assert [row[:4] for row in table.rows] == [
+        ("lora", rank, targets, "0.8500") for rank in ("2", "16") for targets in ("query, value", "query")
+    ]
+    assert table.rows[0][6].startswith("[")
+    write_run(tmp_path / "single")
+    alone = harness.load_runs(tmp_path / "single")
+    assert tables.option_tables(scores.summary(alone), scores.options(alone)) == []
+
+
+def test_a_long_table_is_cut_and_says_so() -> None:
+    """In a terminal sooner than in a file."""
+    table = cells.Table("t", ("method",), [(str(number),) for number in range(3000)], "Caption.")
+    cut = cells.shortened(table)
+    assert len(cut.rows) == cells.MOST_ROWS
+    assert cut.caption == "The first 2,000 of 3,000 rows; all are in the CSV files. Caption."
+    assert cells.shortened(cut) is cut

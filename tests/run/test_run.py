@@ -1,0 +1,322 @@
+"""A run writes its record whatever happens, and the same configuration and seed give the same bits."""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from harness import run as runner
+from harness import tracking
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
+from harness.methods.selective import SelectedWeights
+from harness.plan.costs import plan
+from harness.run import job, pipeline
+from harness.tracking.record import COST_FIELDS, RunRecord, Status
+from harness.training.trainer import Trainer
+
+
+def carry_out(folder: Path, *overrides: str) -> RunRecord:
+    result = runner.run(runner.prepare(compose("config", list(overrides))), folder)
+    assert RunRecord.read(folder).status == result.status
+    return result
+
+
+def scores_of(result: RunRecord) -> dict:
+    return {key: result.scores[key] for key in ("development", "validation", "majority")}
+
+
+METHODS = ("full", "head", "bitfit", "lora")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_is_recorded_whole(method: str, tiny_experiment: list[str], tmp_path: Path) -> None:
+    result = carry_out(tmp_path / "run", *tiny_experiment, f"method={method}")
+    assert result.status == Status.finished
+    written = json.loads((tmp_path / "run/result.json").read_text())
+    assert set(written["cost"]) == set(COST_FIELDS)
+    missing = {name for name, value in written["cost"].items() if value is None}
+    explained = {name.removeprefix("cost.") for name in written["unmeasured"] if name.startswith("cost.")}
+    assert missing == {name for name in explained if "." not in name}
+    elsewhere = {"cuda_allocated_bytes", "cuda_reserved_bytes", "energy_joules"}
+    unasked = {"predicted", "seconds_to_target", "reference_bytes", "generated_tokens_per_second"}
+    assert missing <= elsewhere | unasked
+    assert all(written["unmeasured"].values())
+    assert written["provenance"]["data"]["rows"] == {"train": 180, "validation": 60, "development": 20}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "adapter",
+        "config.yaml",
+        "predictions.parquet",
+        "result.json",
+        "steps.jsonl",
+    }
+
+
+def test_the_same_configuration_and_seed_give_the_same_bits(tiny_experiment: list[str], tmp_path: Path) -> None:
+    first, second = (carry_out(tmp_path / name, *tiny_experiment) for name in ("first", "second"))
+    assert scores_of(first) == scores_of(second)
+    assert first.identity == second.identity
+    frames = [pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("first", "second")]
+    pd.testing.assert_frame_equal(*frames)
+    weights = [(tmp_path / name / "adapter/adapter_model.safetensors").read_bytes() for name in ("first", "second")]
+    assert weights[0] == weights[1]
+
+
+def test_measuring_changes_no_bit(tiny_experiment: list[str], tmp_path: Path) -> None:
+    for name, measured in (("with", "true"), ("without", "false")):
+        overrides = (f"measure.costs={measured}", f"measure.predict={measured}", "train.gradient_accumulation_steps=2")
+        result = carry_out(tmp_path / name, *tiny_experiment, *overrides)
+        assert (result.cost["activation_bytes"] is None) == (measured == "false")
+    frames = [pd.read_parquet(tmp_path / name / "predictions.parquet") for name in ("with", "without")]
+    pd.testing.assert_frame_equal(*frames)
+    weights = [(tmp_path / name / "adapter/adapter_model.safetensors").read_bytes() for name in ("with", "without")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "prefix_tuning", "boft", "diff_pruning", "compacter", "osf"])
+def test_a_step_is_predicted_as_it_is_measured(method: str, tiny_experiment: list[str], tmp_path: Path) -> None:
+    overrides = ("measure.predict=true", "evaluate.validation=false")
+    cost = carry_out(tmp_path / "run", *tiny_experiment, f"method={method}", *overrides).cost
+    predicted = cost["predicted"]
+    for name in ("weight_bytes", "gradient_bytes", "optimizer_bytes"):
+        assert predicted[name] == pytest.approx(cost[name], rel=0.01), name
+    for name in ("activation_bytes", "train_peak_bytes"):
+        assert predicted[name] == pytest.approx(cost[name], rel=0.1), name
+
+
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [
+        ("preference/micro", "full"),
+        ("preference/micro", "lora"),
+        ("preference/micro", "qlora"),
+        ("preference/micro", "prompt_tuning"),
+        ("instruct/micro", "lora"),
+        ("lm/micro", "lora"),
+    ],
+)
+def test_a_step_of_a_language_task_is_predicted_as_it_is_measured(task: str, method: str, tmp_path: Path) -> None:
+    """With the loss that the task has: of pairs the reference's pass, and no logits held for all of the vocabulary."""
+    options = ["model=micro_decoder", f"task={task}", f"method={method}", "tracking=none", "forgetting.text=null"]
+    options += ["task.max_train_rows=64", "task.max_development_rows=8", "train.max_steps=2", "train.batch_size=8"]
+    cost = carry_out(tmp_path / "run", *options, "measure.predict=true", "evaluate.validation=false").cost
+    for name in ("weight_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes", "train_peak_bytes"):
+        assert cost["predicted"][name] == pytest.approx(cost[name], rel=0.01), name
+
+
+def test_the_time_to_a_score_is_that_of_the_evaluation_that_reached_it(
+    tiny_experiment: list[str], tmp_path: Path
+) -> None:
+    result = carry_out(tmp_path / "run", *tiny_experiment, "measure.target_score=0.5")
+    assert 0 < result.cost["seconds_to_target"] <= result.cost["train_seconds"]
+    never = carry_out(tmp_path / "never", *tiny_experiment, "measure.target_score=2")
+    assert never.cost["seconds_to_target"] is None
+    assert "never had 2.0" in never.unmeasured["cost.seconds_to_target"]
+
+
+def test_another_seed_gives_another_result(tiny_experiment: list[str], tmp_path: Path) -> None:
+    first = carry_out(tmp_path / "first", *tiny_experiment)
+    second = carry_out(tmp_path / "second", *tiny_experiment, "seed=1")
+    assert scores_of(first) != scores_of(second)
+
+
+def test_predictions_score_what_the_record_says(tiny_experiment: list[str], tmp_path: Path) -> None:
+    result = carry_out(tmp_path / "run", *tiny_experiment)
+    frame = pd.read_parquet(tmp_path / "run/predictions.parquet")
+    rows = frame[frame.split == "validation"]
+    assert list(rows.idx) == list(range(60))
+    assert (rows.label == rows.prediction).mean() == result.scores["validation"]["accuracy"]
+    assert result.scores["validation"]["accuracy"] > 0.8 > result.scores["majority"]["accuracy"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_plan_counts_what_the_run_counts(method: str, tiny_experiment: list[str], tmp_path: Path) -> None:
+    options = [*tiny_experiment, f"method={method}", "train.epochs=1"]
+    measured = carry_out(tmp_path / "run", *options).cost
+    planned = plan(runner.prepare(compose("config", options)).experiment)
+    for name in ("adapter_parameters", "head_parameters", "trainable_parameters", "total_parameters"):
+        assert measured[name] == planned[name], name
+    for name in ("weight_bytes", "gradient_bytes", "optimizer_bytes"):
+        assert measured[name] == pytest.approx(planned[name], rel=0.01), name
+
+
+def test_a_trial_leaves_the_validation_split_untouched(tiny_experiment: list[str], tmp_path: Path) -> None:
+    result = carry_out(tmp_path / "run", *tiny_experiment, "evaluate.validation=false")
+    assert result.scores["validation"] is None
+    assert "evaluate.validation=false" in result.unmeasured["scores.validation"]
+    assert set(pd.read_parquet(tmp_path / "run/predictions.parquet").split) == {"development"}
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tiny_experiment: list[str], tmp_path: Path) -> None:
+    result = carry_out(tmp_path / "run", *tiny_experiment, "method=full", "train.learning_rate=1e30")
+    assert result.status == Status.diverged
+    assert "smaller learning rate" in str(result.error)
+    assert (tmp_path / "run/steps.jsonl").exists()
+    assert result.cost["train_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_running_out_of_memory_is_recorded_with_advice(
+    error: Exception, tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "_step", fail)
+    result = carry_out(tmp_path / "run", *tiny_experiment)
+    assert result.status == Status.out_of_memory
+    assert "smaller train.batch_size" in str(result.error)
+
+
+def test_memory_that_no_machine_has_is_out_of_memory(tiny_experiment: list[str], tmp_path: Path) -> None:
+    """The allocator's own error, not one of ours: a batch of 10^15 numbers."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert pipeline._judge(caught.value)[0] is Status.out_of_memory
+
+
+def test_an_interrupted_run_is_recorded_and_goes_on_to_the_same_scores(
+    tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = carry_out(tmp_path / "whole", *tiny_experiment)
+    step = Trainer._step
+
+    def interrupted_step(trainer: Trainer, batches: list, weight: int) -> torch.Tensor:
+        if trainer.progress.step == 14:
+            signal.raise_signal(signal.SIGINT)
+        return step(trainer, batches, weight)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted_step)
+    cut = carry_out(tmp_path / "cut", *tiny_experiment)
+    assert cut.status == Status.interrupted
+    assert list(Path("runs/checkpoints").glob("*/checkpoint.pt"))
+    monkeypatch.setattr(Trainer, "_step", step)
+    resumed = carry_out(tmp_path / "resumed", *tiny_experiment, "train.resume=true")
+    assert scores_of(resumed) == scores_of(whole)
+    assert not list(Path("runs/checkpoints").glob("*/*"))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "resumed/steps.jsonl").read_text().splitlines()]
+    assert steps == [json.loads(line)["step"] for line in (tmp_path / "whole/steps.jsonl").read_text().splitlines()]
+
+
+def test_a_checkpoint_that_was_cut_short_is_no_obstacle(
+    tiny_experiment: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a machine that lost its power may leave one: the run says so and starts anew."""
+    options = [*tiny_experiment, "train.epochs=1"]
+    inputs = runner.prepare(compose("config", [*options, "train.resume=true"]))
+    checkpoint = Path("runs/checkpoints", inputs.identity, "checkpoint.pt")
+    checkpoint.parent.mkdir(parents=True)
+    whole = carry_out(tmp_path / "whole", *options)
+    for content in (b"", b"PK\x03\x04 the beginning of an archive"):
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_bytes(content)
+        resumed = carry_out(tmp_path / "resumed", *options, "train.resume=true")
+        assert scores_of(resumed) == scores_of(whole)
+        assert "is damaged" in caplog.text
+        assert not checkpoint.parent.exists()
+
+
+def test_a_store_that_fails_after_the_run_loses_nothing(
+    tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    inputs = runner.prepare(compose("config", [*tiny_experiment, "tracking=local"]))
+    result = runner.run(inputs, tmp_path / "run")
+
+    def fail(*_: object) -> None:
+        raise ConnectionError("no answer from https://me:secret@host")
+
+    monkeypatch.setattr(tracking, "send", fail)
+    with caplog.at_level(logging.ERROR):
+        assert not job._track(result, tmp_path / "run", inputs.experiment)
+    assert f"harness-report --sync {tmp_path / 'run'}" in caplog.text
+    assert "secret" not in caplog.text
+    assert (tmp_path / "run/result.json").exists()
+
+
+def test_a_disk_that_is_full_while_saving_fails_the_run_with_a_sentence(
+    tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr(SelectedWeights, "save", fail)
+    result = carry_out(tmp_path / "run", *tiny_experiment, "method=head")
+    assert result.status == Status.failed
+    assert "No space left on device" in str(result.error)
+    assert result.scores["validation"] is not None
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from harness.config.compose import compose
+from harness.run import prepare, run
+
+inputs = prepare(compose("config", sys.argv[3:]))
+# No file may grow beyond this: what writing to a full disk looks like to a process.
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+result = run(inputs, Path(sys.argv[1]))
+print(result.status, result.error, sep="|")
+"""
+
+
+@pytest.mark.parametrize(
+    ("space", "sentence", "recorded"), [(20_000, "File too large", True), (1_000, "can't be written", False)]
+)
+def test_a_process_that_can_write_no_more_fails_with_a_sentence(
+    space: int, sentence: str, recorded: bool, tiny_experiment: list[str], tmp_path: Path
+) -> None:
+    """The adapter does not fit, or not even the record does: no trace, and no half-written result.json."""
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "run"), str(space), *tiny_experiment, "method=full"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    status, error = ended.stdout.strip().splitlines()[-1].split("|")
+    assert status == "failed"
+    assert sentence in error
+    assert (tmp_path / "run/result.json").exists() == recorded
+    assert not list((tmp_path / "run").glob("*.partial"))
+
+
+def test_user_mistakes_in_the_data_are_raised_and_not_recorded(tiny_experiment: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no column 'text'"):
+        carry_out(tmp_path / "run", *tiny_experiment, "task.text=[text]")
+    assert not (tmp_path / "run/result.json").exists()
+
+
+def test_a_gpu_that_is_not_there_is_refused(tiny_experiment: list[str], tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match=r"train\.device=cuda: torch sees no GPU"):
+        carry_out(tmp_path / "run", *tiny_experiment, "train.device=cuda")
+
+
+@pytest.mark.parametrize("method", ["head", "lora"])
+def test_a_run_in_bfloat16_measures_everything(method: str, tiny_experiment: list[str], tmp_path: Path) -> None:
+    """Frozen weights of 16 bits and a head of 32 go together in every pass, latency's too."""
+    overrides = (f"method={method}", "train.precision=bfloat16", "train.device=cpu", "measure.costs=true")
+    result = carry_out(tmp_path / "run", *tiny_experiment, *overrides)
+    assert (result.status, result.error) == (Status.finished, None)
+    assert result.provenance["dtype"] == "bfloat16"
+    assert result.cost["latency_ms"]["attached"]["1"] > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_on_a_gpu_finishes_in_bfloat16(method: str, tiny_experiment: list[str], tmp_path: Path) -> None:
+    result = carry_out(tmp_path / "run", *tiny_experiment, f"method={method}", "train.device=cuda")
+    assert result.status == Status.finished
+    assert result.provenance["dtype"] == "bfloat16"
+    assert result.scores["validation"]["accuracy"] > result.scores["majority"]["accuracy"]

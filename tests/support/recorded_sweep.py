@@ -1,0 +1,111 @@
+"""A sweep in a process of its own, to be killed: the real launcher, workers, records, SQLite store, and a short task.
+
+    python -c "from recorded_sweep import main; main()" FOLDER OVERRIDES...
+
+What it does not have is a model: a start with one takes ten seconds, and there are many.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
+from toy_sweep import identity
+
+from harness.__main__ import exit_status
+from harness.config import compose
+from harness.config.sources import conf_root
+from harness.run.job import _track
+from harness.sweep import points, sweepers
+from harness.sweep.launchers import local
+from harness.tracking.record import RunRecord
+
+CONFIG = """
+defaults: [override hydra/launcher: local, _self_]
+method: {name: toy}
+task: {name: toy}
+model: {name: toy}
+seed: 0
+seconds: 1.0
+act: finish
+sweep: {name: null, stage: run, rerun: none, timeout_minutes: null, fail_fast: false, slots_per_gpu: 1}
+tracking: {kind: local, uri: "sqlite:///mlflow.db", experiment: toy}
+hydra:
+  searchpath: ["file://CONF"]
+  output_subdir: null
+  job: {chdir: false}
+  launcher: {workers: 2, imports: []}
+  sweep: {dir: "runs/toy/${now:%H-%M-%S-%f}", subdir: "${hydra.job.num}"}
+"""
+SCRIPT = "from recorded_sweep import main; main()"
+
+
+def task(cfg: DictConfig) -> dict[str, Any]:
+    """Take some time, write a record and send it, in the order of a run."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    started = datetime.now(UTC).isoformat()
+    time.sleep(cfg.seconds)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    record = RunRecord(
+        run_id=os.urandom(16).hex(),
+        status="finished",
+        error=None,
+        identity=identity(plain),
+        sweep={"name": cfg.sweep.name, "stage": "run"},
+        config=plain,
+        scores={"primary_metric": "accuracy", "validation": {"accuracy": cfg.seed / 100}, "development": {}},
+        started_at=started,
+        ended_at=datetime.now(UTC).isoformat(),
+    )
+    record.write(folder)
+    if cfg.act == "break_store" and Path("mlflow.db").exists() and not Path("away.db").exists():
+        Path("mlflow.db").rename("away.db")
+        Path("mlflow.db").write_text("a text where a database is expected")
+    tracked = _track(record, folder, SimpleNamespace(tracking=SimpleNamespace(**plain["tracking"])))  # type: ignore[arg-type]
+    outcome = {"status": "finished", "error": None, "seconds": cfg.seconds, "tracked": tracked}
+    return {**outcome, "identity": record.identity, "run_id": record.run_id, "scores": record.scores}
+
+
+def main() -> None:
+    """Run the sweep that the arguments describe in the folder that they name, and exit as `harness` would."""
+    folder, *arguments = sys.argv[1:]
+    os.chdir(folder)
+    Path("conf").mkdir(exist_ok=True)
+    Path("conf/config.yaml").write_text(CONFIG.replace("CONF", str(conf_root() / "conf")))
+    compose.register(local.LocalLauncher)
+    sweepers.register()
+    local.identities = lambda: identity
+    with initialize_config_dir(str(Path("conf").resolve()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration("config", arguments, RunMode.MULTIRUN)
+        context = HydraContext(config_loader=loader, callbacks=Callbacks())
+        plugin = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
+        plugin.sweep(arguments)
+    sys.exit(exit_status(points.outcomes))
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """Start it in a process group of its own; its output is the file `output.txt` of the folder."""
+    folder.mkdir(exist_ok=True)
+    support = Path(__file__).parent
+    path = os.pathsep.join([str(support), str(support.parents[1])])
+    with (folder / "output.txt").open("a") as output:
+        return subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(folder), *arguments],
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=output,
+            stderr=output,
+            text=True,
+            process_group=0,
+        )

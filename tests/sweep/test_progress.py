@@ -1,0 +1,76 @@
+"""What a sweep shows while it runs: counts, the time left from what was measured, the best score so far."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.sweep.points import Point
+from harness.sweep.progress import Durations, Progress
+
+
+def point(number: int, method: str = "lora", task: str = "glue/rte", **outcome: Any) -> Point:
+    settings = {
+        "method": {"name": method},
+        "task": {"name": task},
+        "model": {"name": "minilm"},
+        "sweep": {"stage": "run"},
+    }
+    made = Point(number, [f"method={method}", f"seed={number}"], Path(), settings=settings)
+    if outcome:
+        made.settle(outcome)
+    return made
+
+
+def finished(number: int, score: float, metric: str = "accuracy", **more: Any) -> Point:
+    scores = {"primary_metric": metric, "validation": {metric: score}}
+    return point(number, status="finished", scores=scores, **more)
+
+
+def test_durations_are_told_apart_by_kind() -> None:
+    """This sweep's count before the store's, and an unknown kind is like the mean."""
+    durations = Durations()
+    slow, fast, new = (point(0, method).kind for method in ("full", "head", "ia3"))
+    assert durations.of_all([slow]) is None
+    durations.earlier = {slow: [100.0, 300.0, 120.0]}
+    assert durations.of_all([slow]) == 120
+    assert durations.of_all([slow, new]) is None
+    durations.measured[slow] += [10.0]
+    durations.measured[fast] += [2.0, 4.0]
+    assert durations.of(slow) == 10
+    assert durations.of_all([slow, fast, new]) == pytest.approx(10 + 3 + 16 / 3)
+
+
+def test_the_line_says_what_runs_what_ended_what_is_left_and_the_best() -> None:
+    durations = Durations()
+    progress = Progress(6, 2, durations)
+    for one in (
+        finished(1, 0.61, seconds=8.0),
+        finished(2, 0.72, skipped=True),
+        finished(3, 0.70, seconds=12.0),
+        point(4, status="failed", error="no luck"),
+    ):
+        progress.ended(one)
+    line = progress.line([], [point(5), point(6)])
+    assert (
+        line
+        == "0 running, 1 failed, 2 finished, 1 skipped, 10.0 s left, best glue/rte accuracy 0.7200 method=lora seed=2"
+    )
+
+
+def test_the_best_is_the_lowest_where_lower_is_better() -> None:
+    progress = Progress(2, 1, Durations())
+    progress.ended(finished(1, 3.0, "perplexity"))
+    progress.ended(finished(2, 4.0, "perplexity"))
+    assert progress.line([], []).endswith("best glue/rte perplexity 3.0000 method=lora seed=1")
+
+
+def test_elsewhere_than_on_a_terminal_there_is_a_line_a_point(capsys: pytest.CaptureFixture[str]) -> None:
+    """Which says whose score is the best so far; a skipped point has none."""
+    progress = Progress(3, 1, Durations())
+    for one in (finished(1, 0.6, seconds=8.0), finished(2, 0.5, seconds=8.0), finished(3, 0.9, skipped=True)):
+        progress.ended(one)
+    assert capsys.readouterr().err.splitlines() == [
+        "[1/3] method=lora seed=1: finished 0.6000 (best so far) 8.0 s",
+        "[2/3] method=lora seed=2: finished 0.5000 8.0 s",
+    ]

@@ -1,0 +1,79 @@
+"""Tracking URIs are checked in seconds and shown without their secrets."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.config.errors import ConfigError
+from harness.tracking.uri import Store, check, parse, redact
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("https://user:word@host:5000/path", "https://***@host:5000/path"),
+        ("https://token@host", "https://***@host"),
+        ("https://host/?token=abc", "https://host/?***"),
+        ("https://user:with/slash@host", "https://***@host"),
+        ("https://user:with?mark@host", "https://***@host"),
+        ("user:word@host:5000", "***@host:5000"),
+        ("postgresql://user:word@host/db", "postgresql://***@host/db"),
+        ("sqlite:///folder@2/mlflow.db", "sqlite:///folder@2/mlflow.db"),
+        (
+            "no answer from https://a:b@h, nor http://c@h (me@home)",
+            "no answer from https://***@h, nor http://***@h (me@home)",
+        ),
+    ],
+)
+def test_secrets_are_redacted(given: str, shown: str) -> None:
+    """User, password, token and query become ***; a file name stays as it is."""
+    assert redact(given) == shown
+
+
+def test_a_server_uri_is_taken_apart() -> None:
+    """The URI that mlflow is given has no secret; percent-encoded ones are decoded."""
+    assert parse("https://us%40er:p%2Fw@host:5000/x/") == Store("https://host:5000/x", username="us@er", password="p/w")
+    assert parse("https://abc@host") == Store("https://host", token="abc")
+
+
+def test_scrubbing_finds_a_secret_in_any_form() -> None:
+    """A password goes from a text also without its URI, plain or percent-encoded."""
+    store = parse("https://user:p%2Fw@host")
+    assert store.scrub("p/w and p%2Fw and https://user:p%2Fw@host") == "*** and *** and https://***@host"
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("mlruns", "is not a tracking store"),
+        ("file:///tmp/x", "has an unknown scheme"),
+        ("postgresql://u:secret@h/db", "has an unknown scheme"),
+        ("sqlite:///", "does not name an SQLite file"),
+        ("sqlite:///:memory:", "does not name an SQLite file"),
+        ("sqlite:///{tmp}", "is a folder"),
+        ("sqlite:///{tmp}/missing/x.db", "the folder {tmp}/missing does not exist"),
+        ("sqlite:///{tmp}/text.db", "is not an SQLite database"),
+        ("sqlite:///{tmp}/a%20b.db", "a path with a percent-encoded character"),
+        ("sqlite:////proc/x.db", "cannot be written"),
+        ("http://host:99999", "is not a server's address"),
+        ("http://u:sec/ret@host", "is not a server's address"),
+        ("http://127.0.0.1:9", "the server cannot be reached"),
+        ("http://u:secret@127.0.0.1:9", "the server cannot be reached"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_refused(uri: str, reason: str, tmp_path: Path) -> None:
+    """The sentence has the dotted key and what was given, without its password."""
+    (tmp_path / "text.db").write_text("just a text, longer than a header")
+    with pytest.raises(ConfigError) as caught:
+        check(uri.format(tmp=tmp_path))
+    text = str(caught.value)
+    assert text.startswith("tracking.uri=")
+    assert reason.format(tmp=tmp_path) in text
+    assert "sec" not in text
+    assert "\n" not in text
+
+
+def test_a_store_that_can_be_used_passes(tmp_path: Path) -> None:
+    """A file that does not exist yet is fine, and checking does not make it."""
+    check(f"sqlite:///{tmp_path}/mlflow.db")
+    assert list(tmp_path.iterdir()) == []

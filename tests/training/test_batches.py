@@ -1,0 +1,58 @@
+"""Batches hold rows of like length, every row once, in an order that the seed decides."""
+
+import random
+
+import pytest
+import torch
+
+from harness.training.batches import Collator, bucketed, by_length
+
+LENGTHS = [random.Random(number).randint(3, 60) for number in range(1003)]
+
+
+def padding(batches: list[list[int]]) -> float:
+    real = sum(LENGTHS)
+    return 1 - real / sum(len(batch) * max(LENGTHS[row] for row in batch) for batch in batches)
+
+
+@pytest.mark.parametrize("make", [lambda: bucketed(LENGTHS, 32, 0, 0), lambda: by_length(LENGTHS, 32)])
+def test_every_row_comes_once(make) -> None:
+    rows = [row for batch in make() for row in batch]
+    assert sorted(rows) == list(range(len(LENGTHS)))
+
+
+def test_buckets_pad_little_where_shuffling_pads_much() -> None:
+    rows = list(range(len(LENGTHS)))
+    random.Random(0).shuffle(rows)
+    shuffled = [rows[start : start + 32] for start in range(0, len(rows), 32)]
+    assert padding(bucketed(LENGTHS, 32, 0, 0)) < 0.1 < 0.4 < padding(shuffled)
+
+
+def test_the_seed_and_the_epoch_decide_the_order() -> None:
+    assert bucketed(LENGTHS, 32, 0, 0) == bucketed(LENGTHS, 32, 0, 0)
+    assert bucketed(LENGTHS, 32, 0, 0) != bucketed(LENGTHS, 32, 1, 0)
+    assert bucketed(LENGTHS, 32, 0, 0) != bucketed(LENGTHS, 32, 0, 1)
+
+
+def test_batches_do_not_come_in_order_of_length() -> None:
+    means = [sum(LENGTHS[row] for row in batch) / len(batch) for batch in bucketed(LENGTHS, 32, 0, 0)]
+    assert means != sorted(means)
+
+
+FEATURES = [
+    {"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1], "length": 3, "weight": 1, "label": 1},
+    {"input_ids": [8], "attention_mask": [1], "length": 1, "weight": 1, "label": 0},
+]
+
+
+def test_padding_is_on_the_right_for_encoders_and_counted() -> None:
+    batch = Collator({"input_ids": 9, "attention_mask": 0}, False, False, torch.device("cpu"))(FEATURES, [0, 1])
+    assert batch.inputs["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert batch.inputs["labels"].tolist() == [1, 0]
+    assert (batch.tokens, batch.padded_tokens) == (4, 6)
+
+
+def test_padding_is_on_the_left_for_decoders_with_positions_from_the_first_real_token() -> None:
+    batch = Collator({"input_ids": 9, "attention_mask": 0}, True, True, torch.device("cpu"))(FEATURES, [0, 1])
+    assert batch.inputs["input_ids"].tolist() == [[5, 6, 7], [9, 9, 8]]
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
