@@ -39,7 +39,7 @@ ifneq ($(wildcard $(VENV)),)
             then echo "it has $$($(BIN)/python -V), and PYTHON=$(PYTHON) is asked for"; fi)
 endif
 
-.PHONY: demo test test-slow test-newest test-lowest check format lock report ui clean anew
+.PHONY: demo test test-slow test-newest test-lowest check coverage format lock report ui clean anew
 .DEFAULT_GOAL := demo
 
 demo: $(INSTALLED) ## four methods on one task, then the report
@@ -66,6 +66,10 @@ check: $(INSTALLED_FOR_TESTS) ## style, types, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+coverage: $(INSTALLED_FOR_TESTS) ## which lines no default test runs, as htmlcov/index.html
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=harness --cov-report=html --cov-report=term:skip-covered
 
 format: $(INSTALLED_FOR_TESTS)
 	$(BIN)/ruff check --fix .

@@ -1,7 +1,7 @@
 """Inner names of transformers: what it does not promise to keep, gathered so that an upgrade touches one file.
 
 `cache_argument` bridges a rename: transformers 5.24 calls the models' argument for the key-value cache `cache`, and
-before it was `past_key_values`. Everything else is imported by its name in the tested versions (see docs/versions.md).
+before it was `past_key_values`.
 """
 
 import inspect
