@@ -38,8 +38,6 @@ NO_LATEX = "there is no pdflatex; apt-get install texlive-latex-base brings it"
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason=NO_LATEX)
-    shutil.which("pdflatex") is None, reason="there is no pdflatex; apt-get install texlive-latex-base brings it"
-)
 def test_the_document_can_be_set(tmp_path: Path) -> None:
     """Pdflatex makes a PDF of it."""
     table = Table(EVIL, ("method", "remarks"), [(EVIL, EVIL)], EVIL)
