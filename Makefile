@@ -16,7 +16,7 @@ DEMO := demo
 # What takes minutes begins before what there is much of; many of these wait, so there is a process more than cores.
 SLOW_FIRST := $(sort $(wildcard tests/test_*.py)) tests/reporting tests/tasks tests/methods
 
-.PHONY: demo test test-slow check format report ui clean
+.PHONY: demo test test-slow check format report ui gpu-bundle clean
 .DEFAULT_GOAL := demo
 
 demo: $(INSTALLED) ## four methods on one task, then the report
@@ -30,6 +30,7 @@ test: $(INSTALLED_FOR_TESTS) ## the default tests
 
 test-slow: $(INSTALLED_FOR_TESTS) ## what takes minutes: benchmarks with their figures, every method on every backbone
 	$(BIN)/python -m pytest -m slow -s tests/benchmarks
+	$(BIN)/python -m pytest -m slow tests/gpu
 	$(BIN)/python -m pytest -m slow -n 3 --dist worksteal $(SLOW_FIRST)
 
 check: $(INSTALLED_FOR_TESTS) ## style and types
@@ -47,8 +48,11 @@ report: $(INSTALLED) ## everything in ./mlflow.db, into report/
 ui: $(INSTALLED) ## browse the demo's runs
 	cd $(DEMO) && ../$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
 
+gpu-bundle: $(INSTALLED_FOR_TESTS) ## what a GPU machine without a network lacks, into gpu-bundle/; see tests/gpu/prove.sh
+	@$(BIN)/python tests/gpu/bundle.py
+
 clean:
-	rm -rf $(VENV) $(DEMO) dist build
+	rm -rf $(VENV) $(DEMO) gpu-bundle gpu-results dist build
 
 $(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
