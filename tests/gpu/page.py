@@ -139,6 +139,7 @@ def _costs(lines: list[Line]) -> list[str]:
             ),
             f"The ceiling is a large bfloat16 matrix product here: {done[-1]['flops_ceiling'] / 1e12:.3g} TFLOP/s.",
             table(["step", "rows x tokens", "ms", "tokens/s", "TFLOP/s", "of ceiling", "J a step"], speed),
+            "\n".join(f"* no joules: {why}" for why in sorted({line["no_joules"] for line in done} - {""})),
         ]
     return [*parts, _why(lines, "size", "method", "checkpointing")]
 

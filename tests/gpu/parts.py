@@ -140,7 +140,10 @@ def random_backbone(experiment: Experiment, device: torch.device) -> Backbone:
         )
         models.keep_trainable(model)
     models.set_checkpointing(model, experiment.train.gradient_checkpointing)
-    return replace(drawn, model=model)
+    backbone = replace(drawn, model=model)
+    del drawn
+    free()  # else the allocator keeps what was drawn, and counts it as reserved
+    return backbone
 
 
 def attach(experiment: Experiment, backbone: Backbone, device: torch.device) -> Any:
@@ -190,6 +193,11 @@ def recorded(setting: Setting, step: str, **point: Any) -> Iterator[dict[str, An
     line["seconds"] = time.perf_counter() - start
     setting.write(step, **line)
     print(f"{step} {point}: {line['status']} {line['error'] or ''} {line['seconds']:.1f} s", flush=True)
+    free()
+
+
+def free() -> None:
+    """Give back memory that nothing refers to."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -24,6 +24,8 @@ done
 
 export PYTHONPATH="$root:$root/tests:$root/tests/gpu" PYTHONUNBUFFERED=1
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# Every step is a process of its own: what the first one compiles the others need not.
+unset PYTHONDONTWRITEBYTECODE
 # Whether packages lack is told without importing them.
 if ! "$python" -c 'import importlib.util as u, sys
 sys.exit(any(u.find_spec(n) is None for n in ("hydra", "omegaconf", "bitsandbytes", "datasets", "evaluate", "pebble")))'; then

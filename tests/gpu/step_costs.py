@@ -91,7 +91,7 @@ def _measure(setting: Setting, line: dict[str, Any]) -> None:
         """A trainer over all rows; its energy is read before the evaluation, which belongs to no step."""
 
         def score() -> Evaluation:
-            energy.append(counter.joules())
+            energy.append((counter.joules(), counter.reason))
             subject = Subject(adapter, None, collate, rows, torch.bfloat16)  # type: ignore[arg-type]
             with subject.computing():
                 loss = float(adapter.model(**collate(features, list(range(rows))).inputs).loss)
@@ -129,7 +129,8 @@ def _measure(setting: Setting, line: dict[str, Any]) -> None:
     line["tokens_per_second"] = progress.tokens / progress.train_seconds
     line["flops_per_second"] = flops_per_token * progress.padded_tokens / progress.train_seconds
     line["flops_ceiling"] = speed.flops_ceiling(device, torch.bfloat16)
-    line["joules_per_step"] = None if energy[0] is None else energy[0] / steps
+    joules, line["no_joules"] = energy[0]
+    line["joules_per_step"] = None if joules is None else joules / steps
     line["loss"] = progress.history[-1]["development.loss"]
 
 

@@ -44,7 +44,7 @@ def main(setting: Setting) -> bool:
     folder = setting.work / "sweep"
     (folder / "sweeps").mkdir(parents=True)
     _write_model(folder / "model", setting.dry)
-    _write_rows(folder / "data", 60 if setting.dry else WORDS)
+    _write_rows(folder / "data", 120 if setting.dry else WORDS)
     text = SWEEP.replace("MODEL", str(folder / "model")).replace("DATA", str(folder / "data"))
     (folder / "sweeps" / "gpu_points.yaml").write_text(text)
     with recorded(setting, "sweep") as line:
@@ -66,7 +66,7 @@ def _run(setting: Setting, folder: Path, line: dict[str, Any]) -> tuple[str, int
     """Start the sweep, kill the worker of one point as soon as it trains, and return the table."""
     command = [sys.executable, "-m", "harness", "-cn", "gpu_points", f"train.device={setting.device.type}"]
     if setting.dry:
-        command += ["task.max_length=64"]
+        command += ["task.max_length=128"]
     mapped = psutil.Process().memory_info().vms
 
     def limit_memory() -> None:

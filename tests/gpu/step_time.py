@@ -163,6 +163,7 @@ def _trainer_seconds(
         logging_steps=10,
         use_cpu=setting.dry,
         dataloader_pin_memory=False,
+        accelerator_config={"dispatch_batches": False},
     )
     trainer = TransformersTrainer(
         model=model,

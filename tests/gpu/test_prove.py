@@ -23,7 +23,7 @@ COSTS = {
     "weight_bytes": 6e9, "gradient_bytes": 1e8, "optimizer_bytes": 2e8, "activation_bytes": 3e9,
     "train_peak_bytes": 1e10, "cuda_allocated_bytes": 1.25e10, "cuda_reserved_bytes": 1.3e10,
     "step_seconds": 0.4, "tokens_per_second": 10_240.0, "flops_per_second": 3e14, "flops_ceiling": 7.5e14,
-    "joules_per_step": None, "status": "finished", "error": None,
+    "joules_per_step": None, "no_joules": "the GPU shows no energy counter", "status": "finished", "error": None,
     "planned": {"weight_bytes": 6e9, "gradient_bytes": 1e8, "optimizer_bytes": 2e8, "activation_bytes": 3.3e9,
                 "train_peak_bytes": 1.1e10},
 }  # fmt: skip
@@ -52,6 +52,7 @@ def test_a_plan_stands_beside_what_was_measured() -> None:
     assert memory[8] == "12.500 (0.880)"
     speed = rows_of(written, STEPS["costs"])[-1]
     assert speed[2:] == ["400.0", "10,240", "300.0", "40%", "-"]
+    assert "* no joules: the GPU shows no energy counter" in written
 
 
 def test_what_has_no_figures_says_why() -> None:
