@@ -137,7 +137,8 @@ def _costs(lines: list[Line]) -> list[str]:
                 ["step", "rows x tokens", "in", *CATEGORIES.values(), "allocator's peak", "reserved"],
                 memory,
             ),
-            f"The ceiling is a large bfloat16 matrix product here: {done[-1]['flops_ceiling'] / 1e12:.3g} TFLOP/s.",
+            "The ceiling is a large matrix product here, in the precision of the steps: "
+            f"{done[-1]['flops_ceiling'] / 1e12:.3g} TFLOP/s.",
             table(["step", "rows x tokens", "ms", "tokens/s", "TFLOP/s", "of ceiling", "J a step"], speed),
             "\n".join(f"* no joules: {why}" for why in sorted({line["no_joules"] for line in done} - {""})),
         ]

@@ -74,6 +74,11 @@ class Setting:
         return torch.device("cpu" if self.dry else "cuda")
 
     @property
+    def autocast(self) -> torch.dtype | None:
+        """What is computed in, as `train.precision=auto` has it; null for float32."""
+        return None if self.dry else torch.bfloat16
+
+    @property
     def device_name(self) -> str:
         return platform.machine() if self.dry else torch.cuda.get_device_name()
 
@@ -116,18 +121,19 @@ def environment(setting: Setting) -> dict[str, Any]:
 def shape_of(size: str, dry: bool) -> list[str]:
     """Overrides that name a Llama shape by its published dimensions; a dry run's is tiny."""
     tiny = [f"model.architecture.{name}={value}" for name, value in TINY_LLAMA.items()] if dry else []
-    return [f"model={SHAPES[size]}", *tiny, "task=lm/micro", "train.precision=bfloat16", "tracking=none"]
+    return [f"model={SHAPES[size]}", *tiny, "task=lm/micro", "tracking=none"]
 
 
-def random_backbone(experiment: Experiment, device: torch.device) -> Backbone:
-    """A backbone with random weights, drawn on the device in bfloat16 and there packed as the experiment wants them.
+def random_backbone(experiment: Experiment, device: torch.device, autocast: torch.dtype | None) -> Backbone:
+    """A backbone with random weights, drawn on the device as they are computed with, and there packed as is wanted.
 
     Nothing is read from a disk, and an 8B shape is not drawn by the CPU. transformers packs the weights as it does
     when it loads a checkpoint.
     """
     configuration, quantization = architecture_of(experiment), models.choose_quantization(experiment)
+    dtype = autocast or torch.float32
     torch.manual_seed(experiment.seed)
-    drawn = models.empty_model(configuration, experiment.task.kind, quantization, torch.bfloat16, str(device))
+    drawn = models.empty_model(configuration, experiment.task.kind, quantization, dtype, str(device))
     model = drawn.model
     if quantization is not Quantization.none:
         double = experiment.model.double_quantization
@@ -135,8 +141,8 @@ def random_backbone(experiment: Experiment, device: torch.device) -> Backbone:
             None,
             config=configuration,
             state_dict=drawn.model.state_dict(),
-            dtype=torch.bfloat16,
-            quantization_config=models.quantization_config(quantization, drawn.architecture, torch.bfloat16, double),
+            dtype=dtype,
+            quantization_config=models.quantization_config(quantization, drawn.architecture, dtype, double),
         )
         models.keep_trainable(model)
     models.set_checkpointing(model, experiment.train.gradient_checkpointing)

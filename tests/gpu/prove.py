@@ -48,7 +48,7 @@ def main() -> int:
     _write(out, step="start", began=told.began, until=end, dry=told.dry_run, steps=told.steps)
     well = True
     with ThreadPoolExecutor(1) as pool:
-        unpacked = pool.submit(_unpack, told.bundle, told.work / "bundle")
+        unpacked = pool.submit(_unpack, None if told.dry_run else told.bundle, told.work / "bundle")
         try:
             for name in ("environment", *told.steps):
                 well &= _carry_out(told, name, end, unpacked)

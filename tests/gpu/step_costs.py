@@ -80,7 +80,7 @@ def _measure(setting: Setting, line: dict[str, Any]) -> None:
         needed = f"{planned['train_peak_bytes'] / 1e9:.1f} GB are planned and {room / 1e9:.1f} GB free"
         line |= {"status": "does not fit", "error": needed}
         return
-    backbone = random_backbone(experiment, device)
+    backbone = random_backbone(experiment, device, setting.autocast)
     adapter = attach(experiment, backbone, device)
     features = random_rows(backbone.model.config.vocab_size, rows * max(steps, COUNTED_STEPS), length)
     collate = text_collator(device)
@@ -92,7 +92,7 @@ def _measure(setting: Setting, line: dict[str, Any]) -> None:
 
         def score() -> Evaluation:
             energy.append((counter.joules(), counter.reason))
-            subject = Subject(adapter, None, collate, rows, torch.bfloat16)  # type: ignore[arg-type]
+            subject = Subject(adapter, None, collate, rows, setting.autocast)  # type: ignore[arg-type]
             with subject.computing():
                 loss = float(adapter.model(**collate(features, list(range(rows))).inputs).loss)
             return Evaluation({"loss": loss, experiment.task.primary_metric: math.exp(min(loss, 100.0))}, {})
@@ -104,7 +104,7 @@ def _measure(setting: Setting, line: dict[str, Any]) -> None:
             collate=collate,
             settings=replace(experiment.train, max_steps=steps),
             data_seed=0,
-            autocast=torch.bfloat16,
+            autocast=setting.autocast,
             loss=lambda batch: experiment.task.loss(adapter, batch),
             score=score,
             primary_metric=experiment.task.primary_metric,
@@ -128,7 +128,7 @@ def _measure(setting: Setting, line: dict[str, Any]) -> None:
     line["step_seconds"] = progress.train_seconds / steps
     line["tokens_per_second"] = progress.tokens / progress.train_seconds
     line["flops_per_second"] = flops_per_token * progress.padded_tokens / progress.train_seconds
-    line["flops_ceiling"] = speed.flops_ceiling(device, torch.bfloat16)
+    line["flops_ceiling"] = speed.flops_ceiling(device, setting.autocast or torch.float32)
     joules, line["no_joules"] = energy[0]
     line["joules_per_step"] = None if joules is None else joules / steps
     line["loss"] = progress.history[-1]["development.loss"]

@@ -4,7 +4,6 @@ import time
 from statistics import median
 from typing import Any
 
-import torch
 from parts import (
     Setting,
     Subject,
@@ -42,13 +41,13 @@ def _measure(setting: Setting, line: dict[str, Any]) -> None:
     length, seconds, swaps = (DRY_LENGTH, DRY_SECONDS, DRY_SWAPS) if setting.dry else (LENGTH, SECONDS, SWAPS)
     overrides = [*shape_of("1B", setting.dry), f"method={line['method']}", f"task.max_length={length}"]
     experiment = build(compose("config", [*overrides, "task.stride=16"]))
-    backbone = random_backbone(experiment, device)
+    backbone = random_backbone(experiment, device, setting.autocast)
     adapter = attach(experiment, backbone, device)
     rows = random_rows(backbone.model.config.vocab_size, 1, length)
     collate = text_collator(device)
     line["swap_ms"], adapter = _swap(setting, experiment, backbone, adapter, swaps)
     batches = [collate(rows, [0] * size) for size in SIZES]
-    subject = Subject(adapter, None, collate, max(SIZES), torch.bfloat16)  # type: ignore[arg-type]
+    subject = Subject(adapter, None, collate, max(SIZES), setting.autocast)  # type: ignore[arg-type]
     with subject.computing():
         # Merges last, which uses the adapter up.
         timed = speed.latency(adapter, batches, seconds, device)

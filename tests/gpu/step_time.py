@@ -44,7 +44,6 @@ def main(setting: Setting) -> bool:
 
 def _encoder(setting: Setting) -> tuple[Any, ...]:
     """LoRA on the real encoder and real rows, whose steps are so short that all that is not the model shows."""
-    autocast = None if setting.dry else torch.bfloat16
     task = ["task=micro/sentiment"]
     if setting.data is not None:
         task = ["task=glue/sst2", f"task.data_dir={setting.data}/glue/sst2", "task.max_train_rows=2000"]
@@ -53,12 +52,18 @@ def _encoder(setting: Setting) -> tuple[Any, ...]:
     folder = models.resolve(experiment.model)
     configuration = models.load_config(folder, 2, False)
     torch.manual_seed(0)
-    backbone = models.load_model(folder, configuration, experiment, autocast or torch.float32)
+    backbone = models.load_model(folder, configuration, experiment, setting.autocast or torch.float32)
     tokenizer = models.load_tokenizer(folder, backbone.architecture)
     backbone.model.config.pad_token_id = tokenizer.pad_token_id
     features = experiment.task.encode(experiment.task.load().splits["train"], tokenizer)
     adapter = attach(experiment, backbone, setting.device)
-    return experiment, adapter, features, experiment.task.collator(backbone, tokenizer, setting.device), autocast
+    return (
+        experiment,
+        adapter,
+        features,
+        experiment.task.collator(backbone, tokenizer, setting.device),
+        setting.autocast,
+    )
 
 
 def _decoder(setting: Setting) -> tuple[Any, ...]:
@@ -66,7 +71,7 @@ def _decoder(setting: Setting) -> tuple[Any, ...]:
     rows, length = (2, 64) if setting.dry else (4, 512)
     overrides = [*shape_of("1B", setting.dry), f"train.batch_size={rows}", f"task.max_length={length}"]
     experiment = build(compose("config", [*overrides, "task.stride=32"]))
-    backbone = random_backbone(experiment, setting.device)
+    backbone = random_backbone(experiment, setting.device, torch.bfloat16)
     adapter = attach(experiment, backbone, setting.device)
     features = random_rows(backbone.model.config.vocab_size, rows * 64, length)
     return experiment, adapter, features, text_collator(setting.device), torch.bfloat16
