@@ -102,7 +102,7 @@ def _costs(lines: list[Line]) -> list[str]:
     memory, speed = [], []
     for line in done:
         unit = GIGABYTE if line["train_peak_bytes"] >= GIGABYTE else MEGABYTE
-        name = f"{line['size']} {line['method']}{', checkpointing' if line['checkpointing'] else ''}"
+        name = _step(line)
         shape = f"{line['rows']} x {line['length']}"
         cells = []
         for key in CATEGORIES:
@@ -142,7 +142,11 @@ def _costs(lines: list[Line]) -> list[str]:
             table(["step", "rows x tokens", "ms", "tokens/s", "TFLOP/s", "of ceiling", "J a step"], speed),
             "\n".join(f"* no joules: {why}" for why in sorted({line["no_joules"] for line in done} - {""})),
         ]
-    return [*parts, _why(lines, "size", "method", "checkpointing")]
+    return [*parts, _why([{**line, "name": _step(line)} for line in lines], "name")]
+
+
+def _step(line: Line) -> str:
+    return f"{line['size']} {line['method']}{', checkpointing' if line['checkpointing'] else ''}"
 
 
 def _time(lines: list[Line]) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -84,8 +85,9 @@ def _run(setting: Setting, folder: Path, line: dict[str, Any]) -> tuple[str, int
         time.sleep(0.1)
     printed = out.read_text()
     print(printed, flush=True)
-    begin = printed.find("every point with")
-    return printed[max(begin, 0) :].strip(), sweep.returncode
+    # What Python says of semaphores that a killed process left is not of the table.
+    table = re.search(r"every point with.*^\d+ points: [^\n]*", printed, re.DOTALL | re.MULTILINE)
+    return table[0] if table else printed, sweep.returncode
 
 
 def _kill_writer_of(log: Path, sweep: int) -> int | None:

@@ -59,7 +59,7 @@ def test_what_has_no_figures_says_why() -> None:
     missing = {"status": "does not fit", "error": "141.0 GB are planned and 84.0 GB free"}
     keys = ("step", "device", "size", "checkpointing", "rows", "length", "planned")
     written = page([{**{key: COSTS[key] for key in keys}, "method": "full", **missing}])
-    assert "* 8B full False: does not fit: 141.0 GB are planned and 84.0 GB free" in written
+    assert "* 8B full: does not fit: 141.0 GB are planned and 84.0 GB free" in written
     assert written.count("Nothing was measured.") == len(STEPS) - 1
 
 
