@@ -27,7 +27,7 @@ from parts import (
 from training_steps import bare_step, harness_step
 
 BLOCKS, STEPS_A_BLOCK, WARM_UP = 7, 20, 10
-DRY_BLOCKS, DRY_STEPS_A_BLOCK, DRY_WARM_UP = 2, 3, 1
+DRY_BLOCKS, DRY_STEPS_A_BLOCK, DRY_WARM_UP = 2, 2, 1
 
 
 def main(setting: Setting) -> bool:
@@ -47,7 +47,8 @@ def _encoder(setting: Setting) -> tuple[Any, ...]:
     task = ["task=micro/sentiment"]
     if setting.data is not None:
         task = ["task=glue/sst2", f"task.data_dir={setting.data}/glue/sst2", "task.max_train_rows=2000"]
-    experiment = build(compose("config", [*setting.encoder_overrides, *task, "tracking=none", "train.epochs=1"]))
+    further = ["tracking=none", "train.epochs=1", f"train.batch_size={8 if setting.dry else 32}"]
+    experiment = build(compose("config", [*setting.encoder_overrides, *task, *further]))
     models.quiet_libraries()
     folder = models.resolve(experiment.model)
     configuration = models.load_config(folder, 2, False)
