@@ -17,6 +17,7 @@ from parts import (
     build,
     compose,
     costs,
+    free,
     measure,
     random_backbone,
     random_rows,
@@ -122,6 +123,7 @@ def _measure(setting: Setting, line: dict[str, Any]) -> None:
     line["trained"] = sum(p.numel() for p in trained_parameters(adapter).values())
     flops_per_token = step["flops"] / step["padded_tokens"]
     del counted
+    free()
     energy.clear()
     timed = trainer_of(steps, metered=False)
     progress = timed.fit()

@@ -21,18 +21,16 @@ LANES = 4
 def main(setting: Setting) -> bool:
     done = {line["point"] for line in setting.written("glue") if line["status"] == "finished"}
     waiting = [point for point in points(setting) if _name(point) not in done]
-    if setting.dry:
-        for point in waiting:
-            _run(setting, point)
-    else:
-        # CUDA does not outlive a fork.
-        context = multiprocessing.get_context("spawn")
-        lanes = [context.Process(target=_lane, args=(setting, waiting[first::LANES])) for first in range(LANES)]
-        for lane in lanes:
-            lane.start()
-        for lane in lanes:
-            lane.join()
-    return all(line["status"] == "finished" for line in setting.written("glue"))
+    lanes = 1 if setting.dry else LANES
+    # CUDA does not outlive a fork.
+    context = multiprocessing.get_context("spawn")
+    started = [context.Process(target=_lane, args=(setting, waiting[first::lanes])) for first in range(lanes)]
+    for lane in started:
+        lane.start()
+    for lane in started:
+        lane.join()
+    last = {line["point"]: line["status"] for line in setting.written("glue")}
+    return all(lane.exitcode == 0 for lane in started) and set(last.values()) == {"finished"}
 
 
 def points(setting: Setting) -> list[tuple[int, str, str]]:
