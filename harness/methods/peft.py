@@ -10,7 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from harness.config.build import locate
 from harness.config.errors import ConfigError, near_misses
 from harness.methods.peft_adapter import INITS, PeftBased, is_transposed, quiet
-from harness.methods.peft_counts import LEFT_OUT, RULES, matches, width
+from harness.methods.peft_counts import matches, width
+from harness.methods.peft_rules import LEFT_OUT, RULES
 from harness.models.architectures import ROLES, Backbone
 
 # Beside the roles of an architecture: all its normalisation layers.

@@ -13,7 +13,8 @@ from harness.config.errors import ConfigError
 from harness.config.schema import Quantization
 from harness.methods import CONFIG_FILE, WEIGHTS_FILE, TrainingHooks
 from harness.methods.defaults import MethodDefaults
-from harness.methods.peft_counts import RULES, describe, expected, matches
+from harness.methods.peft_counts import describe, matches
+from harness.methods.peft_rules import RULES, expected
 from harness.models.architectures import Backbone, Kind
 
 if TYPE_CHECKING:

@@ -203,17 +203,17 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: Proc
     trainer = Trainer(
         adapter,
         trained_on,
-        collate,
-        experiment.train,
-        experiment.data_seed,
-        autocast,
-        lambda batch: task.loss(adapter, batch),
-        lambda: score("development"),
-        task.primary_metric,
-        inputs.whole,
-        experiment.measure.costs,
-        processes,
-        experiment.sweep.stop_share,
+        collate=collate,
+        settings=experiment.train,
+        data_seed=experiment.data_seed,
+        autocast=autocast,
+        loss=lambda batch: task.loss(adapter, batch),
+        score=lambda: score("development"),
+        primary_metric=task.primary_metric,
+        identity=inputs.whole,
+        metered=experiment.measure.costs,
+        processes=processes,
+        stop_share=experiment.sweep.stop_share,
     )
     try:
         trainer.fit()

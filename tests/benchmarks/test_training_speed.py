@@ -24,7 +24,8 @@ from harness.methods import Adapter
 from harness.methods.optimizer import make_optimizer
 from harness.models.architectures import architecture
 from harness.training.batches import Batch, bucketed, collator_for
-from harness.training.trainer import Trainer, make_schedule
+from harness.training.schedule import make_schedule
+from harness.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -62,14 +63,14 @@ class Setting:
         trainer = Trainer(
             self.adapter,
             self.features,
-            self.collate,
-            self.experiment.train,
-            0,
-            None,
-            lambda batch: self.experiment.task.loss(self.adapter, batch),
-            lambda: pytest.fail("no evaluation is timed"),
-            "accuracy",
-            "benchmark",
+            collate=self.collate,
+            settings=self.experiment.train,
+            data_seed=0,
+            autocast=None,
+            loss=lambda batch: self.experiment.task.loss(self.adapter, batch),
+            score=lambda: pytest.fail("no evaluation is timed"),
+            primary_metric="accuracy",
+            identity="benchmark",
         )
         trainer.progress.train_seconds = 1e-9  # what fit counts; the report divides by it
         self.adapter.model.train()
