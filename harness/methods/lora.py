@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.errors import ConfigError, near_misses
 from harness.config.schema import Quantization, TrainConfig
+from harness.methods.optimizer import make_optimizer
 from harness.methods.peft import find_modules
 from harness.methods.peft_adapter import PeftAdapter, PeftBased, is_transposed
 from harness.methods.peft_counts import matches, width
@@ -216,8 +217,6 @@ class LoraAdapter(PeftAdapter):
 def paged_adamw(trained: "dict[str, nn.Parameter]", settings: TrainConfig) -> "Optimizer":
     """The harness's groups of parameters in bitsandbytes' AdamW; only a GPU has memory to page."""
     from bitsandbytes import optim
-
-    from harness.methods.optimizer import make_optimizer
 
     groups = [
         {"params": group["params"], "weight_decay": group["weight_decay"]}

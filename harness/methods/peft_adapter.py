@@ -1,6 +1,7 @@
 """Adapters of the peft library, attached to a model."""
 
 import copy
+import inspect
 import json
 import warnings
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from harness.methods.defaults import MethodDefaults
 from harness.methods.peft_counts import describe, matches
 from harness.methods.peft_rules import RULES, expected
 from harness.models.architectures import Backbone, Kind
+from harness.models.sizes import logical_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -192,8 +194,6 @@ class PeftAdapter(TrainingHooks):
         Peft drops the position ids that come with a batch as soon as a prompt stands before it, so a row would be read
         at positions that depend on how far its batch is padded.
         """
-        import inspect
-
         base = self.model.get_base_model()  # type: ignore[operator]
         tokens = self.config.num_virtual_tokens
         in_cache = self.config.peft_type.value == "PREFIX_TUNING"
@@ -232,8 +232,6 @@ class PeftAdapter(TrainingHooks):
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def total_parameters(self) -> int:
-        from harness.models.sizes import logical_parameters
-
         # `original_module` is the untrained copy of the head: counting it would count the head twice.
         return logical_parameters(self.model, skip=".original_module.")
 

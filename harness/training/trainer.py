@@ -13,6 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from harness import measure
 from harness.config.schema import TrainConfig
 from harness.measure.speed import SystemLoad
@@ -108,8 +110,6 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C or a polite kill came. The step, and its evaluation, were finished first and a
                 checkpoint written, unless it came twice.
         """
-        from tqdm import tqdm
-
         self.adapter.start(self.steps.total)
         self.processes.part_random_numbers()
         if self.settings.resume:
