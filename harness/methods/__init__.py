@@ -1,4 +1,7 @@
-"""What a fine-tuning method is; each file beside this one is a family of them."""
+"""Methods: the contract of a fine-tuning method; each file beside this one is a family of them, or what they share.
+
+May import `models`, `tracking` and `config`.
+"""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -12,6 +15,17 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from harness.models.architectures import Backbone
+
+__all__ = [
+    "CONFIG_FILE",
+    "EARLIER",
+    "WEIGHTS_FILE",
+    "Adapter",
+    "Method",
+    "TrainingHooks",
+    "parameters",
+    "trained_parameters",
+]
 
 # What peft names the files of an adapter, and so every method here.
 WEIGHTS_FILE = "adapter_model.safetensors"
