@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from harness.config.schema import Experiment
+from harness.config.version import RESULTS_VERSION
 
 # Keys that do not decide the result: where things lie, and how a run is measured, scheduled or stored.
 NOT_IDENTITY = {
@@ -16,7 +17,7 @@ NOT_IDENTITY = {
 }
 
 
-def identity(experiment: Experiment, revisions: dict[str, str], version: str) -> str:
+def identity(experiment: Experiment, revisions: dict[str, str]) -> str:
     """SHA-256 (hexadecimal) over everything that decides the result.
 
     The learning rate counts once, as `train.learning_rate`: the method's own is only where its default comes from.
@@ -30,7 +31,7 @@ def identity(experiment: Experiment, revisions: dict[str, str], version: str) ->
         for section, values in experiment.resolved.items()
         if section not in ("measure", "tracking", "sweep")
     }
-    content: dict[str, Any] = {"config": decisive, **revisions, "version": version}
+    content: dict[str, Any] = {"config": decisive, **revisions, "version": RESULTS_VERSION}
     if experiment.sweep.stop_share is not None:
         content["stop_share"] = experiment.sweep.stop_share
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

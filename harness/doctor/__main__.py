@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config.errors import ConfigError, near_misses
 from harness.config.schema import Quantization
 from harness.config.version import __version__
-from harness.tracking.provenance import package_versions
+from harness.config.versions import installed_versions, untested
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -37,6 +37,8 @@ DISAGREE, MISTAKEN = 1, 2
 GIB = 2**30
 # What thirteen architectures, nf4 and int8 leave of 80 columns.
 METHOD_WIDTH = 18
+# The rules were checked against the tested versions by trying; a newer library may refuse what they allow.
+WITHOUT_TRYING = "the tables below hold for the tested versions; doctor.live=true tries every pair with these"
 MARKDOWN_COMMAND = "harness-doctor doctor.format=markdown > reports/methods.md"
 
 
@@ -208,7 +210,8 @@ def as_json(findings: "list[Finding]") -> dict[str, Any]:
     return {
         "harness": __version__,
         "python": platform.python_version(),
-        "packages": package_versions(),
+        "packages": installed_versions(),
+        "untested": untested(),
         "machine": machine(),
         "quantization": quantized_support(),
         "methods": [
@@ -348,7 +351,7 @@ def print_tables(findings: "list[Finding]") -> None:
 
 def summary() -> dict[str, str]:
     """Versions, devices and quantization, a line each."""
-    here, versions = machine(), package_versions()
+    here, versions = machine(), installed_versions()
     able = ", ".join(name if has else f"no {name}" for name, has in here["instructions"].items())
     memory = f"{here['memory_bytes'] / GIB:.1f} GiB of memory, {here['available_memory_bytes'] / GIB:.1f} free"
     gpus = [f"{gpu['name']}, {gpu['memory_bytes'] / GIB:.1f} GiB" for gpu in here["gpus"]]
@@ -358,12 +361,13 @@ def summary() -> dict[str, str]:
         "CPU": f"{here['cores']} cores, {here['torch_threads']} threads in torch, {memory}; {able}",
         "GPU": "; ".join(gpus) or "none that torch sees",
         **quantized_support(),
+        **({"untested": "; ".join([*untested().values(), WITHOUT_TRYING])} if untested() else {}),
     }
 
 
 def markdown(findings: "list[Finding]") -> str:
     """The tables and reasons as a document; the versions are what they hold for."""
-    versions = ", ".join(f"{name} {found}" for name, found in package_versions().items() if found)
+    versions = ", ".join(f"{name} {found}" for name, found in installed_versions().items() if found)
     lines = [
         f"<!-- Made by {MARKDOWN_COMMAND} -->",
         "# Which method works on which backbone",
@@ -373,6 +377,7 @@ def markdown(findings: "list[Finding]") -> str:
         "unquantized works so.",
         "",
         f"peft-harness {__version__} with {versions}.",
+        *(["", f"**Untested**: {'; '.join([*untested().values(), WITHOUT_TRYING])}."] if untested() else []),
     ]
     tables, legend = grids(findings)
     for grid in tables:

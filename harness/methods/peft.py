@@ -11,6 +11,7 @@ from harness.config.build import locate
 from harness.config.errors import ConfigError, near_misses
 from harness.methods.peft_adapter import INITS, PeftBased, is_transposed, quiet
 from harness.methods.peft_counts import matches, width
+from harness.methods.peft_inner import config_classes
 from harness.methods.peft_rules import LEFT_OUT, RULES
 from harness.models.architectures import ROLES, Backbone
 
@@ -100,14 +101,12 @@ class PeftMethod(PeftBased):
             raise ConfigError(f"{key}.num_virtual_tokens: a whole number from 1 on is needed")
 
     def _class(self, key: str) -> type:
-        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
         target = (self.config or {}).get("_target_")
         if not isinstance(target, str):
             raise ConfigError(
                 f"{key}={self.config}: name a class of peft, as in {key}='{{_target_: peft.VeraConfig, r: 256}}'"
             )
-        classes = {cls.__name__ for cls in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
+        classes = {cls.__name__ for cls in config_classes()}
         name = target.rpartition(".")[2]
         if not target.startswith("peft.") or name not in classes:
             raise ConfigError(

@@ -15,6 +15,7 @@ from harness.config.schema import Quantization
 from harness.methods import CONFIG_FILE, WEIGHTS_FILE, TrainingHooks
 from harness.methods.defaults import MethodDefaults
 from harness.methods.peft_counts import describe, matches
+from harness.methods.peft_inner import adapted_layer, copied_module, hand_over_prefix
 from harness.methods.peft_rules import RULES, expected
 from harness.models.architectures import Backbone, Kind
 from harness.models.sizes import logical_parameters
@@ -219,6 +220,8 @@ class PeftAdapter(TrainingHooks):
         self._hooks.append(self.model.register_forward_pre_hook(drop, with_kwargs=True))
         if counts and not in_cache:
             self._hooks.append(base.register_forward_pre_hook(count, with_kwargs=True))
+        if in_cache:
+            self._hooks.append(hand_over_prefix(self.model))
         if self.backbone.kind is Kind.causal_lm and not in_cache:
             self._hooks.append(self.model.register_forward_hook(cut, with_kwargs=True))
 
@@ -240,15 +243,13 @@ class PeftAdapter(TrainingHooks):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        from peft.utils.other import AuxiliaryTrainingWrapper
-
         trained = set(self._trained())
         values = {parameter: parameter.detach().clone() for parameter in self.changed}
         _set(self.changed)
         self._off = True
         try:
             if self.config.is_prompt_learning:
-                heads = [m for m in self.model.modules() if isinstance(m, AuxiliaryTrainingWrapper)]
+                heads = [m for m in self.model.modules() if isinstance(m, copied_module())]
                 for head in heads:
                     head.enable_adapters(False)
                 self.model.forward = self.model.base_model.forward  # type: ignore[method-assign,union-attr,assignment]
@@ -288,18 +289,16 @@ class PeftAdapter(TrainingHooks):
         (folder / "README.md").unlink(missing_ok=True)
 
     def detach(self) -> None:
-        from peft.tuners.tuners_utils import BaseTunerLayer
-        from peft.utils.other import AuxiliaryTrainingWrapper
-
+        adapted, copied = adapted_layer(), copied_module()
         base = self.model.get_base_model()  # type: ignore[operator]
         if self.config.is_adaption_prompt:
             self.model.base_model.disable_adapter_layers()  # type: ignore[union-attr,operator]
         for hook in self._hooks:
             hook.remove()
         for name, module in list(base.named_modules()):
-            if isinstance(module, BaseTunerLayer):
+            if isinstance(module, adapted):
                 base.set_submodule(name, module.get_base_layer())
-            elif isinstance(module, AuxiliaryTrainingWrapper):
+            elif isinstance(module, copied):
                 base.set_submodule(name, module.original_module)
         if hasattr(base, "peft_config"):
             del base.peft_config
@@ -309,9 +308,6 @@ class PeftAdapter(TrainingHooks):
         raise ValueError(f"{self.method.name} is woven into the model, where another method of peft can't come on top")
 
     def merge(self) -> "nn.Module":
-        from peft.tuners.tuners_utils import BaseTunerLayer
-        from peft.utils.other import AuxiliaryTrainingWrapper
-
         reason = RULES[type(self.config).__name__].unmergeable
         if reason:
             raise ValueError(f"method={self.method.name} can't be merged: {reason}")
@@ -321,13 +317,14 @@ class PeftAdapter(TrainingHooks):
                 f"method={self.method.name} is not merged: the sum, rounded to {stored}, scores differently"
             )
         # Of a copy: the adapter stays as it is.
+        adapted, copied = adapted_layer(), copied_module()
         merged = copy.deepcopy(self.model.get_base_model())  # type: ignore[operator]
         for name, module in list(merged.named_modules()):
-            if isinstance(module, BaseTunerLayer):
+            if isinstance(module, adapted):
                 with quiet():
                     module.merge()
                 merged.set_submodule(name, module.get_base_layer())
-            elif isinstance(module, AuxiliaryTrainingWrapper):
+            elif isinstance(module, copied):
                 merged.set_submodule(name, module.modules_to_save["default"])
         if hasattr(merged, "peft_config"):
             del merged.peft_config

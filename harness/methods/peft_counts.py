@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import Quantization
+from harness.methods.peft_inner import factorization
 from harness.models.architectures import Backbone, Kind
 
 if TYPE_CHECKING:
@@ -205,8 +206,6 @@ def ia3(config: Any, targets: list[Target], backbone: Backbone) -> int:
 
 def lokr(config: Any, target: Target) -> int:
     """A Kronecker product of a small matrix and a larger one, the larger as a low-rank product if that is smaller."""
-    from peft.tuners.lokr.layer import factorization
-
     small_rows, large_rows = factorization(target.rows, config.decompose_factor)
     small_columns, large_columns = factorization(target.columns, config.decompose_factor)
     small, large = small_rows * small_columns, large_rows * large_columns

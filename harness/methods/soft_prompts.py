@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from harness.models.transformers_inner import cache_argument, rotate_half
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -263,7 +265,6 @@ def _keys(prefix: "Tensor", config: Any, base: Any) -> "Tensor":
         NoNeighbours: The architecture has no such keys, or turns them in a way that is not known here.
     """
     import torch
-    from transformers.models.llama.modeling_llama import rotate_half
 
     if base.config.is_encoder_decoder:
         raise NoNeighbours("the prefix of an encoder-decoder stands before its decoder, which reads no tokens alone")
@@ -297,11 +298,14 @@ def first_keys(base: Any, ids: "Tensor") -> "Tensor":
         def update(self, key_states: "Tensor", *args: Any, **kwargs: Any) -> Any:
             raise Reached(key_states)
 
+    name = cache_argument(base.base_model)
+    if name is None:
+        raise NoNeighbours(f"{type(base.base_model).__name__} keeps no keys in a cache")
     training = base.training
     base.eval()
     try:
         with torch.no_grad():
-            base.base_model(input_ids=ids.to(base.device)[:, None], past_key_values=FirstKeys())
+            base.base_model(**{"input_ids": ids.to(base.device)[:, None], name: FirstKeys()})
     except Reached as reached:
         return reached.args[0].flatten(1).float()
     finally:

@@ -2,11 +2,13 @@
 
 import html
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from harness.config.versions import DECIDING
 from harness.report.cells import MOST_PRINTED, Table, number, shortened
 from harness.report.pairwise import Pairwise, few
 from harness.report.scores import MAJORITY
@@ -27,7 +29,22 @@ def opening(frame: pd.DataFrame) -> str:
     if again:
         text += f" Of a point that was run again only the newest run counts: {again} older left out."
     models = sorted(set(newest["model"]))
-    return f"{text} Model{'' if len(models) == 1 else 's'}: {', '.join(models)}."
+    text = f"{text} Model{'' if len(models) == 1 else 's'}: {', '.join(models)}."
+    return " ".join([text, *versions(newest)])
+
+
+def versions(runs: pd.DataFrame) -> list[str]:
+    """Sentences on runs that were made with different versions of what decides results, or with untested ones."""
+    said = []
+    for name in DECIDING:
+        column = f"version.{name}"
+        counts = Counter(found for found in runs[column] if found) if column in runs else Counter()
+        if len(counts) > 1:
+            listed = ", ".join(f"{found} ({count})" for found, count in sorted(counts.items()))
+            said.append(f"Runs of different versions of {name} stand side by side: {listed}.")
+    if "untested" in runs:
+        said += [f"Untested: {found}." for found in sorted(set(runs["untested"]) - {""})]
+    return said
 
 
 def verdicts(summary: pd.DataFrame, found: Sequence[Pairwise]) -> str:

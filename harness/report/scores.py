@@ -12,7 +12,8 @@ import pandas as pd
 
 from harness import tracking
 from harness.config.identity import NOT_IDENTITY
-from harness.config.version import __version__
+from harness.config.version import RESULTS_VERSION
+from harness.config.versions import DECIDING
 from harness.report.stats import count_outcomes, summarise
 from harness.sweep.search import RATE
 from harness.tracking.record import MEMORY
@@ -55,6 +56,9 @@ TAGS = (
     "forgetting_metric",
     "git_commit",
     "harness.version",
+    "results_version",
+    "untested",
+    *(f"version.{name}" for name in DECIDING),
 )
 # Parameters that tell configurations apart, most telling first; the others follow in alphabetical order.
 TELLING = (
@@ -80,7 +84,8 @@ def load(uri: str, sweep: str | Collection[str] | None = None) -> pd.DataFrame:
     Columns:
         run_id, mlflow_run_id, name, artifact_uri: Which run it is.
         sweep, stage, status, error, identity, task, model, method, primary_metric, forgetting_metric, git_commit,
-            harness.version: Its tags; empty text where a run has none.
+            harness.version, results_version, untested, version.torch (and so on): Its tags; empty text where a run has
+            none.
         seed, data_seed: Whole numbers, missing where a run has none.
         started_at, ended_at: UTC.
         validation, development, majority, base: The primary metric on each split, that of the commonest answer, and
@@ -142,10 +147,10 @@ def _marks(row: dict[str, Any]) -> list[str]:
         return []
     expected = ("status", "identity", "task", "model", "method", "primary_metric", "harness.version")
     missing = [name for name in expected if row[name] in ("", "unknown")]
-    version = row["harness.version"]
-    return [f"without {', '.join(missing)}"] * bool(missing) + [f"harness {version}"] * (
-        version not in ("", __version__)
-    )
+    # Before results had a version of their own, it was the package's.
+    version = row["results_version"] or row["harness.version"]
+    other = [f"results of version {version}"] * (version not in ("", RESULTS_VERSION))
+    return [f"without {', '.join(missing)}"] * bool(missing) + other
 
 
 def plain(text: Any) -> str:

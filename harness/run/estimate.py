@@ -20,6 +20,7 @@ from harness.methods import trained_parameters
 from harness.methods.optimizer import make_optimizer
 from harness.models import choose_precision, choose_quantization, empty_model, never_quantized, set_checkpointing
 from harness.models.architectures import Backbone
+from harness.models.transformers_inner import is_converted
 from harness.training.batches import Batch, plain_inputs
 
 if TYPE_CHECKING:
@@ -205,13 +206,12 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
 def packed_weights(backbone: Backbone, double: bool) -> dict[str, tuple[int, int]]:
     """Linear layers that bitsandbytes would pack: name -> bytes plain and packed, quantization state included."""
     from torch import nn
-    from transformers.quantizers.quantizers_utils import should_convert_module
 
     if backbone.quantization is Quantization.none:
         return {}
     int8, skip, sizes = backbone.quantization is Quantization.int8, never_quantized(backbone.architecture), {}
     for name, module in backbone.model.named_modules():
-        if not isinstance(module, nn.Linear) or not should_convert_module(name, skip):
+        if not isinstance(module, nn.Linear) or not is_converted(name, skip):
             continue
         weight = module.weight
         small = int8_bytes(*weight.shape) if int8 else four_bit_bytes(weight.numel(), double)

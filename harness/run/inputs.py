@@ -9,7 +9,6 @@ from omegaconf import DictConfig
 from harness.config import build, sources
 from harness.config import identity as config_identity
 from harness.config.schema import Experiment
-from harness.config.version import __version__
 from harness.methods import earlier
 from harness.tasks import forgetting
 
@@ -39,7 +38,7 @@ def prepare(cfg: DictConfig) -> Inputs:
     folder, model = _backbone(experiment)
     revisions = {"model": model, **_texts(experiment)}
     to_the_end = replace(experiment, sweep=replace(experiment.sweep, stop_share=None))
-    identities = (config_identity.identity(one, revisions, __version__) for one in (experiment, to_the_end))
+    identities = (config_identity.identity(one, revisions) for one in (experiment, to_the_end))
     return Inputs(experiment, folder, revisions, *identities)
 
 
@@ -85,7 +84,7 @@ class Identities:
         resolved = experiment.resolved
         _, model = self._once("backbone", resolved["model"], lambda: _backbone(experiment))
         texts = self._once("texts", (resolved["task"], resolved["forgetting"]), lambda: _texts(experiment))
-        return config_identity.identity(experiment, {"model": model, **texts}, __version__)
+        return config_identity.identity(experiment, {"model": model, **texts})
 
     def _section(self, key: str, values: Any) -> tuple[Any, Any]:
         return self._once(key, values, lambda: build.make_section(key, values))

@@ -13,6 +13,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.config.errors import ConfigError
+from harness.methods.peft_inner import adapted_layer, copied_module
+from harness.tasks.trl_inner import disable_dropout, fused_output_layer, given_references, preference_loss
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
     from harness.methods import Adapter
     from harness.training.batches import Batch, Features
     from harness.training.evaluation import Subject
-
-# What DPOTrainer.compute_loss reads of the fused output layer.
-OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 
 
 class LogProbabilities(NamedTuple):
@@ -45,18 +44,13 @@ def loss(adapter: "Adapter", batch: "Batch", beta: float, dropout: bool) -> "Ten
         beta: How dear it is to leave the reference.
         dropout: Whether the model computes with its dropout; the reference has none.
     """
-    from trl.trainer.utils import disable_dropout_in_model
-
     if not dropout:
-        disable_dropout_in_model(adapter.model)
+        disable_dropout(adapter.model)
     trainer = _trainer(beta)
     reference = reference_log_probabilities(adapter, batch)
     given = {"ref_chosen_logps": reference.chosen, "ref_rejected_logps": reference.rejected}
     with _fused_output_layer(adapter.model):
-        value = trainer.compute_loss(adapter.model, {**_arguments(batch), **given})
-    # A few figures of every call, kept for a log that is never written.
-    trainer._metrics["train"].clear()
-    return value
+        return preference_loss(trainer, adapter.model, {**_arguments(batch), **given})
 
 
 def rehearse(adapter: "Adapter", batch: "Batch", dropout: bool) -> "Tensor":
@@ -67,13 +61,12 @@ def rehearse(adapter: "Adapter", batch: "Batch", dropout: bool) -> "Tensor":
         dropout: As in `loss`.
     """
     import torch
-    from trl.trainer.utils import disable_dropout_in_model
 
     def answers() -> "Tensor":
         return adapter.model(**batch.inputs, use_cache=False, fused_lm_head=True).log_probs.sum(dim=1)
 
     if not dropout:
-        disable_dropout_in_model(adapter.model)
+        disable_dropout(adapter.model)
     with _fused_output_layer(adapter.model), _reference(adapter), torch.no_grad():
         reference = answers()
     with _fused_output_layer(adapter.model):
@@ -154,12 +147,9 @@ def _fused_output_layer(model: "nn.Module") -> Iterator[None]:
         ConfigError: The method changes the output layer, of which TRL multiplies by the weights alone.
     """
     from peft import PeftModel
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-    from trl.trainer import utils
 
     backbone: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if isinstance(backbone.get_output_embeddings(), BaseTunerLayer | AuxiliaryTrainingWrapper):
+    if isinstance(backbone.get_output_embeddings(), (adapted_layer(), copied_module())):
         raise ConfigError(
             "method: it changes the output layer, which TRL's preference loss leaves unadapted; choose another method, "
             "or other target_modules"
@@ -167,19 +157,14 @@ def _fused_output_layer(model: "nn.Module") -> Iterator[None]:
     plain = backbone.forward
     # Some methods of peft call the backbone's forward pass through a copy of the reference to it.
     callers = [module for module in model.modules() if vars(module).get("forward") == plain]
-    utils.add_fused_lm_head(backbone, outputs=OUTPUTS)
-    for caller in callers:
-        caller.forward = backbone.forward
-    # Logits are computed in a buffer as wide as this, also for a vocabulary of a few hundred.
-    width = utils._CHUNKED_LOGPROB_CHUNK_SIZE
-    utils._CHUNKED_LOGPROB_CHUNK_SIZE = min(width, backbone.get_output_embeddings().weight.shape[0])
-    try:
-        yield
-    finally:
-        utils._CHUNKED_LOGPROB_CHUNK_SIZE = width
-        del backbone.forward
+    with fused_output_layer(backbone):
         for caller in callers:
-            caller.forward = plain
+            caller.forward = backbone.forward
+        try:
+            yield
+        finally:
+            for caller in callers:
+                caller.forward = plain
 
 
 @cache
@@ -213,9 +198,7 @@ def _trainer(beta: float = 1.0) -> "DPOTrainer":
             train_dataset=pairs,
             processing_class=tokenizer,
         )
-    # The reference's log-probabilities come with each batch.
-    trainer.precompute_ref_logps = True
-    return trainer
+    return given_references(trainer)
 
 
 @contextmanager

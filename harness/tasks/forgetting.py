@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config.errors import ConfigError
 from harness.models import digest, positions_of
 from harness.models.architectures import Backbone, Kind
+from harness.models.transformers_inner import hidden_states
 from harness.training import perplexity
 from harness.training.batches import IGNORED, by_length, pad
 
@@ -229,7 +230,6 @@ def caught_states(language_model: "PreTrainedModel") -> Any:
         The module; its `hidden` (batch x sequence x hidden) is what it returns.
     """
     from torch import Tensor, nn
-    from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
     class CaughtStates(nn.Module):
         hidden: Tensor | None = None
@@ -240,8 +240,8 @@ def caught_states(language_model: "PreTrainedModel") -> Any:
             """OPT's language model asks its backbone's inner decoder."""
             return self
 
-        def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPastAndCrossAttentions:
-            return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.hidden)
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return hidden_states(self.hidden)
 
     states = CaughtStates()
     # DeBERTa-v2's newer head multiplies by the embeddings that it finds here.

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from harness.config.versions import DECIDING
 from harness.tracking.record import RESULT_FILE, RunRecord
 
 # Not worth a column: the store knows where it is, and Hydra's own settings do not decide a result.
@@ -41,10 +42,14 @@ def run_tags(record: RunRecord) -> dict[str, str]:
         "git_commit": git.get("commit"),
         "git_dirty": git.get("dirty"),
         "harness.version": record.provenance.get("harness"),
+        "results_version": record.provenance.get("results_version"),
+        "untested": "; ".join((record.provenance.get("untested") or {}).values()) or None,
         "mlflow.source.name": "harness",
         "mlflow.source.git.commit": git.get("commit"),
         "mlflow.note.content": description(record),
     }
+    packages = record.provenance.get("packages") or {}
+    tags |= {f"version.{name}": packages.get(name) for name in DECIDING}
     return {key: str(value) for key, value in tags.items() if value is not None}
 
 

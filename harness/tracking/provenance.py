@@ -5,27 +5,12 @@ import platform
 import subprocess
 import sys
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from harness.config.sources import PACKAGE
-from harness.config.version import __version__
+from harness.config.version import RESULTS_VERSION, __version__
+from harness.config.versions import installed_versions, untested
 from harness.tracking.uri import redact
-
-PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "accelerate",
-    "datasets",
-    "evaluate",
-    "hydra-core",
-    "mlflow",
-    "numpy",
-    "pandas",
-    "trl",
-)
 
 
 def provenance(device: Any, dtype: Any, seeds: dict[str, int], revisions: dict[str, str]) -> dict[str, Any]:
@@ -35,8 +20,10 @@ def provenance(device: Any, dtype: Any, seeds: dict[str, int], revisions: dict[s
     return {
         "command": command_line(),
         "harness": __version__,
+        "results_version": RESULTS_VERSION,
         "git": git_state(),
-        "packages": {name: found for name, found in package_versions().items() if found},
+        "packages": {name: found for name, found in installed_versions().items() if found},
+        "untested": untested(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
@@ -51,18 +38,6 @@ def provenance(device: Any, dtype: Any, seeds: dict[str, int], revisions: dict[s
 def command_line() -> list[str]:
     """What this process was started with, without secrets."""
     return [os.path.basename(sys.argv[0]), *map(redact, sys.argv[1:])]
-
-
-@lru_cache(maxsize=1)
-def package_versions() -> dict[str, str | None]:
-    """Versions of the packages that results depend on; null where one is not installed."""
-    found: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness.models.transformers_inner import cache_argument
 from harness.training.batches import by_length
 
 if TYPE_CHECKING:
@@ -179,7 +180,8 @@ def _inputs(model: "nn.Module", plain: "PreTrainedModel", prompts: list[list[int
     # A prefix is keys and values of tokens before the first, padding included: it stays in front of that.
     mask = _mask(rows)
     seen = mask.new_ones(len(rows), virtual.get_seq_length())
-    return {"input_ids": _pad(rows, padding), "attention_mask": torch.cat([seen, mask], 1), "past_key_values": virtual}
+    inputs = {"input_ids": _pad(rows, padding), "attention_mask": torch.cat([seen, mask], 1)}
+    return inputs | {str(cache_argument(plain)): virtual}
 
 
 def _pad(rows: "list[Tensor]", value: int) -> "Tensor":

@@ -64,14 +64,14 @@ def test_a_component_must_name_its_class() -> None:
 
 
 def same(*overrides: str) -> str:
-    return identity(build(compose("config", list(overrides))), {"model": "model", "data": "data"}, "0")
+    return identity(build(compose("config", list(overrides))), {"model": "model", "data": "data"})
 
 
 def test_identity_changes_with_what_decides_the_result() -> None:
     base = same()
     for override in ("seed=1", "data_seed=1", "method.rank=4", "train.learning_rate=0.5", "task.max_length=32"):
         assert same(override) != base, override
-    assert identity(build(compose("config", [])), {"model": "other model", "data": "data"}, "0") != base
+    assert identity(build(compose("config", [])), {"model": "other model", "data": "data"}) != base
 
 
 def test_identity_ignores_where_things_lie_and_how_runs_are_stored() -> None:

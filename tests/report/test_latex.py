@@ -34,7 +34,10 @@ def test_a_table_has_its_rows_between_the_rules_of_booktabs() -> None:
     assert re.search(r"[^\x00-\u017f]", body) is None
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+NO_LATEX = "there is no pdflatex; apt-get install texlive-latex-base brings it"
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason=NO_LATEX)
 def test_the_document_can_be_set(tmp_path: Path) -> None:
     """Pdflatex makes a PDF of it."""
     table = Table(EVIL, ("method", "remarks"), [(EVIL, EVIL)], EVIL)

@@ -77,7 +77,7 @@ def asked(search: str, trials: int, seed: int, best: float) -> Iterator[float]:
 
 def test_tpe_comes_nearer_to_the_best_than_random_points_do() -> None:
     """On average over ten seeds, with thirty trials."""
-    pytest.importorskip("optuna")
+    pytest.importorskip("optuna", reason="pip install 'peft-harness[optuna]' brings it")
     best = 3e-4
 
     def far(search: str) -> float:
@@ -90,7 +90,7 @@ def test_tpe_comes_nearer_to_the_best_than_random_points_do() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_tpe_asks_for_no_point_twice_where_there_are_others(seed: int) -> None:
     """At the end of a range it comes back to the same few digits; a range of two values has no other."""
-    pytest.importorskip("optuna")
+    pytest.importorskip("optuna", reason="pip install 'peft-harness[optuna]' brings it")
     rates = list(asked("tpe", 30, seed, best=1e-4))
     assert len(set(rates)) == len(rates) == 30
     found = searcher((Range(RATE, (1e-3, 1.001e-3)),), budget("tpe", 4), "lora", higher_is_better=True)
@@ -99,7 +99,7 @@ def test_tpe_asks_for_no_point_twice_where_there_are_others(seed: int) -> None:
 
 def test_tpe_follows_from_its_seed_and_the_scores() -> None:
     """The same again, and a diverged trial says something about its place that a failed one does not."""
-    pytest.importorskip("optuna")
+    pytest.importorskip("optuna", reason="pip install 'peft-harness[optuna]' brings it")
     assert list(asked("tpe", 12, 3, 1e-3)) == list(asked("tpe", 12, 3, 1e-3))
     assert list(asked("tpe", 12, 3, 1e-3)) != list(asked("tpe", 12, 4, 1e-3))
     high = {}
@@ -172,7 +172,7 @@ def test_what_is_tried_does_not_change_what_a_run_is() -> None:
     """Nor does how it was chosen; where it is stopped does."""
 
     def named(*overrides: str) -> str:
-        return identity(build(compose("config", list(overrides))), {}, "0")
+        return identity(build(compose("config", list(overrides))), {})
 
     chosen = ["sweep.search=tpe", "sweep.searched=[train.learning_rate]", "sweep.chosen_from='best of 3'"]
     searched = ["method.learning_rates=[1e-6,1]", "method.second_range={alpha:[1,2]}"]

@@ -50,7 +50,7 @@ def slurm() -> Iterator[dict[str, str]]:
     """The environment in which sbatch and the others find a SLURM that is up."""
     pytest.importorskip("submitit", reason="pip install 'peft-harness[slurm]'")
     if os.getuid() != 0 or shutil.which("apt-get") is None:
-        pytest.skip("SLURM's programs come with apt-get, and its node runs jobs as root here")
+        pytest.skip("SLURM is tried by root of a Debian alone, out of a temporary folder: sudo make test")
     with tempfile.TemporaryDirectory(prefix="slurm-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         get = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *PACKAGES]

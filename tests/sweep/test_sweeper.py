@@ -154,7 +154,7 @@ def test_tpe_asks_in_batches(toy):
 
 def test_a_tpe_sweep_started_again_asks_for_the_same_points(toy):
     """From whatever the store holds: all, or what a sweep had done when it was cut off. Diverged trials too."""
-    pytest.importorskip("optuna")
+    pytest.importorskip("optuna", reason="pip install 'peft-harness[optuna]' brings it")
     first = toy.sweep(["method=wide,narrow"], EQUAL, *TPE, ONE_FINAL)
     asked = list(toy.asked)
     done = [outcome for batch in first for outcome in batch]

@@ -15,6 +15,7 @@ from harness.config.schema import Quantization
 from harness.config.sources import PACKAGE
 from harness.methods.bottleneck import Activation, Houlsby
 from harness.methods.peft import PeftMethod
+from harness.methods.peft_inner import hand_over_prefix
 from harness.models.architectures import Backbone, Kind, architecture
 from harness.models.precision import quantization_config
 from harness.tasks.micro import corpus
@@ -44,6 +45,8 @@ def with_peft(model: Any, method: str) -> Any:
     """A method with values that change what the model says, as if it had been trained."""
     torch.manual_seed(1)
     wrapped = peft.get_peft_model(model, PEFT[method]())
+    if method == "prefix_tuning":
+        hand_over_prefix(wrapped)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if "prompt" in name or "adaption" in name:

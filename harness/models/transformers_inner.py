@@ -1,0 +1,47 @@
+"""Inner names of transformers: what it does not promise to keep, gathered so that an upgrade touches one file.
+
+`cache_argument` bridges a rename: transformers 5.24 calls the models' argument for the key-value cache `cache`, and
+before it was `past_key_values`.
+"""
+
+import inspect
+from typing import Any
+
+CACHE_ARGUMENTS = ("cache", "past_key_values")
+
+
+def cache_argument(model: Any) -> str | None:
+    """What a model's forward pass calls its key-value cache; None where it takes none.
+
+    A model with a head may hand on what it does not name itself, so its backbone is asked after it.
+    """
+    named, hands_on = _parameters(model)
+    if hands_on and model.base_model is not model:
+        named |= _parameters(model.base_model)[0]
+    return next((name for name in CACHE_ARGUMENTS if name in named), None)
+
+
+def _parameters(model: Any) -> tuple[set[str], bool]:
+    parameters = inspect.signature(model.forward).parameters.values()
+    return {one.name for one in parameters}, any(one.kind is one.VAR_KEYWORD for one in parameters)
+
+
+def rotate_half(states: Any) -> Any:
+    """The rotation of rotary position embeddings in Llama's layout; states: ... x head width."""
+    from transformers.models.llama import modeling_llama
+
+    return modeling_llama.rotate_half(states)
+
+
+def is_converted(name: str, skipped: list[str]) -> bool:
+    """Whether transformers quantizes the linear layer of that name, some being skipped."""
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    return should_convert_module(name, skipped)
+
+
+def hidden_states(states: Any) -> Any:
+    """Hidden states (batch x sequence x hidden) as the output that a language model expects of its backbone."""
+    from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+    return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states)
