@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.config.schema import Experiment, Quantization, TrainConfig
+from harness.methods.size import Knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,6 +48,12 @@ class Method(Protocol):
 
     def quantization(self) -> Quantization | None:
         """How the backbone must be stored; null leaves it to `model.quantization`."""
+
+    def size(self) -> Knob | None:
+        """The hyper-parameter that sets what the method trains, which an equal-parameter budget solves for.
+
+        Null where what it trains follows from the backbone.
+        """
 
     def virtual_tokens(self) -> int:
         """Positions that the method takes from the context, beside the text's."""
@@ -108,6 +115,10 @@ class TrainingHooks:
         """Frozen parameters that are read or set outside of their layer's forward pass."""
         return ()
 
+    def reference_bytes(self) -> int:
+        """Bytes of what is kept so that the backbone can be computed with while the adapter is trained."""
+        return 0
+
     def state(self) -> "dict[str, Tensor]":
         """What a checkpoint must hold beside the trained parameters."""
         return {}
@@ -132,6 +143,8 @@ class Adapter(Protocol):
     def settled(self) -> bool: ...
 
     def kept_whole(self) -> "Iterable[nn.Parameter]": ...
+
+    def reference_bytes(self) -> int: ...
 
     def state(self) -> "dict[str, Tensor]": ...
 

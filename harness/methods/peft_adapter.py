@@ -234,6 +234,9 @@ class PeftAdapter(TrainingHooks):
     def _trained(self) -> "dict[str, nn.Parameter]":
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    def reference_bytes(self) -> int:
+        return sum(copy.nbytes for copy in self.changed.values())
+
     def total_parameters(self) -> int:
         # `original_module` is the untrained copy of the head: counting it would count the head twice.
         return logical_parameters(self.model, skip=".original_module.")

@@ -49,6 +49,7 @@ from harness.methods.peft_counts import (
     vblora,
     waveft,
 )
+from harness.methods.size import LARGEST, Knob, divisors, falling_divisors, multiples_of
 from harness.models.architectures import Backbone, Kind
 
 
@@ -64,6 +65,7 @@ class Rules:
         architectures: The only ones it goes with; empty for all.
         unmergeable: Why it can't be folded into the backbone's weights; null where it can.
         needs_weights: Whether it starts from the weights' values and so can't be attached to a skeleton.
+        size: The option that sets what it trains; null where that follows from the backbone.
     """
 
     count: Count
@@ -73,11 +75,16 @@ class Rules:
     architectures: tuple[str, ...] = ()
     unmergeable: str | None = None
     needs_weights: bool = False
+    size: Knob | None = None
 
 
 NO_HEAD = (Kind.causal_lm,)
 IN_INPUT = "its virtual tokens are part of the input, not of any weight"
 IN_ATTENTION = "what it adds to attention depends on the input, so no weight can hold it"
+RANK, FREQUENCIES, TOKENS = Knob("r"), Knob("n_frequency"), Knob("num_virtual_tokens")
+# Of a prefix that a network makes, which is as large as the network.
+PROJECTED_PREFIX = Knob("encoder_hidden_size")
+
 RULES: dict[str, Rules] = {
     "AdaLoraConfig": Rules(each(adalora), conv1d=True),
     "AdamssConfig": Rules(each(adamss), quantization=NO_QUANTIZATION, needs_weights=True),
@@ -87,42 +94,47 @@ RULES: dict[str, Rules] = {
         kinds=NO_HEAD,
         architectures=("llama", "mistral", "gpt2"),
         unmergeable=IN_ATTENTION,
+        size=Knob("adapter_len"),
     ),
-    "BOFTConfig": Rules(each(boft)),
+    "BOFTConfig": Rules(each(boft), size=Knob("boft_block_size", divisors)),
     "BeftConfig": Rules(each(lambda config, target: target.rows)),
-    "C3AConfig": Rules(each(c3a), quantization=NO_QUANTIZATION),
-    "DeftConfig": Rules(each(deft), conv1d=True, quantization=NO_QUANTIZATION),
-    "DeloraConfig": Rules(each(lambda c, t: low_rank(c, t) + 1), quantization=NO_QUANTIZATION),
-    "FourierFTConfig": Rules(each(frequencies), conv1d=True),
+    "C3AConfig": Rules(each(c3a), quantization=NO_QUANTIZATION, size=Knob("block_size", falling_divisors)),
+    "DeftConfig": Rules(each(deft), conv1d=True, quantization=NO_QUANTIZATION, size=RANK),
+    "DeloraConfig": Rules(each(lambda c, t: low_rank(c, t) + 1), quantization=NO_QUANTIZATION, size=RANK),
+    "FourierFTConfig": Rules(each(frequencies), conv1d=True, size=FREQUENCIES),
     "FrodConfig": Rules(each(frod), conv1d=True, quantization=NO_QUANTIZATION, needs_weights=True),
-    "GloraConfig": Rules(each(glora), quantization=NO_QUANTIZATION),
-    "GraloraConfig": Rules(each(gralora), conv1d=True, quantization=NO_QUANTIZATION),
-    "HRAConfig": Rules(each(hra), quantization=NO_QUANTIZATION),
-    "HiraConfig": Rules(each(low_rank), conv1d=True),
+    "GloraConfig": Rules(each(glora), quantization=NO_QUANTIZATION, size=RANK),
+    "GraloraConfig": Rules(
+        each(gralora), conv1d=True, quantization=NO_QUANTIZATION, size=Knob("r", multiples_of("gralora_k"))
+    ),
+    "HRAConfig": Rules(each(hra), quantization=NO_QUANTIZATION, size=RANK),
+    "HiraConfig": Rules(each(low_rank), conv1d=True, size=RANK),
     "IA3Config": Rules(ia3, conv1d=True),
     "LNTuningConfig": Rules(each(lambda config, target: target.parameters), conv1d=True),
-    "LoHaConfig": Rules(each(lambda c, t: 2 * low_rank(c, t)), quantization=NOT_4BIT),
-    "LoKrConfig": Rules(each(lokr), quantization=NOT_4BIT),
+    "LoHaConfig": Rules(each(lambda c, t: 2 * low_rank(c, t)), quantization=NOT_4BIT, size=RANK),
+    "LoKrConfig": Rules(each(lokr), quantization=NOT_4BIT, size=RANK),
     "LoraConfig": Rules(each(lora), conv1d=True),
-    "MissConfig": Rules(each(miss)),
-    "OFTConfig": Rules(each(oft)),
+    "MissConfig": Rules(each(miss), size=RANK),
+    "OFTConfig": Rules(each(oft), size=Knob("oft_block_size", divisors)),
     "OSFConfig": Rules(each(osf), quantization=NO_QUANTIZATION),
-    "PeanutConfig": Rules(each(peanut), quantization=NO_QUANTIZATION),
-    "PrefixTuningConfig": Rules(prefix, conv1d=True, architectures=WITH_CACHE, unmergeable=IN_ATTENTION),
-    "PromptEncoderConfig": Rules(p_tuning, conv1d=True, unmergeable=IN_INPUT),
-    "PromptTuningConfig": Rules(prompt, conv1d=True, unmergeable=IN_INPUT),
-    "PsoftConfig": Rules(each(psoft), quantization=NO_QUANTIZATION),
-    "PveraConfig": Rules(each(lambda config, target: target.rows + 2 * config.r), conv1d=True),
+    "PeanutConfig": Rules(each(peanut), quantization=NO_QUANTIZATION, size=RANK),
+    "PrefixTuningConfig": Rules(prefix, conv1d=True, architectures=WITH_CACHE, unmergeable=IN_ATTENTION, size=TOKENS),
+    "PromptEncoderConfig": Rules(p_tuning, conv1d=True, unmergeable=IN_INPUT, size=Knob("encoder_hidden_size")),
+    "PromptTuningConfig": Rules(prompt, conv1d=True, unmergeable=IN_INPUT, size=TOKENS),
+    "PsoftConfig": Rules(each(psoft), quantization=NO_QUANTIZATION, size=RANK),
+    "PveraConfig": Rules(each(lambda config, target: target.rows + 2 * config.r), conv1d=True, size=RANK),
     "RandLoraConfig": Rules(each(randlora), conv1d=True),
     "RoadConfig": Rules(each(road)),
-    "ShiraConfig": Rules(each(shira), quantization=NOT_INT8, needs_weights=True),
+    "ShiraConfig": Rules(each(shira), quantization=NOT_INT8, needs_weights=True, size=RANK),
     "SupertuningConfig": Rules(each(supertuning), quantization=NO_QUANTIZATION),
-    "TinyLoraConfig": Rules(tinylora, conv1d=True, quantization=NO_QUANTIZATION),
+    "TinyLoraConfig": Rules(tinylora, conv1d=True, quantization=NO_QUANTIZATION, size=Knob("u")),
     "TrainableTokensConfig": Rules(trainable_tokens, conv1d=True, kinds=NO_HEAD),
-    "UniLoraConfig": Rules(unilora, conv1d=True),
-    "VBLoRAConfig": Rules(vblora, conv1d=True),
-    "VeraConfig": Rules(each(lambda config, target: target.rows + config.r), conv1d=True),
-    "WaveFTConfig": Rules(each(waveft), conv1d=True),
+    "UniLoraConfig": Rules(unilora, conv1d=True, size=Knob("theta_d_length")),
+    "VBLoRAConfig": Rules(
+        vblora, conv1d=True, size=Knob("num_vectors", lambda values, width: range(values["topk"], LARGEST))
+    ),
+    "VeraConfig": Rules(each(lambda config, target: target.rows + config.r), conv1d=True, size=RANK),
+    "WaveFTConfig": Rules(each(waveft), conv1d=True, size=FREQUENCIES),
 }
 # Classes that have no place here, and why; together with RULES they are all that peft has.
 LEFT_OUT: dict[str, str] = {

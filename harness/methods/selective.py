@@ -13,6 +13,7 @@ from harness.config.errors import ConfigError
 from harness.config.schema import Quantization
 from harness.methods import CONFIG_FILE, EARLIER, WEIGHTS_FILE, TrainingHooks, trained_parameters
 from harness.methods.defaults import MethodDefaults
+from harness.methods.size import Knob
 from harness.models.sizes import logical_parameters, logical_size
 from harness.tracking.record import write_atomically
 
@@ -81,6 +82,9 @@ class LastLayers(_Selection):
     """
 
     layers: int
+
+    def size(self) -> Knob:
+        return Knob("layers")
 
     def check(self, key: str) -> None:
         if self.layers < 1:
@@ -182,6 +186,9 @@ class SelectedWeights(TrainingHooks):
 
     def head_parameters(self) -> "dict[str, nn.Parameter]":
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad and self._is_head(n)}
+
+    def reference_bytes(self) -> int:
+        return sum(copy.nbytes for copy in self.original.values())
 
     def total_parameters(self) -> int:
         return logical_parameters(self.model)
