@@ -15,10 +15,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+from rich.console import Console
+from tqdm import tqdm
+
 from harness.config.build import build
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment
+from harness.measure import weight_bytes
+from harness.methods.adapter_set import AdapterSet
+from harness.models import quiet_libraries
+from harness.tasks.scoring import evaluate
 from harness.tracking.record import ADAPTER_FOLDER, RESULT_FILE, RunRecord, write_atomically
+from harness.training.evaluation import Subject
 
 if TYPE_CHECKING:
     from harness.methods.adapter_set import AdapterSet
@@ -115,12 +124,6 @@ def score(runs: list[Path]) -> tuple[list[Scored], Storage]:
         ValueError: An adapter is damaged or of another backbone than the first.
         ConfigError: A run's data are no longer there.
     """
-    from tqdm import tqdm
-
-    from harness.measure import weight_bytes
-    from harness.methods.adapter_set import AdapterSet
-    from harness.models import quiet_libraries
-
     quiet_libraries()
     adapters = AdapterSet()
     for run in runs:
@@ -136,11 +139,6 @@ def score(runs: list[Path]) -> tuple[list[Scored], Storage]:
 
 
 def _score(adapters: "AdapterSet", run: Path) -> Scored:
-    from omegaconf import OmegaConf
-
-    from harness.tasks.scoring import evaluate
-    from harness.training.evaluation import Subject
-
     record = RunRecord.read(run)
     experiment: Experiment = build(OmegaConf.create(record.config))
     task = experiment.task
@@ -167,8 +165,6 @@ def _score(adapters: "AdapterSet", run: Path) -> Scored:
 
 def write(rows: list[Scored], storage: Storage, out: Path) -> None:
     """Print the table, and write it as Markdown and JSON."""
-    from rich.console import Console
-
     from harness.report.cells import Table, number, size
     from harness.report.markdown import markdown, terminal
 

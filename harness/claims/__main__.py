@@ -17,7 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from tqdm import tqdm
+
 from harness.config.errors import ConfigError, near_misses
+from harness.tracking.uri import check, redact
+from harness.tracking.uri import parse as parse_uri
 
 DEFAULT_STORE = Path("mlflow.db")
 MISTAKEN = 2
@@ -58,17 +62,15 @@ def places(text: str) -> list[str]:
     Raises:
         ConfigError: There is no such store or folder.
     """
-    from harness.tracking.uri import check, parse, redact
-
     if not text:
-        return [parse(f"sqlite:///{DEFAULT_STORE}").uri] if DEFAULT_STORE.exists() else []
+        return [parse_uri(f"sqlite:///{DEFAULT_STORE}").uri] if DEFAULT_STORE.exists() else []
     found = []
     for given in text.split(","):
         uri = given if "://" in given else f"sqlite:///{given}"
         if "://" not in given and Path(given).is_dir():
             found.append(given)
             continue
-        store = parse(uri)
+        store = parse_uri(uri)
         if store.path is not None and not store.path.is_file():
             raise ConfigError(f"stores={redact(given)}: there is no such store and no such folder")
         check(uri)
@@ -97,8 +99,6 @@ def run(options: Options) -> None:
         ConfigError: The ledger, a store or a key is wrong.
         ConnectionError: A store cannot be read.
     """
-    from tqdm import tqdm
-
     from harness.claims import pages
     from harness.claims.evidence import Evidence
     from harness.claims.ledger import default_path, judge, load

@@ -8,6 +8,8 @@ from harness.claims.costs import line
 from harness.claims.evidence import Evidence, counted, parameters_by_kind, planned, quantized
 from harness.claims.verdict import Case, NoEvidence, Outcome, decide
 from harness.config.errors import ConfigError, near_misses
+from harness.config.mistakes import choices
+from harness.quantization.schemes import SCHEMES
 from harness.report.stats import summarise
 
 
@@ -128,8 +130,6 @@ class ParametersByKind:
     least: float
 
     def judge(self, evidence: Evidence) -> list[Case]:
-        from harness.config.mistakes import choices
-
         cases = []
         for model in self.models or sorted(choices("model")):
             shares = parameters_by_kind(model)
@@ -161,8 +161,6 @@ class WeightsError:
     against: str
 
     def check(self, key: str) -> None:
-        from harness.quantization.schemes import SCHEMES
-
         for name in (self.scheme, self.against):
             if name not in SCHEMES:
                 raise ConfigError(f"{key}: there is no scheme {name}; {near_misses(name, SCHEMES)}")

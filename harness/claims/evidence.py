@@ -12,8 +12,16 @@ import pandas as pd
 
 from harness import tracking
 from harness.claims.verdict import NoEvidence
+from harness.config.build import build
+from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.sources import PACKAGE
+from harness.methods.peft import find_modules
+from harness.methods.peft_counts import matches, width
+from harness.methods.skeleton import architecture_of, skeleton
+from harness.plan.__main__ import parse
+from harness.plan.costs import backbone_parameters, parameters, plan_point
+from harness.quantization.schemes import matrices, tabulate
 from harness.report import pairwise, runs, scores, tuning
 from harness.report.pairwise import Pairwise
 from harness.report.scores import FINISHED, MAJORITY
@@ -208,11 +216,6 @@ def counted(overrides: tuple[str, ...]) -> dict[str, float]:
     Raises:
         ConfigError: It can't be planned.
     """
-    from harness.methods.peft import find_modules
-    from harness.methods.peft_counts import matches, width
-    from harness.methods.skeleton import architecture_of, skeleton
-    from harness.plan.costs import backbone_parameters, parameters
-
     experiment = _experiment(overrides)
     figures: dict[str, float] = {**parameters(experiment), "backbone_parameters": backbone_parameters(experiment)}
     adapter, layers = figures["adapter_parameters"], architecture_of(experiment).num_hidden_layers
@@ -235,9 +238,6 @@ def planned(overrides: tuple[str, ...]) -> dict[str, float]:
     Raises:
         ConfigError: It can't be planned.
     """
-    from harness.plan.__main__ import parse
-    from harness.plan.costs import plan_point
-
     name, rest, _, settings = parse(list(overrides))
     point = plan_point(name, rest, settings)
     storage = point["storage"]
@@ -248,10 +248,6 @@ def planned(overrides: tuple[str, ...]) -> dict[str, float]:
 
 
 def _experiment(overrides: Sequence[str]) -> "Experiment":
-    from harness.config.build import build
-    from harness.config.compose import compose
-    from harness.plan.__main__ import parse
-
     name, rest, _, _ = parse(list(overrides))
     return build(compose(name, rest))
 
@@ -260,8 +256,6 @@ def _experiment(overrides: Sequence[str]) -> "Experiment":
 def parameters_by_kind(model: str) -> dict[str, float]:
     """Share of a backbone's parameters by the kind of module, of `attention`, `mlp`, `embeddings` and `rest`."""
     from torch import nn
-
-    from harness.methods.skeleton import skeleton
 
     backbone = skeleton(_experiment([f"model={model}"]))
     kinds = {kind: re.compile(backbone.architecture.targets(kind)) for kind in ("attention", "mlp")}
@@ -281,6 +275,4 @@ def parameters_by_kind(model: str) -> dict[str, float]:
 @cache
 def quantized(folder: Path) -> Any:
     """The table of `python -m harness.quantization` for the backbone in a folder."""
-    from harness.quantization.schemes import matrices, tabulate
-
     return tabulate(matrices(folder), seed=0)

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
 from harness.claims import architecture, costs, scores
 from harness.claims.evidence import Evidence
 from harness.claims.verdict import Case, Verdict, of_cases, of_tests
@@ -101,10 +105,6 @@ def load(path: Path) -> Ledger:
         ConfigError: It can't be read, a key is unknown or missing, a value is of the wrong type, a rule is unknown, or
             a test names a sweep that `evidence` does not list.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:

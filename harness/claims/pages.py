@@ -9,10 +9,12 @@ from typing import Any
 import pandas as pd
 
 from harness.claims.ledger import Judged, Tested
+from harness.claims.picture import draw
 from harness.claims.verdict import Case, Outcome, Verdict
 from harness.config.errors import ConfigError
 from harness.report.cells import NONE, Table
 from harness.report.markdown import markdown
+from harness.report.page import page
 from harness.report.scores import plain
 
 TITLE = "What is said about these methods, and what was found"
@@ -165,9 +167,6 @@ def write(judged: Sequence[Judged], damaged: Sequence[str], out: Path) -> list[s
     Raises:
         ConfigError: The folder cannot be written.
     """
-    from harness.claims.picture import draw
-    from harness.report.page import page
-
     drawn = draw(judged)
     tables = [verdict_table(judged), *(claim_table(one) for one in judged)]
     text = (TITLE, lead(judged), tables, [*NOTES, *damaged])

@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 if TYPE_CHECKING:
     from torch import device as Device
 
@@ -72,15 +74,12 @@ class SystemLoad:
     """How busy the machine is while a run trains, now and then; named as MLflow names it, which shows it apart."""
 
     def __init__(self, device: "Device") -> None:
-        import psutil
-
         self.device = device
         self._sampled = time.monotonic()
         psutil.cpu_percent()  # the first call only marks where to count from
 
     def sample(self) -> dict[str, float]:
         """Percent and megabytes since the last sample; nothing while that is less than `SYSTEM_SECONDS` ago."""
-        import psutil
         import torch
 
         if time.monotonic() - self._sampled < SYSTEM_SECONDS:

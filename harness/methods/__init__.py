@@ -1,4 +1,7 @@
-"""What a fine-tuning method is; each file beside this one is a family of them."""
+"""Methods: the contract of a fine-tuning method; each file beside this one is a family of them, or what they share.
+
+May import `models`, `tracking` and `config`.
+"""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -6,12 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.config.schema import Experiment, Quantization, TrainConfig
+from harness.methods.size import Knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
     from harness.models.architectures import Backbone
+
+__all__ = [
+    "CONFIG_FILE",
+    "EARLIER",
+    "WEIGHTS_FILE",
+    "Adapter",
+    "Method",
+    "TrainingHooks",
+    "parameters",
+    "trained_parameters",
+]
 
 # What peft names the files of an adapter, and so every method here.
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -33,6 +48,12 @@ class Method(Protocol):
 
     def quantization(self) -> Quantization | None:
         """How the backbone must be stored; null leaves it to `model.quantization`."""
+
+    def size(self) -> Knob | None:
+        """The hyper-parameter that sets what the method trains, which an equal-parameter budget solves for.
+
+        Null where what it trains follows from the backbone.
+        """
 
     def virtual_tokens(self) -> int:
         """Positions that the method takes from the context, beside the text's."""
@@ -94,6 +115,10 @@ class TrainingHooks:
         """Frozen parameters that are read or set outside of their layer's forward pass."""
         return ()
 
+    def reference_bytes(self) -> int:
+        """Bytes of what is kept so that the backbone can be computed with while the adapter is trained."""
+        return 0
+
     def state(self) -> "dict[str, Tensor]":
         """What a checkpoint must hold beside the trained parameters."""
         return {}
@@ -118,6 +143,8 @@ class Adapter(Protocol):
     def settled(self) -> bool: ...
 
     def kept_whole(self) -> "Iterable[nn.Parameter]": ...
+
+    def reference_bytes(self) -> int: ...
 
     def state(self) -> "dict[str, Tensor]": ...
 

@@ -12,6 +12,7 @@ from harness.config.errors import ConfigError
 from harness.methods import EARLIER
 from harness.methods.defaults import MethodDefaults
 from harness.methods.selective import SelectedWeights
+from harness.methods.size import Knob
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,6 +52,9 @@ class BottleneckMethod(MethodDefaults):
     bottleneck_dim: int | None
     reduction_factor: int | None
     activation: Activation
+
+    def size(self) -> Knob:
+        return Knob("bottleneck_dim", beside=lambda size: {"reduction_factor": None})
 
     def check(self, key: str) -> None:
         given = {"bottleneck_dim": self.bottleneck_dim, "reduction_factor": self.reduction_factor}
@@ -243,6 +247,10 @@ class AddedModules(SelectedWeights):
         own = method.selects(backbone)
         super().__init__(backbone, method, lambda name: name.startswith(f"{MODULE}.") or name in own)
         self._handles = [h for site, module in modules.items() for h in method.connect(backbone, site, module)]
+
+    def reference_bytes(self) -> int:
+        # Of the added modules no copy is needed: switched off they add nothing.
+        return sum(copy.nbytes for name, copy in self.original.items() if not name.startswith(f"{MODULE}."))
 
     def merge(self) -> "nn.Module":
         raise ValueError(

@@ -7,7 +7,13 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import OmegaConf
+
+from harness.config.compose import compose
 from harness.config.errors import ConfigError
+from harness.config.mistakes import choices
 from harness.methods import CONFIG_FILE
 from harness.models import MODEL_CLASSES
 from harness.models.architectures import Kind
@@ -195,10 +201,6 @@ def command(config: dict[str, Any]) -> str:
 
 def overrides(config: dict[str, Any]) -> list[str]:
     """Choices of conf/, and a `key=value` for everything in which a resolved configuration differs from them."""
-    from omegaconf import OmegaConf
-
-    from harness.config.compose import compose
-
     chosen = [f"{group}={name}" for group, name in _choices(config).items()]
     try:
         composed = compose("config", chosen)
@@ -211,10 +213,6 @@ def overrides(config: dict[str, Any]) -> list[str]:
 
 def _choices(config: dict[str, Any]) -> dict[str, str]:
     """What was chosen of each group: Hydra's word for it inside a job, else a file of the component's name."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from harness.config.mistakes import choices
-
     told = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
     named = {group: told.get(group, config[group].get("name")) for group in GROUPS}
     return {group: name for group, name in named.items() if name in choices(group)}
@@ -237,8 +235,6 @@ def _differences(base: dict[str, Any], wanted: dict[str, Any], prefix: str) -> l
 
 def _value(value: Any) -> str:
     """A value in the grammar of Hydra's overrides."""
-    from hydra.core.override_parser.types import Quote, QuotedString
-
     if isinstance(value, dict):
         return "{" + ",".join(f"{_value(key)}:{_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from harness.config.errors import ConfigError
 from harness.methods.bottleneck import Houlsby
+from harness.methods.size import Knob, multiples_of
 
 if TYPE_CHECKING:
     from harness.methods.layers import Bottleneck
@@ -22,6 +23,9 @@ class Compacter(Houlsby):
     """
 
     phm_dim: int
+
+    def size(self) -> Knob:
+        return Knob("bottleneck_dim", multiples_of("phm_dim"), lambda size: {"reduction_factor": None})
 
     def check(self, key: str) -> None:
         super().check(key)

@@ -5,6 +5,7 @@ from typing import Any
 
 from harness.config.schema import Experiment, Quantization
 from harness.methods.budget import solve
+from harness.methods.size import Knob
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class MethodDefaults:
         """Nothing to refuse."""
 
     def quantization(self) -> Quantization | None:
+        return None
+
+    def size(self) -> Knob | None:
         return None
 
     def virtual_tokens(self) -> int:

@@ -1,5 +1,6 @@
 """Diff pruning: a sparse difference to the backbone's weights, its places found in training."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from harness.config.errors import ConfigError
 from harness.config.schema import Quantization, TrainConfig
 from harness.methods import WEIGHTS_FILE
 from harness.methods.defaults import MethodDefaults
+from harness.methods.optimizer import make_optimizer
 from harness.methods.selective import SelectedWeights, read_tensors
 
 if TYPE_CHECKING:
@@ -194,8 +196,6 @@ class DiffPrunedWeights(SelectedWeights):
 
     def optimizer(self, trained: "dict[str, nn.Parameter]", settings: TrainConfig) -> "Optimizer":
         """The harness's AdamW with groups for differences and gates, which do not decay."""
-        from harness.methods.optimizer import make_optimizer
-
         optimizer = make_optimizer({MODULE: self.difference}, settings)
         head = {name: p for name, p in trained.items() if p is not self.difference and p is not self.gate_logit}
         for group in make_optimizer(head, settings).param_groups if head else ():
@@ -277,8 +277,6 @@ class DiffPrunedWeights(SelectedWeights):
 
     def merge(self) -> "nn.Module":
         """A copy of the model with the sums for its weights, in the sums' precision."""
-        import copy
-
         final = self._by_weight(self._final())
         self._remove()
         try:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.errors import ConfigError, near_misses
 from harness.config.schema import Quantization, TrainConfig
+from harness.methods.optimizer import make_optimizer
 from harness.methods.peft import find_modules
 from harness.methods.peft_adapter import PeftAdapter, PeftBased, is_transposed
 from harness.methods.peft_counts import matches, width
+from harness.methods.size import Knob, from_two
 from harness.models.architectures import ROLES, Backbone
 
 if TYPE_CHECKING:
@@ -69,6 +71,9 @@ class Lora(PeftBased):
     loraplus_lr_ratio: float | None
     optimizer: AdamW
     backbone_quantization: Quantization | None
+
+    def size(self) -> Knob:
+        return Knob("rank")
 
     def check(self, key: str) -> None:
         check_low_rank(key, {"rank": self.rank}, self.alpha, self.dropout, self.target_modules)
@@ -217,8 +222,6 @@ def paged_adamw(trained: "dict[str, nn.Parameter]", settings: TrainConfig) -> "O
     """The harness's groups of parameters in bitsandbytes' AdamW; only a GPU has memory to page."""
     from bitsandbytes import optim
 
-    from harness.methods.optimizer import make_optimizer
-
     groups = [
         {"params": group["params"], "weight_decay": group["weight_decay"]}
         for group in make_optimizer(trained, settings).param_groups
@@ -252,6 +255,10 @@ class AdaLora(PeftBased):
     interval: int
     beta1: float
     beta2: float
+
+    def size(self) -> Knob:
+        # Half as much again as in the end, as its paper has it; at rank 1 there is nothing to take away.
+        return Knob("initial_rank", from_two, lambda size: {"target_rank": max(1, 2 * size // 3)})
 
     def check(self, key: str) -> None:
         ranks = {"initial_rank": self.initial_rank, "target_rank": self.target_rank}

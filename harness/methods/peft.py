@@ -10,8 +10,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from harness.config.build import locate
 from harness.config.errors import ConfigError, near_misses
 from harness.methods.peft_adapter import INITS, PeftBased, is_transposed, quiet
-from harness.methods.peft_counts import LEFT_OUT, RULES, matches, width
+from harness.methods.peft_counts import matches, width
 from harness.methods.peft_inner import config_classes
+from harness.methods.peft_rules import LEFT_OUT, PROJECTED_PREFIX, RULES
+from harness.methods.size import Knob
 from harness.models.architectures import ROLES, Backbone
 
 # Beside the roles of an architecture: all its normalisation layers.
@@ -120,6 +122,11 @@ class PeftMethod(PeftBased):
     def options(self) -> dict[str, Any]:
         """The class's keys, without the class."""
         return {name: value for name, value in (self.config or {}).items() if name != "_target_"}
+
+    def size(self) -> Knob | None:
+        if self.options().get("prefix_projection"):
+            return PROJECTED_PREFIX
+        return RULES[self._class("method.config").__name__].size
 
     def virtual_tokens(self) -> int:
         return int(self.options().get("num_virtual_tokens") or 0)

@@ -1,6 +1,7 @@
 """Adapters of the peft library, attached to a model."""
 
 import copy
+import inspect
 import json
 import warnings
 from collections.abc import Iterable, Iterator
@@ -13,9 +14,11 @@ from harness.config.errors import ConfigError
 from harness.config.schema import Quantization
 from harness.methods import CONFIG_FILE, WEIGHTS_FILE, TrainingHooks
 from harness.methods.defaults import MethodDefaults
-from harness.methods.peft_counts import RULES, describe, expected, matches
+from harness.methods.peft_counts import describe, matches
 from harness.methods.peft_inner import adapted_layer, copied_module, hand_over_prefix
+from harness.methods.peft_rules import RULES, expected
 from harness.models.architectures import Backbone, Kind
+from harness.models.sizes import logical_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -192,8 +195,6 @@ class PeftAdapter(TrainingHooks):
         Peft drops the position ids that come with a batch as soon as a prompt stands before it, so a row would be read
         at positions that depend on how far its batch is padded.
         """
-        import inspect
-
         base = self.model.get_base_model()  # type: ignore[operator]
         tokens = self.config.num_virtual_tokens
         in_cache = self.config.peft_type.value == "PREFIX_TUNING"
@@ -233,9 +234,10 @@ class PeftAdapter(TrainingHooks):
     def _trained(self) -> "dict[str, nn.Parameter]":
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def total_parameters(self) -> int:
-        from harness.models.sizes import logical_parameters
+    def reference_bytes(self) -> int:
+        return sum(copy.nbytes for copy in self.changed.values())
 
+    def total_parameters(self) -> int:
         # `original_module` is the untrained copy of the head: counting it would count the head twice.
         return logical_parameters(self.model, skip=".original_module.")
 

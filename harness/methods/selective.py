@@ -13,7 +13,9 @@ from harness.config.errors import ConfigError
 from harness.config.schema import Quantization
 from harness.methods import CONFIG_FILE, EARLIER, WEIGHTS_FILE, TrainingHooks, trained_parameters
 from harness.methods.defaults import MethodDefaults
-from harness.models.sizes import logical_size
+from harness.methods.size import Knob
+from harness.models.sizes import logical_parameters, logical_size
+from harness.tracking.record import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -80,6 +82,9 @@ class LastLayers(_Selection):
     """
 
     layers: int
+
+    def size(self) -> Knob:
+        return Knob("layers")
 
     def check(self, key: str) -> None:
         if self.layers < 1:
@@ -182,9 +187,10 @@ class SelectedWeights(TrainingHooks):
     def head_parameters(self) -> "dict[str, nn.Parameter]":
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad and self._is_head(n)}
 
-    def total_parameters(self) -> int:
-        from harness.models.sizes import logical_parameters
+    def reference_bytes(self) -> int:
+        return sum(copy.nbytes for copy in self.original.values())
 
+    def total_parameters(self) -> int:
         return logical_parameters(self.model)
 
     @contextmanager
@@ -217,8 +223,6 @@ class SelectedWeights(TrainingHooks):
     def _write(self, folder: Path, tensors: "Mapping[str, Tensor]", **figures: float) -> None:
         """Write tensors, and the method's hyper-parameters with what it came to."""
         from safetensors.torch import save_file
-
-        from harness.tracking.record import write_atomically
 
         folder.mkdir(parents=True, exist_ok=True)
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -7,6 +7,9 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.plan.costs import Settings, plan_point, read_settings
@@ -98,9 +101,6 @@ def parse(arguments: list[str]) -> tuple[str, list[str], bool, Settings]:
 
 def expand(name: str, overrides: list[str], grid: bool) -> Iterator[list[str]]:
     """The points of a grid, as Hydra's basic sweeper would make them, the sweep file's own parameters included."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
-
     if not grid:
         yield overrides
         return

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.build import build
 from harness.config.compose import compose
-from harness.config.errors import ConfigError
+from harness.config.errors import ConfigError, near_misses
 from harness.config.schema import Experiment
 from harness.methods.skeleton import architecture_of, skeleton
+from harness.models import check_positions, choose_device
+from harness.models.sizes import logical_parameters
+from harness.run.estimate import Step, Unpredictable, at_full_depth, depths, predict, with_layers
 from harness.tracking.record import empty_cost
 
 if TYPE_CHECKING:
@@ -65,8 +68,6 @@ def read_settings(given: dict[str, str]) -> Settings:
     Raises:
         ConfigError: A key is unknown, or its value is not allowed.
     """
-    from harness.config.errors import near_misses
-
     valid = list(Settings.__dataclass_fields__)
     values: dict[str, Any] = {}
     for key, text in given.items():
@@ -167,9 +168,6 @@ def step_of(experiment: Experiment, settings: Settings) -> "Step":
     Raises:
         ConfigError: The text and the method's own positions are longer than the model reads.
     """
-    from harness.models import check_positions, choose_device
-    from harness.run.estimate import Step
-
     device = settings.device or experiment.train.device.value
     if device == "auto":
         device = choose_device(device).type
@@ -191,8 +189,6 @@ def plan(experiment: Experiment) -> dict[str, Any]:
 
 def costs(experiment: Experiment, step: "Step") -> tuple[dict[str, Any], dict[str, str]]:
     """The costs of an experiment, and the reason for each of a plan's figures that is null."""
-    from harness.run.estimate import Unpredictable, predict
-
     cost, unmeasured = empty_cost() | parameters(experiment), {}
     try:
         predicted = predict(experiment, architecture_of(experiment), step)
@@ -213,9 +209,6 @@ def costs(experiment: Experiment, step: "Step") -> tuple[dict[str, Any], dict[st
 
 def parameters(experiment: Experiment) -> dict[str, int]:
     """Parameters of a method on all layers by its closed form, which is held against what attaching to a few adds."""
-    from harness.models.sizes import logical_parameters
-    from harness.run.estimate import at_full_depth, depths, with_layers
-
     configuration = architecture_of(experiment)
     backbone = skeleton(experiment, configuration)
     expected = experiment.method.expected_parameters(backbone)
@@ -240,8 +233,6 @@ def count(method: "Method", backbone: "Backbone") -> dict[str, int]:
     Raises:
         ConfigError: The two can't go together.
     """
-    from harness.models.sizes import logical_parameters
-
     expected = method.expected_parameters(backbone)
     head = sum(p.numel() for name, p in backbone.model.named_parameters() if backbone.is_head(name))
     total = logical_parameters(backbone.model) + expected

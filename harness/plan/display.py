@@ -8,6 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
 from harness.config.errors import ConfigError
 from harness.plan.costs import COLUMNS, DEVICE_GIGABYTES, GIGABYTE, PLANNED
 from harness.tracking.record import MEMORY
@@ -45,10 +49,6 @@ HEADINGS = [*COLUMNS, "FLOPs/token", "trained", "fits on"]
 
 def print_table(points: list[dict[str, Any]]) -> None:
     """Print a row a point that can be run; the overrides name it."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
     shared = [text for text in points[0]["overrides"] if all(text in point["overrides"] for point in points)]
     step = points[0]["step"]
     what = f"A training step of {step['rows']} x {step['length']} tokens on {step['device']}"

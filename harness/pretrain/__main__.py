@@ -17,6 +17,7 @@ Llama's architecture and predicts the next word throughout.
 
 import json
 import math
+import platform
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
 
 from harness.config.errors import ConfigError, key_values, near_misses
 from harness.config.sources import PACKAGE
@@ -39,6 +41,7 @@ from harness.pretrain.losses import (
     encoder_summary_loss,
     read_passages,
 )
+from harness.tasks.micro import fingerprint, vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -183,9 +186,6 @@ def build_model(config: Pretraining, tokenizer: "PreTrainedTokenizerFast") -> An
 def pretrain(config: Pretraining, progress: bool = True) -> dict[str, Any]:
     """Trains a backbone, writes its folder and returns the record that was written as `pretraining.json`."""
     import torch
-    from tqdm import tqdm
-
-    from harness.tasks.micro import vocabulary
 
     started = time.perf_counter()
     folder_of(config).mkdir(parents=True, exist_ok=True)
@@ -259,13 +259,9 @@ def evaluate(model: Any, config: Pretraining, tokenizer: Any) -> dict[str, float
 
 def describe(config: Pretraining, model: Any, losses: list[float], heldout: dict, seconds: float) -> dict[str, Any]:
     """Returns the record of a pretraining run; the loss curve is thinned to about 100 means."""
-    import platform
-
     import tokenizers
     import torch
     import transformers
-
-    from harness.tasks.micro import fingerprint
 
     chosen = {key: value for key, value in asdict(config).items() if key != "out"} | {"model": config.model.name}
     stride = max(1, len(losses) // 100)

@@ -6,6 +6,7 @@ from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from harness.tasks.micro import corpus
 from harness.training.batches import IGNORED, pad
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ class Passage:
 
 def read_passages(split: str, number: int, seed: int, tokenizer: "PreTrainedTokenizerFast") -> Iterator[Passage]:
     """Yields passages of the corpus as token ids."""
-    from harness.tasks.micro import corpus
-
     ids = tokenizer.get_vocab()
     rng = Random(f"cuts {split} {seed}")
     for text in corpus(split, number, seed):

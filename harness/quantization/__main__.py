@@ -21,8 +21,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.build import typed
+from harness.config.compose import compose
 from harness.config.errors import ConfigError, key_values, near_misses
 from harness.config.schema import LARGEST_SEED, ModelConfig
+from harness.methods.earlier import resolve
+from harness.models import quiet_libraries
 from harness.quantization.schemes import matrices, tabulate
 
 if TYPE_CHECKING:
@@ -52,8 +55,6 @@ def parse(arguments: list[str]) -> tuple[ModelConfig, Study]:
     Raises:
         ConfigError: A key is unknown or given without a value, a value is of the wrong type, or there is no such model.
     """
-    from harness.config.compose import compose
-
     given = key_values(arguments, [*MODEL_KEYS, *(field.name for field in fields(Study))])
     overrides = [f"{key}={given.pop(key)}" for key in MODEL_KEYS if key in given]
     try:
@@ -92,8 +93,6 @@ def analyse(model: ModelConfig, told: Study) -> Path:
     Raises:
         ConfigError: The backbone can't be read or the folder can't be written.
     """
-    from harness.methods.earlier import resolve
-    from harness.models import quiet_libraries
     from harness.quantization.page import page, picture
 
     folder = resolve(model)

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from harness.config.errors import ConfigError
+from harness.methods.peft_counts import width
+from harness.models import WEIGHTS, empty_model, load_config
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -189,9 +193,6 @@ def matrices(folder: Path) -> dict[str, Stored]:
     """
     from safetensors import SafetensorError, safe_open
 
-    from harness.methods.peft_counts import width
-    from harness.models import WEIGHTS, empty_model, load_config
-
     backbone = empty_model(load_config(folder, None, False))
     model: Any = backbone.model
     inside = re.compile(rf"(.*\.)?{backbone.architecture.layers}\.\d+\..+")
@@ -220,7 +221,6 @@ def matrices(folder: Path) -> dict[str, Stored]:
 def tabulate(found: dict[str, Stored], seed: int) -> "pd.DataFrame":
     """Measures the backbone's matrices and the synthetic ones, a row a matrix and scheme; a bar shows how far it is."""
     import pandas as pd
-    from tqdm import tqdm
 
     def origins() -> "Iterator[tuple[str, str, Tensor]]":
         for name, stored in tqdm(found.items(), unit="matrix", disable=None):

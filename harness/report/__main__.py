@@ -40,8 +40,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness import tracking
+from harness.config.errors import ConfigError, near_misses
+from harness.config.sources import conf_root
+from harness.report import definitions
 from harness.report.definitions import Definition
 from harness.report.report import Report, _ours, build, write
+from harness.tracking import pages
+from harness.tracking import uri as tracking_uri
+from harness.tracking.uri import parse as parse_uri
+from harness.tracking.uri import redact
+from harness.training.metrics import higher_is_better
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,8 +101,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
-    from harness.config.errors import ConfigError
-
     try:
         options = parse(arguments)
         if options.sync is not None:
@@ -114,14 +124,6 @@ def parse(arguments: Sequence[str]) -> Options:
     Raises:
         ConfigError: An argument is not key=value, or its key is unknown.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from harness.config.errors import ConfigError, near_misses
-    from harness.config.sources import conf_root
-    from harness.report import definitions
-    from harness.tracking.uri import redact
-
     local = OmegaConf.load(conf_root() / "conf" / "tracking" / "local.yaml")
     options = OmegaConf.structured(Options(tracking=Tracking(local.uri, local.experiment)))
     known = [f"tracking.{key}" for key in options.tracking]
@@ -152,16 +154,11 @@ def parse(arguments: Sequence[str]) -> Options:
 
 
 def _shown(argument: str) -> str:
-    from harness.tracking.uri import redact
-
     key, equals, value = argument.partition("=")
     return f"{key}={redact(value)}" if equals else redact(argument)
 
 
 def _sync(options: Options) -> None:
-    from harness import tracking
-    from harness.tracking import uri as tracking_uri
-
     outcome = tracking.sync(Path(str(options.sync)), options.tracking.uri, options.tracking.experiment)
     store = tracking_uri.redact(options.tracking.uri)
     print(f"sent {len(outcome.sent)}, already there {len(outcome.present)}, damaged {len(outcome.damaged)}: {store}")
@@ -195,11 +192,6 @@ def _attach(options: Options, report: Report, out: Path) -> None:
     Raises:
         ConfigError: It was asked for, and there is no one sweep.
     """
-    from harness import tracking
-    from harness.config.errors import ConfigError
-    from harness.tracking import pages
-    from harness.tracking.uri import redact
-
     one = options.sweep is not None and len(options.sweep) == 1 and options.store is None
     if options.attach and not one:
         raise ConfigError("attach=true: a report of one sweep in a store can be attached, write sweep=NAME")
@@ -223,8 +215,6 @@ def _attach(options: Options, report: Report, out: Path) -> None:
 
 def _view_columns(runs: "pd.DataFrame") -> tuple[list[str], bool]:
     """What MLflow's pages show of a sweep's runs, and whether the lowest comes first."""
-    from harness.training.metrics import higher_is_better
-
     metrics = runs["primary_metric"][runs["primary_metric"] != ""].value_counts().index.tolist()
     split = "validation" if runs["validation"].notna().any() else "development"
     names = [f"{split}.{metric}" for metric in metrics[:3]] + ["cost.trainable_parameters", "cost.train_seconds"]
@@ -232,8 +222,6 @@ def _view_columns(runs: "pd.DataFrame") -> tuple[list[str], bool]:
 
 
 def _browse(options: Options) -> int:
-    from harness import tracking
-
     address = f"http://127.0.0.1:{options.port}"
     print(f"MLflow on {address}, Ctrl-C ends it", flush=True)
     for name, path in tracking.views(options.tracking.uri).items():
@@ -242,7 +230,6 @@ def _browse(options: Options) -> int:
 
 
 def _compare(options: Options) -> None:
-    from harness.config.errors import ConfigError
     from harness.report import side_by_side
 
     names = str(options.compare).split(",")
@@ -273,11 +260,8 @@ def _place(options: Options) -> str:
     Raises:
         ConfigError: The one was given as the other.
     """
-    from harness.config.errors import ConfigError
-    from harness.tracking.uri import parse, redact
-
     if options.store is None:
-        parse(options.tracking.uri)
+        parse_uri(options.tracking.uri)
         return options.tracking.uri
     if "://" in options.store:
         raise ConfigError(f"store={redact(options.store)} is no folder; write tracking.uri={redact(options.store)}")
@@ -291,10 +275,14 @@ def _load(options: Options) -> "Runs":
         ConfigError: There is nothing to report on; says what there is.
     """
     from harness.report import runs
-    from harness.tracking.uri import parse, redact
 
     place: str | None = _place(options)
-    if options.others and options.store is None and (file := parse(options.tracking.uri).path) and not file.exists():
+    if (
+        options.others
+        and options.store is None
+        and (file := parse_uri(options.tracking.uri).path)
+        and not file.exists()
+    ):
         place = None
     found = runs.read(place, options.wanted, options.sweep, options.since, options.others or ())
     if found.frame.empty:
@@ -305,15 +293,11 @@ def _load(options: Options) -> "Runs":
 
 def _server(options: Options) -> str | None:
     """The tracking URI, where it is a server's and that is what is read."""
-    from harness.tracking.uri import parse
-
-    return options.tracking.uri if options.store is None and parse(options.tracking.uri).path is None else None
+    return options.tracking.uri if options.store is None and parse_uri(options.tracking.uri).path is None else None
 
 
 def _browsed(uri: str) -> str:
-    from harness.tracking.uri import parse, redact
-
-    place = parse(uri)
+    place = parse_uri(uri)
     if place.path is None:
         return redact(place.uri)
     return f"mlflow ui --backend-store-uri {place.uri} --host 127.0.0.1 --port 5000"

@@ -8,6 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from harness.config.build import typed
+from harness.config.errors import ConfigError
+from harness.config.sources import conf_root
+
 FOLDER = "reports"
 
 
@@ -55,12 +62,6 @@ def find(name: str) -> dict[str, Any] | None:
     Raises:
         ConfigError: Its file is damaged, or a key or a value in it is wrong.
     """
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
-
-    from harness.config.build import typed
-    from harness.config.errors import ConfigError
-
     if name == LEDGER:
         raise ConfigError(f"{name}: the ledger of claims is no report; judge it with python -m harness.claims")
     for folder in _folders():
@@ -96,8 +97,6 @@ def texts(key: str, value: Any) -> Any:
 
 
 def _folders() -> list[Path]:
-    from harness.config.sources import conf_root
-
     return [Path(FOLDER), conf_root() / FOLDER]
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import pandas as pd
 
 from harness.report.cells import MOST_ROWS, NONE, Table, number, shortened, size
+from harness.report.plots import interactive
+from harness.report.plots.chosen import points, telling
 
 # Fewer rows are seen at a glance.
 FILTER_ROWS = 6
@@ -94,9 +96,6 @@ def page(
 def _plots(runs: pd.DataFrame | None, curves: pd.DataFrame | None) -> list[dict[str, Any]]:
     if runs is None or runs.empty:
         return []
-    from harness.report.plots import interactive
-    from harness.report.plots.chosen import points, telling
-
     scored = points(runs)
     if scored.empty:
         return []

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.config.errors import ConfigError
 from harness.report.definitions import Definition
+from harness.tracking.uri import parse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +57,6 @@ def build(
     from harness.report import tables as render
     from harness.report import tuning as report_tuning
     from harness.report.plots import chosen as pictures
-    from harness.tracking.uri import parse
 
     summary, tuning, failures = scores.summary(frame), report_tuning.tuning(frame), scores.failures(frame)
     if definition.columns is not None:
@@ -96,7 +97,6 @@ def write(report: Report, out: Path) -> None:
     Raises:
         ConfigError: The folder cannot be written.
     """
-    from harness.config.errors import ConfigError
     from harness.report import latex, markdown
     from harness.report.page import page
 

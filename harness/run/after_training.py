@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.config.schema import Experiment
+from harness.measure import speed
+from harness.methods import soft_prompts
 from harness.models.architectures import Kind
+from harness.run import estimate, latency
+from harness.tasks import forgetting
 from harness.tracking import record
 from harness.tracking.record import RunRecord
 
@@ -79,8 +83,6 @@ class Trained:
 
     def _predict(self) -> None:
         """Predict the step that was counted from the architecture alone: reports hold one against the other."""
-        from harness.run import estimate
-
         counted = self.trainer.progress.step_costs
         if not self.experiment.measure.predict or not counted:
             self.result.unmeasured["cost.predicted"] = "measure.predict=false" if counted else "no step was counted"
@@ -93,8 +95,6 @@ class Trained:
 
     def ask_for_general_text(self) -> None:
         """Measure forgetting: general text before, adapter off, and after."""
-        from harness.tasks import forgetting
-
         scores, subject, unmeasured = self.result.scores, self.subject, self.result.unmeasured
         scores["forgetting"] = None
         if self.text is None or not self.experiment.evaluate.validation:
@@ -125,8 +125,6 @@ class Trained:
         """Write which words of the vocabulary a learned prompt stands near to, where the method has one."""
         import pandas as pd
 
-        from harness.methods import soft_prompts
-
         if not self.experiment.evaluate.validation:
             return
         try:
@@ -156,9 +154,6 @@ class Trained:
     def _speed(self) -> None:
         """Latency, and the share of the device's ceiling that training reached."""
         import torch
-
-        from harness.measure import speed
-        from harness.run import latency
 
         if not self.experiment.evaluate.validation:
             return

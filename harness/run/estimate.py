@@ -5,6 +5,8 @@ same meters that count a real step (harness/measure/meters.py) count this one, w
 do.
 """
 
+import copy
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -15,6 +17,8 @@ from harness import measure
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment, Quantization
 from harness.methods import trained_parameters
+from harness.methods.optimizer import make_optimizer
+from harness.models import choose_precision, choose_quantization, empty_model, never_quantized, set_checkpointing
 from harness.models.architectures import Backbone
 from harness.models.transformers_inner import is_converted
 from harness.training.batches import Batch, plain_inputs
@@ -93,8 +97,6 @@ class Unpredictable(Exception):
 
 def depths(experiment: Experiment, configuration: "PretrainedConfig") -> tuple[int, ...]:
     """Numbers of layers to build: all, or two from which the rest follows."""
-    from harness.models import empty_model
-
     if configuration.num_hidden_layers <= SHALLOW:
         return (configuration.num_hidden_layers,)
     if len(set(getattr(configuration, "layer_types", None) or ())) > 1:
@@ -115,8 +117,6 @@ def at_full_depth(counted: Sequence[Mapping[str, float]], sampled: tuple[int, ..
 
 
 def with_layers(configuration: "PretrainedConfig", layers: int) -> "PretrainedConfig":
-    import copy
-
     reduced = copy.deepcopy(configuration)
     kinds = getattr(reduced, "layer_types", None)
     reduced.num_hidden_layers = layers
@@ -127,8 +127,6 @@ def with_layers(configuration: "PretrainedConfig", layers: int) -> "PretrainedCo
 
 def _count(experiment: Experiment, configuration: "PretrainedConfig", step: Step) -> Counted:
     """Count a step on fake tensors, or, where a method looks at the values of weights, on random ones."""
-    from harness.models import empty_model
-
     try:
         return _run(experiment, configuration, step, fake=True)
     except (ConfigError, RuntimeError) as error:
@@ -146,9 +144,6 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
     """Build, attach, and take one step, as harness/run/pipeline.py does."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
-
-    from harness.methods.optimizer import make_optimizer
-    from harness.models import choose_precision, choose_quantization, empty_model, set_checkpointing
 
     kind, method = experiment.task.kind, experiment.method
     autocast = choose_precision(experiment.train.precision, torch.device(step.device))
@@ -211,8 +206,6 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
 def packed_weights(backbone: Backbone, double: bool) -> dict[str, tuple[int, int]]:
     """Linear layers that bitsandbytes would pack: name -> bytes plain and packed, quantization state included."""
     from torch import nn
-
-    from harness.models import never_quantized
 
     if backbone.quantization is Quantization.none:
         return {}
@@ -279,8 +272,6 @@ def _keep_inputs(model: Any, packed: dict[str, tuple[int, int]]) -> None:
 
 
 def _inputs(backbone: Backbone, step: Step) -> "dict[str, Tensor]":
-    import inspect
-
     import torch
 
     inputs = plain_inputs(torch.zeros(step.rows, step.length, dtype=torch.long), backbone.kind)

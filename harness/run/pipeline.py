@@ -1,5 +1,6 @@
 """One run, top to bottom: config -> task data -> model -> method -> train -> evaluate -> measure -> track."""
 
+import json
 import logging
 import secrets
 import time
@@ -10,17 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from harness import models
+from harness import measure, methods, models
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment
-from harness.methods import earlier, trained_parameters
+from harness.measure import energy as measure_energy
+from harness.measure import speed
+from harness.methods import card, earlier, saved, trained_parameters
+from harness.models import architectures
 from harness.run.after_training import UNTOUCHED, Trained
 from harness.run.inputs import Inputs
 from harness.tasks import forgetting
+from harness.tasks.scoring import evaluate, write_predictions
 from harness.tracking import record, uri
+from harness.tracking.provenance import provenance
 from harness.tracking.record import RunRecord, Status
 from harness.training import cache
+from harness.training.evaluation import Subject
 from harness.training.processes import Processes
+from harness.training.trainer import Diverged, Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,16 +129,6 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: Proc
     """The page to read: every step of a run in its order."""
     import torch
 
-    from harness import measure, methods
-    from harness.measure import energy as measure_energy
-    from harness.measure import speed
-    from harness.methods import saved
-    from harness.models import architectures
-    from harness.tasks.scoring import evaluate, write_predictions
-    from harness.tracking.provenance import provenance
-    from harness.training.evaluation import Subject
-    from harness.training.trainer import Trainer
-
     experiment, cost = inputs.experiment, result.cost
     task, method = experiment.task, experiment.method
     saved.check_free(run_dir / record.ADAPTER_FOLDER, inputs.identity)
@@ -203,17 +201,17 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: Proc
     trainer = Trainer(
         adapter,
         trained_on,
-        collate,
-        experiment.train,
-        experiment.data_seed,
-        autocast,
-        lambda batch: task.loss(adapter, batch),
-        lambda: score("development"),
-        task.primary_metric,
-        inputs.whole,
-        experiment.measure.costs,
-        processes,
-        experiment.sweep.stop_share,
+        collate=collate,
+        settings=experiment.train,
+        data_seed=experiment.data_seed,
+        autocast=autocast,
+        loss=lambda batch: task.loss(adapter, batch),
+        score=lambda: score("development"),
+        primary_metric=task.primary_metric,
+        identity=inputs.whole,
+        metered=experiment.measure.costs,
+        processes=processes,
+        stop_share=experiment.sweep.stop_share,
     )
     try:
         trainer.fit()
@@ -304,8 +302,6 @@ def _score_base(
 
 def _save_adapter(adapter: "Adapter", head: tuple[str, ...], folder: Path, inputs: Inputs, result: RunRecord) -> None:
     """Save adapter and head with what brings them back and a model card; measures the bytes of their weights."""
-    from harness.methods import card, saved
-
     experiment = inputs.experiment
     with saved.whole_folder(folder, experiment.train.keep_adapter) as partial:
         adapter.save(partial)
@@ -341,8 +337,6 @@ def write_config(run_dir: Path, resolved: dict[str, Any]) -> None:
 
 
 def _write_steps(run_dir: Path, history: list[dict[str, float]]) -> None:
-    import json
-
     lines = [json.dumps(record.finite(line)) + "\n" for line in history]
     record.write_atomically(run_dir / record.STEPS_FILE, "".join(lines))
 
@@ -350,8 +344,6 @@ def _write_steps(run_dir: Path, history: list[dict[str, float]]) -> None:
 def _judge(error: Exception) -> tuple[Status, str]:
     """How a run ended that raised, and one sentence saying why."""
     import torch
-
-    from harness.training.trainer import Diverged
 
     sentence = str(error).strip().split("\n")[0] or type(error).__name__
     if isinstance(error, Diverged):

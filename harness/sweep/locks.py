@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import tracking
 from harness.tracking.uri import parse
 
 
@@ -59,8 +60,6 @@ class Claim:
 
     def result(self) -> dict[str, Any] | None:
         """The outcome of the point where the store has one by now; a store that fails meanwhile has none."""
-        from harness import tracking
-
         if not self.done:
             return None
         try:

@@ -14,12 +14,14 @@ from typing import Any
 from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, open_dict
 
+from harness import tracking
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import key_of
 from harness.config.schema import Rerun
 from harness.sweep.locks import Claim
 from harness.sweep.progress import Kind, score_text, spell, table
 from harness.tracking.record import RESULT_FILE, TRACKED_FILE, RunRecord
+from harness.tracking.uri import redact
 
 # Statuses beside those of a record: a single run that was not started for a user's mistake, a point never reached,
 # one that another sweep is working on, and one whose worker died before it began.
@@ -172,8 +174,6 @@ def without_hydra(config: DictConfig) -> DictConfig:
 
 
 def without_secrets(config: dict[str, Any]) -> dict[str, Any]:
-    from harness.tracking.uri import redact
-
     if uri := (config.get("tracking") or {}).get("uri"):
         config["tracking"]["uri"] = redact(uri)
     return config
@@ -185,8 +185,6 @@ def send(point: Point, folder: Path | None = None) -> bool:
     Args:
         folder: Where the record is, if not where the point writes.
     """
-    from harness import tracking
-
     if point.claim is None:
         return True
     assert point.settings is not None

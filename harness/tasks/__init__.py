@@ -1,4 +1,7 @@
-"""What a task is; each file beside this one is a family of them."""
+"""Tasks: the contract of a task; each file beside this one is a family of them, or what they share.
+
+May import `training` and what lies below it.
+"""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from harness.models.architectures import Backbone, Kind
     from harness.training.batches import Batch
     from harness.training.evaluation import Evaluation, Subject
+
+__all__ = ["Task", "TaskData"]
 
 
 @dataclass(frozen=True)

@@ -99,20 +99,6 @@ def log_probabilities_of_rows(
         yield batch, policy, reference_log_probabilities(subject.adapter, batch)
 
 
-def reference_bytes(adapter: "Adapter") -> int:
-    """Bytes of the frozen copy that the reference needs: of the backbone's weights that are trained; else none."""
-    from harness.methods.bottleneck import MODULE
-    from harness.methods.peft_adapter import PeftAdapter
-    from harness.methods.selective import SelectedWeights
-
-    copies: list[Tensor] = []
-    if isinstance(adapter, SelectedWeights):
-        copies = [copy for name, copy in adapter.original.items() if not name.startswith(f"{MODULE}.")]
-    elif isinstance(adapter, PeftAdapter):
-        copies = list(adapter.changed.values())
-    return sum(copy.nbytes for copy in copies)
-
-
 def _ask(model: "nn.Module", batch: "Batch") -> LogProbabilities:
     return LogProbabilities(*_trainer().compute_ref_log_probs(model, _arguments(batch)))
 

@@ -150,7 +150,7 @@ class Preference(PromptTask):
             "margin": [margins.get(index) for index in range(len(features))],
             **{f"{name}_log_probability": values for name, values in found.items()},
         }
-        return Evaluation(scores, columns, {"reference_bytes": dpo.reference_bytes(subject.adapter)})
+        return Evaluation(scores, columns, {"reference_bytes": subject.adapter.reference_bytes()})
 
     def majority(self, data: TaskData, split: str) -> dict[str, float]:
         """What a coin would score."""

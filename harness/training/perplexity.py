@@ -5,6 +5,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tqdm import tqdm
+
 from harness.models.tokens import beginning, token_ids
 from harness.training.batches import by_length, pad
 
@@ -207,8 +209,6 @@ def score_windows(
         meter: Counts the first batch, which has the longest windows.
         shown: What a progress bar calls the work; null shows none.
     """
-    from tqdm import tqdm
-
     nll = [0.0] * len(cut)
     batches = by_length([len(one.ids) for one in cut], batch_size)
     quiet = None if shown else True

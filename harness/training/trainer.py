@@ -5,64 +5,39 @@ resumed run finds again, tokens counted without padding, evaluation kept out of 
 loss that is not finite. tests/benchmarks compares its step time with a plain loop's and with Trainer's.
 """
 
-import logging
 import math
-import os
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from harness import measure
-from harness.config.schema import Scheduler, TrainConfig
+from harness.config.schema import TrainConfig
 from harness.measure.speed import SystemLoad
 from harness.methods import Adapter, trained_parameters
 from harness.methods.optimizer import make_optimizer
-from harness.tracking.record import CUDA_MEMORY, STEP_MEMORY
+from harness.training import checkpoint
 from harness.training.batches import Batch, Collate, Features, bucketed
 from harness.training.evaluation import Evaluation
 from harness.training.interrupts import deferred_interrupts
 from harness.training.metrics import higher_is_better
 from harness.training.processes import Processes
+from harness.training.schedule import Steps, make_schedule
+from harness.training.state import TrainingState
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch import dtype as Dtype
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
-
-log = logging.getLogger(__name__)
 
 LOG_STEPS = 10
-# Left out of the median step time: the first steps fill caches and make the optimizer's state.
-WARM_UP_STEPS = 3
-CHECKPOINT_FILE = "checkpoint.pt"
 
 
 class Diverged(Exception):
     """The loss is not a finite number."""
-
-
-@dataclass
-class Progress:
-    """Where a training run stands; all of it goes into a checkpoint."""
-
-    step: int = 0
-    tokens: int = 0
-    padded_tokens: int = 0
-    train_seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    best_score: float | None = None
-    best_step: int = 0
-    evaluations_without_gain: int = 0
-    # Of the step that was counted; empty before.
-    step_costs: dict[str, Any] = field(default_factory=dict)
-    step_seconds: list[float] = field(default_factory=list)
-    history: list[dict[str, float]] = field(default_factory=list)
 
 
 class Trainer:
@@ -88,6 +63,7 @@ class Trainer:
         self,
         adapter: Adapter,
         features: list[Features],
+        *,
         collate: Collate,
         settings: TrainConfig,
         data_seed: int,
@@ -115,23 +91,18 @@ class Trainer:
         self.best_evaluation: Evaluation | None = None
         self.trained = trained_parameters(adapter)
         self.lengths = [row["length"] for row in features]
-        rows_a_step = settings.batch_size * settings.gradient_accumulation_steps
-        self.steps_per_epoch = math.ceil(len(features) / rows_a_step)
-        self.total_steps = settings.max_steps or math.ceil(settings.epochs * self.steps_per_epoch)
-        self.evaluation_steps = max(1, math.ceil(self.steps_per_epoch / settings.evaluations_per_epoch))
-        # The schedule is of all steps, also where training stops earlier: what goes on must end as if it never had.
-        self.last_step = self._last_step(stop_share)
+        self.steps = Steps.of(len(features), settings, stop_share)
         self.stopped = False
         self.optimizer = adapter.optimizer(self.trained, settings) or make_optimizer(self.trained, settings)
-        self.schedule = make_schedule(self.optimizer, settings, self.total_steps)
+        self.schedule = make_schedule(self.optimizer, settings, self.steps.total)
         self.metered_step = self._largest_step() if metered else None
-        self.progress = Progress()
+        self.progress = TrainingState()
         self._timed_step, self._timed_seconds = 0, 0.0
         self.load = SystemLoad(collate.device)
         self.best: dict[str, Tensor] = {}
-        self.checkpoint = Path(settings.checkpoint_dir) / identity / CHECKPOINT_FILE
+        self.checkpoint = Path(settings.checkpoint_dir) / identity / checkpoint.CHECKPOINT_FILE
 
-    def fit(self) -> Progress:
+    def fit(self) -> TrainingState:
         """Train to the end, or to early stopping; the best weights are in the model afterwards.
 
         Raises:
@@ -139,9 +110,7 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C or a polite kill came. The step, and its evaluation, were finished first and a
                 checkpoint written, unless it came twice.
         """
-        from tqdm import tqdm
-
-        self.adapter.start(self.total_steps)
+        self.adapter.start(self.steps.total)
         self.processes.part_random_numbers()
         if self.settings.resume:
             self._restore()
@@ -150,7 +119,7 @@ class Trainer:
         self.adapter.model.train()
         with (
             deferred_interrupts() as interrupted,
-            tqdm(total=self.total_steps, initial=self.progress.step, desc="train", unit="step", disable=None) as bar,
+            tqdm(total=self.steps.total, initial=self.progress.step, desc="train", unit="step", disable=None) as bar,
         ):
             start = time.perf_counter()
             for micro_batches, weight in self._steps():
@@ -168,23 +137,16 @@ class Trainer:
                 if stop:
                     raise KeyboardInterrupt
                 start = time.perf_counter()
-        self.stopped = self.last_step < self.total_steps and not self._stalled()
+        self.stopped = self.steps.last < self.steps.total and not self._stalled()
         if self.stopped:
             self._save_checkpoint()
         self._load(self.best)
         return self.progress
 
-    def _last_step(self, stop_share: float | None) -> int:
-        """The step of the evaluation to stop at, so that stopping adds none that the whole run has not."""
-        if stop_share is None:
-            return self.total_steps
-        evaluations = math.ceil(stop_share * self.total_steps / self.evaluation_steps)
-        return min(evaluations * self.evaluation_steps, self.total_steps)
-
     def _steps(self) -> "Iterator[tuple[list[Batch], int]]":
         """This process's batches of each optimizer step from where the run stands, and the weight of all processes'."""
-        while self.progress.step < self.last_step:
-            epoch, done = divmod(self.progress.step, self.steps_per_epoch)
+        while self.progress.step < self.steps.last:
+            epoch, done = divmod(self.progress.step, self.steps.per_epoch)
             order = bucketed(self.lengths, self.settings.batch_size, self.data_seed, epoch)
             size = self.settings.gradient_accumulation_steps
             for first in range(done * size, len(order), size):
@@ -192,7 +154,7 @@ class Trainer:
                 batches = [batch for indices in together if (batch := self._share(indices))]
                 weight = sum(self.features[row]["weight"] for indices in together for row in indices)
                 yield batches, weight
-                if self.progress.step == self.last_step:
+                if self.progress.step == self.steps.last:
                     return
 
     def _share(self, indices: list[int]) -> Batch | None:
@@ -210,7 +172,7 @@ class Trainer:
         order = bucketed(self.lengths, self.settings.batch_size, self.data_seed, 0)
         computed = [len(rows) * max(self.lengths[row] for row in rows) for rows in order]
         largest = [max(computed[first : first + size]) for first in range(0, len(computed), size)]
-        candidates = range(1, min(len(largest), self.total_steps)) or range(1)
+        candidates = range(1, min(len(largest), self.steps.total)) or range(1)
         return max(candidates, key=largest.__getitem__)
 
     def _meter(self, micro_batches: list[Batch]) -> "measure.StepMeter | nullcontext[None]":
@@ -271,10 +233,10 @@ class Trainer:
         return loss
 
     def _evaluation_is_due(self) -> bool:
-        return self.progress.step == self.total_steps or self.progress.step % self.evaluation_steps == 0
+        return self.progress.step == self.steps.total or self.progress.step % self.steps.evaluation == 0
 
     def _report_is_due(self) -> bool:
-        return self.progress.step % LOG_STEPS == 0 or self.progress.step in (1, self.total_steps)
+        return self.progress.step % LOG_STEPS == 0 or self.progress.step in (1, self.steps.total)
 
     def _read(self, loss: "Tensor") -> float | None:
         """The loss as a number: at every step on a CPU, now and then on a GPU, which it makes wait; else null."""
@@ -326,7 +288,7 @@ class Trainer:
                 **{f"development.{name}": value for name, value in evaluation.scores.items()},
             }
         )
-        if not self.adapter.settled() and self.progress.step < self.total_steps:
+        if not self.adapter.settled() and self.progress.step < self.steps.total:
             return  # the method is still changing what it trains: these weights can't be the final ones
         if self.progress.best_score is None or self._better(primary, self.progress.best_score):
             self.progress.best_score = primary
@@ -355,19 +317,14 @@ class Trainer:
         return time.monotonic() - self._saved_at >= 60 * self.settings.checkpoint_minutes
 
     def _save_checkpoint(self) -> None:
-        """Write everything the run needs to go on; a crash while writing leaves the checkpoint before.
+        """Write everything the run needs to go on.
 
         Only between steps, after the evaluation that belongs to one: anywhere else the state is of no single moment.
         """
-        import torch
-
         self._saved_at = time.monotonic()
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        random = self.processes.of_all({"cpu": torch.get_rng_state(), "cuda": cuda})
+        random = self.processes.of_all(checkpoint.random_state())
         if not self.processes.is_first:
             return
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.checkpoint.with_suffix(".partial")
         state = {
             "progress": asdict(self.progress),
             "trained": {name: p.detach() for name, p in self.trained.items()},
@@ -377,26 +334,13 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "random": random,
         }
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.checkpoint)
+        checkpoint.write(self.checkpoint, state)
 
     def _restore(self) -> None:
-        import torch
-
-        if not self.checkpoint.is_file():
-            return
-        try:
-            # weights_only: a checkpoint is data, nothing in it is executed.
-            state = torch.load(self.checkpoint, map_location=self.collate.device, weights_only=True)
-        except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
-            log.warning("%s is damaged (%s); training starts anew", self.checkpoint, type(error).__name__)
-            return
-        if state["progress"]["step"] > self.last_step:
-            return  # of a run that went on from here before
-        self.progress = Progress(**state["progress"])
+        state = checkpoint.read(self.checkpoint, self.collate.device)
+        if state is None or state["progress"]["step"] > self.steps.last:
+            return  # there is none, or it is of a run that went on from here before
+        self.progress = TrainingState(**state["progress"])
         self._load(state["trained"])
         self.best = state["best"]
         self.adapter.load_state(state["method"])
@@ -404,36 +348,11 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         # One state a process; with more of them than there were, the further ones have drawn nothing yet.
         if self.processes.rank < len(state["random"]):
-            random = state["random"][self.processes.rank]
-            torch.set_rng_state(random["cpu"].cpu())
-            if random["cuda"]:
-                torch.cuda.set_rng_state_all([generator.cpu() for generator in random["cuda"]])
+            checkpoint.set_random_state(state["random"][self.processes.rank])
 
     def costs(self) -> dict[str, Any]:
         """What training cost so far, with the names of `RunRecord.cost`."""
-        progress = self.progress
-        seconds = {"train_seconds": progress.train_seconds, "evaluation_seconds": progress.evaluation_seconds}
-        if not progress.step:
-            return seconds
-        times = progress.step_seconds[WARM_UP_STEPS:] or progress.step_seconds
-        costs = {
-            **seconds,
-            "tokens_per_second": progress.tokens / progress.train_seconds,
-            "padding_share": 1 - progress.tokens / progress.padded_tokens,
-            "step_seconds": statistics.median(times) if times else None,
-        }
-        counted = progress.step_costs
-        if not counted:
-            return costs
-        # Operations grow with the tokens that are computed, padding too: steps of another shape count by those.
-        flops = counted["flops"] / counted["padded_tokens"] * progress.padded_tokens
-        return {
-            **costs,
-            **{name: counted[name] for name in (*STEP_MEMORY, *CUDA_MEMORY)},
-            "train_flops": flops,
-            "train_flops_per_token": flops / progress.tokens,
-            "flops_per_second": flops / progress.train_seconds,
-        }
+        return self.progress.costs()
 
     def seconds_to(self, target: float | None) -> float | None:
         """Seconds of training until the development split first had this score of the primary metric, or better."""
@@ -447,19 +366,5 @@ class Trainer:
 
     def discard_checkpoint(self) -> None:
         """Remove the checkpoint of a run that needs it no more."""
-        if not self.processes.is_first:
-            return
-        for path in (self.checkpoint, self.checkpoint.with_suffix(".partial")):
-            path.unlink(missing_ok=True)
-        if self.checkpoint.parent.is_dir() and not any(self.checkpoint.parent.iterdir()):
-            self.checkpoint.parent.rmdir()
-
-
-def make_schedule(optimizer: "Optimizer", settings: TrainConfig, steps: int) -> "LRScheduler":
-    """A linear warm-up, then down to zero at the last step: straight, or along a cosine."""
-    from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
-
-    warmup = round(settings.warmup_share * steps)
-    if settings.scheduler is Scheduler.cosine:
-        return get_cosine_schedule_with_warmup(optimizer, warmup, steps)
-    return get_linear_schedule_with_warmup(optimizer, warmup, steps)
+        if self.processes.is_first:
+            checkpoint.discard(self.checkpoint)

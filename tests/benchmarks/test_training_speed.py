@@ -61,14 +61,14 @@ class Setting:
         trainer = Trainer(
             self.adapter,
             self.features,
-            self.collate,
-            self.experiment.train,
-            0,
-            None,
-            lambda batch: self.experiment.task.loss(self.adapter, batch),
-            lambda: pytest.fail("no evaluation is timed"),
-            "accuracy",
-            "benchmark",
+            collate=self.collate,
+            settings=self.experiment.train,
+            data_seed=0,
+            autocast=None,
+            loss=lambda batch: self.experiment.task.loss(self.adapter, batch),
+            score=lambda: pytest.fail("no evaluation is timed"),
+            primary_metric="accuracy",
+            identity="benchmark",
         )
         return harness_step(trainer)
 

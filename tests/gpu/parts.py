@@ -39,10 +39,32 @@ from harness.training.evaluation import Evaluation, Subject
 from harness.training.trainer import Trainer
 
 __all__ = [
-    "CONSOLE_FILE", "CONTEXT_BYTES", "IGNORED", "MEMORY", "RESULT_FILE", "Backbone", "Collator", "ConfigError", "Energy",
-    "Evaluation", "RunRecord", "Step", "Subject", "Trainer", "bucketed", "build", "compose", "costs", "latency", "measure",
-    "models", "prepare", "run", "speed", "trained_parameters",
-]  # fmt: skip
+    "CONSOLE_FILE",
+    "CONTEXT_BYTES",
+    "IGNORED",
+    "MEMORY",
+    "RESULT_FILE",
+    "Backbone",
+    "Collator",
+    "ConfigError",
+    "Energy",
+    "Evaluation",
+    "RunRecord",
+    "Step",
+    "Subject",
+    "Trainer",
+    "bucketed",
+    "build",
+    "compose",
+    "costs",
+    "latency",
+    "measure",
+    "models",
+    "prepare",
+    "run",
+    "speed",
+    "trained_parameters",
+]
 
 RECORDS = "records.jsonl"
 # Of the tiny shapes of a dry run; all else of them is as in conf/model.

@@ -1,13 +1,18 @@
 """The size of a method is solved for a number of parameters, by its closed form and before the run is identified."""
 
+import re
+
 import pytest
 
-from harness.config.build import build, component
+from harness.config.build import build, component, locate
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment
 from harness.config.sources import conf_root
-from harness.methods.budget import KNOBS, knob_of, sized
+from harness.methods.budget import sized
+from harness.methods.defaults import MethodDefaults
+from harness.methods.peft import PeftMethod
+from harness.methods.peft_rules import RULES
 from harness.methods.skeleton import architecture_of, skeleton
 from harness.models import empty_model
 from harness.models.architectures import Kind
@@ -16,13 +21,19 @@ from harness.plan.costs import plan
 POINT = ["model=minilm", "task=glue/sst2"]
 # MiniLM apart from its head, the pooler among its weights.
 BACKBONE = 22_713_216
-# The methods of conf/method whose class has a size, by the class that their file names.
-WITH_SIZE = {
-    path.stem: target
-    for path in (conf_root() / "conf/method").glob("*.yaml")
-    for target in KNOBS
-    if f"_target_: {target}\n" in path.read_text()
-}
+TARGET = re.compile(r"^ *_target_: (\S+)$", re.M)
+
+
+def has_size(targets: list[str]) -> bool:
+    """Whether the class that a method's file names, or the class of peft that it gives options of, has a size."""
+    own, *of_peft = (locate(target, "method") for target in targets)
+    rules = [RULES[cls.__name__] for cls in of_peft if cls.__name__ in RULES]
+    return any(rule.size for rule in rules) if of_peft else own.size not in (MethodDefaults.size, PeftMethod.size)
+
+
+# The methods of conf/method that have a size.
+FILES = sorted((conf_root() / "conf/method").glob("*.yaml"))
+WITH_SIZE = [path.stem for path in FILES if has_size(TARGET.findall(path.read_text()))]
 
 
 def experiment(*overrides: str) -> Experiment:
@@ -94,17 +105,23 @@ def test_a_budget_that_cannot_be_kept_is_one_sentence(overrides: list[str], sent
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", sorted(WITH_SIZE))
+@pytest.mark.parametrize("name", WITH_SIZE)
 def test_a_method_with_a_size_trains_more_of_it_the_larger_it_is(name: str) -> None:
     """So that the largest size within a budget is found by halving, from the least to the most."""
     given = build(compose("config", ["model=micro_decoder", "task=glue/sst2", f"method={name}"]))
     values = dict(given.resolved["method"])
-    knob = knob_of(values, 0.01)
+    knob = given.method.size()
     backbone = empty_model(architecture_of(given), Kind.causal_lm)
     sizes = knob.sizes(values.get("config") or values, backbone.model.config.hidden_size)[:4]
     counts = [component(sized(values, knob, size), "method").expected_parameters(backbone) for size in sizes]
     assert counts == sorted(set(counts))
 
 
-def test_every_knob_belongs_to_a_method_that_can_be_chosen() -> None:
-    assert set(WITH_SIZE.values()) == set(KNOBS)
+def test_every_size_of_a_class_of_peft_belongs_to_a_method_that_can_be_chosen() -> None:
+    """No entry is left over from a method that is gone."""
+    methods = (
+        build(compose("config", ["model=micro_decoder", "task=glue/sst2", f"method={name}"])).resolved["method"]
+        for name in WITH_SIZE
+    )
+    chosen = {values["config"]["_target_"].removeprefix("peft.") for values in methods if values.get("config")}
+    assert chosen == {name for name, rules in RULES.items() if rules.size}

@@ -21,7 +21,7 @@ from harness.config.sources import conf_root
 from harness.doctor.compatibility import TINY, words
 from harness.methods import trained_parameters
 from harness.methods.peft import PeftMethod, fits
-from harness.methods.peft_counts import LEFT_OUT, RULES
+from harness.methods.peft_rules import LEFT_OUT, RULES
 from harness.models.architectures import ARCHITECTURES, Backbone, Kind
 
 TinyModel = Callable[[str], Path]

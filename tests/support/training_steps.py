@@ -8,7 +8,8 @@ from tqdm import tqdm
 
 from harness.methods.optimizer import make_optimizer
 from harness.training.batches import Batch
-from harness.training.trainer import Trainer, make_schedule
+from harness.training.schedule import make_schedule
+from harness.training.trainer import Trainer
 
 
 def harness_step(trainer: Trainer) -> Callable[[Batch], None]:

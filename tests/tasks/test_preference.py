@@ -192,7 +192,7 @@ def test_three_steps_lower_the_loss_and_leave_the_reference_as_it_was(method: st
 def test_the_reference_costs_a_copy_of_the_backbones_trained_weights_alone(method: str) -> None:
     adapter, _ = attached(method)
     own = method in ("full", "last_layers")
-    assert dpo.reference_bytes(adapter) == own * sum(p.nbytes for p in adapter.adapter_parameters().values())
+    assert adapter.reference_bytes() == own * sum(p.nbytes for p in adapter.adapter_parameters().values())
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

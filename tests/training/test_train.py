@@ -18,7 +18,7 @@ from harness.config.compose import compose
 from harness.methods.optimizer import make_optimizer
 from harness.run import prepare, run
 from harness.tracking.record import RunRecord
-from harness.training.trainer import make_schedule
+from harness.training.schedule import make_schedule
 
 
 def settings(*overrides: str):

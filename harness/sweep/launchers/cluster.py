@@ -16,6 +16,7 @@ from typing import Any
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
+from harness import tracking
 from harness.config.errors import ConfigError
 from harness.config.mistakes import MISTAKES, explain
 from harness.sweep import points
@@ -230,8 +231,6 @@ class ClusterLauncher(LocalLauncher):
 
     def _open_stores(self, points: list[Point]) -> None:
         """Make what the points' runs will lie in, which many nodes would else make at the same moment."""
-        from harness import tracking
-
         waiting = [(point.claim, point.settings) for point in points if not point.outcome]
         for uri, experiment, sweep in {
             (claim.uri, str(settings["tracking"]["experiment"]), claim.sweep)

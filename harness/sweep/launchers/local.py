@@ -16,6 +16,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from harness import tracking
 from harness.config.build import resolved
 from harness.config.errors import ConfigError
 from harness.config.mistakes import MISTAKES, explain, key_of
@@ -159,8 +160,6 @@ class LocalLauncher(Launcher):
 
     def _skip(self, points: list[Point]) -> None:
         """Give points that the store holds their outcome from there, and a point that comes twice only one run."""
-        from harness import tracking
-
         wanted: dict[tuple[str, str], list[Point]] = {}
         firsts: dict[Any, Point] = {}
         for point in points:
@@ -250,8 +249,6 @@ class LocalLauncher(Launcher):
 
     def _learn_durations(self, waiting: list[Point]) -> None:
         """Ask the store how long earlier runs took; guesses are worth no failure."""
-        from harness import tracking
-
         uris = {point.claim.uri for point in waiting if point.claim}
         if len(waiting) > 1 and len(uris) == 1:
             with suppress(ConnectionError):

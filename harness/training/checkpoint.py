@@ -1,0 +1,66 @@
+"""Checkpoints: a file that holds what a training run needs to go on, whole or not there."""
+
+import logging
+import os
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import device as Device
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_FILE = "checkpoint.pt"
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint; a crash while writing leaves the one before."""
+    import torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read(path: Path, device: "Device") -> dict[str, Any] | None:
+    """What a checkpoint holds, on a device; null where there is none that is whole."""
+    import torch
+
+    if not path.is_file():
+        return None
+    try:
+        # weights_only: a checkpoint is data, nothing in it is executed.
+        return torch.load(path, map_location=device, weights_only=True)  # type: ignore[no-any-return]
+    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+        log.warning("%s is damaged (%s); training starts anew", path, type(error).__name__)
+        return None
+
+
+def discard(path: Path) -> None:
+    """Remove a checkpoint, what is left of one half written, and their folder where it is empty then."""
+    for file in (path, path.with_suffix(".partial")):
+        file.unlink(missing_ok=True)
+    if path.parent.is_dir() and not any(path.parent.iterdir()):
+        path.parent.rmdir()
+
+
+def random_state() -> dict[str, Any]:
+    """The states of torch's generators: the CPU's and each GPU's."""
+    import torch
+
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put torch's generators back where `random_state` found them."""
+    import torch
+
+    torch.set_rng_state(state["cpu"].cpu())
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
