@@ -20,6 +20,8 @@ keys:
   columns=NAME,...          of the score tables: sd n interval groups best base forgetting trainable share seconds
                             tokens_per_second adapter, or any figure of the runs, such as validation.f1
   baseline=METHOD           what the others are held against, where a task has it (full, or else the best)
+  pairs=all                 every pair of methods is tested, not each against the baseline alone
+  analysis=KIND             confirmatory (Holm) or exploratory (Benjamini-Hochberg, of more than ten methods by default)
   plots=NAME,...            only these pictures, such as score_vs_parameters,seeds
   compare=RUN_A,RUN_B       two run directories, or ids of runs in the store
   attach=true|false         put the report on the sweep's parent run in the store too; by default where the report is of
@@ -350,7 +352,8 @@ def build(
     summary, tuning, failures = scores.summary(frame), scores.tuning(frame), scores.failures(frame)
     if definition.columns is not None:
         summary = render.with_figures(summary, frame, definition.columns)
-    found = pairwise.compare_tasks(frame, summary, definition.baseline, server)
+    chosen = (definition.pairs, definition.analysis)
+    found = pairwise.compare_tasks(frame, summary, definition.baseline, server, *chosen)
     together = across.over_tasks(frame, summary)
     summary = pairwise.annotated(summary, found)
     costs, predictions = scores.costs(frame), scores.predictions(frame)

@@ -29,7 +29,9 @@ IDS = (
 HOLDS, FAILS, UNDECIDED, NONE = Outcome.holds, Outcome.fails, Outcome.undecided, Outcome.no_evidence
 
 
-def add(folder: Path, method: str, every: int = 5, shift: int = 0, seeds: Sequence[int] = (0, 1), **more: Any) -> None:
+def add(
+    folder: Path, method: str, every: int = 5, shift: int = 0, seeds: Sequence[int] = (0, 1, 2), **more: Any
+) -> None:
     """Write runs that are wrong on every n-th row, beginning with the row `shift`, and keep their predictions."""
     wrong = [row % every == shift for row in range(ROWS)]
     for seed in seeds:
@@ -175,7 +177,7 @@ def test_a_choice_matters_where_two_differ(tmp_path: Path, ranks: dict[str, tupl
 
 def test_a_choice_cannot_fail_while_some_have_one_run(tmp_path: Path) -> None:
     """What is equal so far may yet differ from what has one seed."""
-    for rank, seeds in ((1, [0, 1]), (8, [0, 1]), (64, [0])):
+    for rank, seeds in ((1, [0, 1, 2]), (8, [0, 1, 2]), (64, [0])):
         add(tmp_path, "lora", seeds=seeds, options={"rank": rank})
     (case,) = scores.ChoiceMatters(["grid"], ["lora"], 0.05, 0.05).judge(on(tmp_path))
     assert (case.outcome, case.remark.rpartition("; ")[2]) == (UNDECIDED, "some have one run yet")

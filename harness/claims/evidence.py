@@ -15,6 +15,7 @@ from harness.claims.verdict import NoEvidence
 from harness.config import PACKAGE, ConfigError
 from harness.metrics import higher_is_better
 from harness.reporting import pairwise, runs, scores
+from harness.reporting.definitions import Pairs
 from harness.reporting.pairwise import Pairwise
 from harness.reporting.scores import FINISHED, MAJORITY
 
@@ -78,7 +79,7 @@ class Sweep:
     @cached_property
     def compared(self) -> dict[str, Pairwise]:
         """Task -> its methods in pairs."""
-        return {one.task: one for one in pairwise.compare_tasks(self.frame, self._plain)}
+        return {one.task: one for one in pairwise.compare_tasks(self.frame, self._plain, pairs=Pairs.all)}
 
     @cached_property
     def _plain(self) -> pd.DataFrame:

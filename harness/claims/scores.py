@@ -182,7 +182,7 @@ class ForgetsLess:
 
 NOTHING_LEARNT = "neither is known to be better than the commonest answer, so nothing is compared"
 NOT_MEASURED, NOT_FINISHED = "it was not measured there", "not finished in this sweep yet"
-ONE_RUN = "one run of a method says nothing of others"
+ONE_RUN = "fewer than three runs of a method, or runs too unstable, say nothing of others"
 
 
 @dataclass(frozen=True)

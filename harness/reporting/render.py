@@ -14,13 +14,14 @@ from harness.config import ConfigError, near_misses
 from harness.record import COST_FIELDS, MEMORY
 from harness.reporting.across import Across
 from harness.reporting.comparison import NO_DIFFERENCE, NO_SCORE
-from harness.reporting.pairwise import BEST, LEVEL, Pairwise, few
+from harness.reporting.family import HOLM, THESE_RUNS
+from harness.reporting.pairwise import ALIKE, BEST, Pairwise, few
 from harness.reporting.scores import MAJORITY, MEASURED, SPLITS, means
 from harness.reporting.stats import CONFIDENCE
 
 TITLE = "Fine-tuning methods compared"
 NONE = "–"
-STANDING = {BEST: "★", LEVEL: "≈"}
+STANDING = {BEST: "★", ALIKE: "≈"}
 # Rows of a table in a file or on the page, and in a terminal.
 MOST_ROWS, MOST_PRINTED = 2000, 100
 # Of the score tables, beside method, score and remarks.
@@ -29,6 +30,8 @@ COLUMNS = tuple("sd n interval groups best base forgetting trainable share secon
 MOST_VERDICTS = 6
 # Options of a method in a table of them.
 MOST_OPTIONS = 4
+# Runs that make a method too unstable to say.
+UNSTABLE = ("collapsed", "diverged")
 # With few seeds and many methods there are more groups than anybody reads.
 MOST_GROUPS = 10
 
@@ -72,6 +75,29 @@ def interval(low: float, high: float, n: int = 2, places: int = 4) -> str:
     return NONE if pd.isna(low) or pd.isna(high) else f"[{number(low, places)}, {number(high, places)}]"
 
 
+def known(row: Any) -> str:
+    """Write what is known of a method's mean: its interval, or why there is none and what is there instead."""
+    lost = [f"{int(row[kind])} of {int(row['n'] + row['diverged'])} {kind}" for kind in UNSTABLE if row[kind]]
+    if lost:
+        return ", ".join(lost)
+    if row["n"] == 2:
+        # Two scores are their mean less and plus this.
+        half = row["std"] / math.sqrt(2)
+        return f"{number(row['mean'] - half)}, {number(row['mean'] + half)}"
+    return interval(row["low"], row["high"], 2 if not pd.isna(row["low"]) else row["n"])
+
+
+def spread(row: Any) -> str:
+    """Write a method's sample standard deviation, but of a mixture of runs that learned and runs that did not."""
+    return NONE if any(row[kind] for kind in UNSTABLE) else deviation(row["std"], row["n"])
+
+
+def chance(row: Any) -> str:
+    """Mark the highest score observed and those not told apart from it, with the probability of being the best."""
+    parts = [STANDING.get(row["standing"], ""), number(row["best_probability"], 2)]
+    return "" if pd.isna(row["best_probability"]) else " ".join(part for part in parts if part)
+
+
 def probability(p: float) -> str:
     """Write a p value; small ones as a bound."""
     return NONE if pd.isna(p) else "<0.0001" if p < 0.0001 else f"{p:.4f}"
@@ -105,6 +131,8 @@ def figure(name: str, value: float) -> str:
     """Write a figure that a run has, by its name in the store."""
     if name.endswith("_bytes"):
         return size(value)
+    if name == "cost.flops_ceiling_share" and value > 1:
+        return NONE
     if not name.startswith("cost."):
         return number(value)
     return NONE if pd.isna(value) else number(value, 0) if float(value).is_integer() else f"{value:,.4g}"
@@ -153,14 +181,14 @@ def score_tables(
 
 def _score_table(task: str, rows: pd.DataFrame, found: Pairwise | None, columns: Sequence[str]) -> Table:
     metric, split = rows["metric"].iloc[0] or "score", rows["split"].iloc[0]
-    known = next(iter(rows["forgetting_metric"][rows["forgetting_metric"].fillna("") != ""]), "").replace("_", " ")
+    general = next(iter(rows["forgetting_metric"][rows["forgetting_metric"].fillna("") != ""]), "").replace("_", " ")
     groups = set(re.findall(r"[A-Za-z]\d*", " ".join(found.groups.values()))) if found else set()
-    available = _columns(rows, known) | {
+    available = _columns(rows, general) | {
         name: [(name, partial(_own_figure, name))]
         for name in set(columns) - set(COLUMNS)
         if name in rows and rows[name].notna().any()
     }
-    if not groups:
+    if not (found and found.chances):
         del available["best"]
     if not 0 < len(groups) <= MOST_GROUPS:
         del available["groups"]
@@ -180,30 +208,36 @@ def _score_table(task: str, rows: pd.DataFrame, found: Pairwise | None, columns:
     ]
     over = "seeds and examples" if found and found.summaries else "seeds"
     caption = f"Mean {metric} on the {split} split over n runs, ± sample standard deviation (ddof=1), 95% interval of "
-    caption += f"the mean over {over}; costs are means."
-    if known:
-        caption += f" Before and after: {known} on general text, adapter off and on."
-    if found and groups:
-        caption += (
-            f" {STANDING[BEST]} the best, {STANDING[LEVEL]} {LEVEL} (paired over seeds and examples, Holm-corrected "
-        )
-        caption += f"over {len(found.comparisons):,} pairs)."
-        if len(groups) <= MOST_GROUPS:
-            caption += " Methods that share a letter were not told apart."
-        else:
-            caption += f" It takes {len(groups)} groups to say who was not told apart from whom: see comparisons.csv."
-    caption = " ".join([caption, *(found.notes if found else ())])
+    caption += f"the mean over {over}, of two runs both scores; costs are means."
+    if general:
+        caption += f" Before and after: {general} on general text, adapter off and on."
+    caption = " ".join([caption, *_standings(found, len(groups)), *(found.notes if found else ())])
     return Table(task, tuple(written), cells, caption, ("method", "groups", "best", "remarks"))
 
 
-def _columns(rows: pd.DataFrame, known: str) -> dict[str, list[tuple[str, Callable[[Any], str]]]]:
+def _standings(found: Pairwise | None, groups: int) -> list[str]:
+    """Say what marks and letters mean; nothing where no method has the runs for them."""
+    if not found or not found.chances:
+        return []
+    text = f"Best: the probability of being so among the {len(found.chances)} methods with three runs or more, "
+    sentences = [text + f"{STANDING[BEST]} the {BEST}."]
+    if groups:
+        sentences.append(f"{STANDING[ALIKE]} {ALIKE} ({found.correction} over {_tested(found):,} pairs).")
+    if 0 < groups <= MOST_GROUPS:
+        sentences.append("Methods that share a letter were not told apart.")
+    elif groups:
+        sentences.append(f"It takes {groups} groups to say who was not told apart from whom: see comparisons.csv.")
+    return sentences
+
+
+def _columns(rows: pd.DataFrame, general: str) -> dict[str, list[tuple[str, Callable[[Any], str]]]]:
     """Name of a column -> headings, and how their cells are written; without those that no row has a figure for."""
     found: dict[str, list[tuple[str, Callable[[Any], str]]]] = {
-        "sd": [("± sd", lambda row: deviation(row["std"], row["n"]))],
+        "sd": [("± sd", spread)],
         "n": [("n", lambda row: str(row["n"]))],
-        "interval": [("95% interval", lambda row: interval(row["low"], row["high"], row["n"]))],
+        "interval": [("95% interval", known)],
         "groups": [("groups", lambda row: str(row["groups"]))],
-        "best": [("best", lambda row: STANDING.get(row["standing"], ""))],
+        "best": [("best", chance)],
         "trainable": [("trainable", lambda row: number(row["trainable_parameters"], 0))],
         "share": [("share", lambda row: share(row["share"]))],
         "seconds": [("seconds", lambda row: number(row["train_seconds"], 1))],
@@ -214,7 +248,7 @@ def _columns(rows: pd.DataFrame, known: str) -> dict[str, list[tuple[str, Callab
         found["base"] = [("backbone alone", lambda row: number(row["base"]))]
     if rows["forgetting.after"].notna().any():
         found["forgetting"] = [
-            (f"{known} before", lambda row: number(row["forgetting.before"], 3)),
+            (f"{general} before", lambda row: number(row["forgetting.before"], 3)),
             ("after", lambda row: number(row["forgetting.after"], 3)),
         ]
     return found
@@ -242,9 +276,9 @@ def option_tables(summary: pd.DataFrame, options: pd.DataFrame) -> list[Table]:
                 str(row["method"]),
                 *(NONE if pd.isna(row[name]) else listed(row[name]) for name in varied),
                 number(row["mean"]),
-                deviation(row["std"], row["n"]),
+                spread(row),
                 str(row["n"]),
-                interval(row["low"], row["high"], row["n"]),
+                known(row),
                 number(row["trainable_parameters"], 0),
                 share(row["share"]),
                 number(row["train_seconds"], 1),
@@ -278,7 +312,8 @@ def pair_tables(found: Sequence[Pairwise]) -> list[Table]:
 
 
 def _pair_table(found: Pairwise) -> Table:
-    columns = ("method", "difference", "95% interval", "p", "p, Holm", "verdict")
+    corrected = "p, Holm" if found.correction == HOLM else "q, BH"
+    columns = ("method", "difference", "95% interval", "p", corrected, "verdict")
     cells = []
     for pair in found.comparisons:
         if found.baseline not in (pair.a, pair.b):
@@ -289,17 +324,36 @@ def _pair_table(found: Pairwise) -> Table:
         low, high = sorted((sign * pair.low + 0.0, sign * pair.high + 0.0))
         verdict = pair.verdict
         if pair.corrected_p < 1 - CONFIDENCE:
-            verdict = "better" if pair.verdict == f"{name} better" else "worse"
+            verdict = "better" if pair.verdict.startswith(f"{name} better") else "worse"
+        if not pair.over_seeds and not pd.isna(pair.p):
+            verdict += f" {THESE_RUNS}"
         difference = NONE if verdict == NO_SCORE else f"{sign * pair.difference + 0.0:+.4f}"
         cells.append(
             (name, difference, interval(low, high), probability(pair.p), probability(pair.corrected_p), verdict)
         )
-    caption = (
-        f"{found.metric} of the method less that of {found.baseline}, on the same {found.rows:,} examples; p corrected "
-        f"by Holm over the {len(found.comparisons):,} pairs of the task, all of which are in comparisons.csv. "
-        f'"{NO_DIFFERENCE}" says that these runs cannot tell, not that the methods are equal.'
-    )
+    caption = f"{found.metric} of the method less that of {found.baseline}, on {found.rows:,} examples. "
+    caption += _tests(found)
+    caption += f' "{NO_DIFFERENCE}" says that these runs cannot tell, not that the methods are equal.'
     return Table(f"{found.task}: against {found.baseline}", columns, cells, caption, ("method", "verdict"))
+
+
+def _tested(found: Pairwise) -> int:
+    """How many pairs have a p: what is corrected for."""
+    return sum(not pd.isna(pair.p) for pair in found.comparisons)
+
+
+def _tests(found: Pairwise) -> str:
+    """Say what was tested and how it was corrected."""
+    count = _tested(found)
+    pairs = f"{count:,} pair{'' if count == 1 else 's'} {'of the task' if found.every_pair else 'with the baseline'}"
+    if found.correction == HOLM:
+        text = f"Confirmatory: p corrected by Holm over the {pairs}, so that of a hundred such tables "
+        text += "at most 5 have any wrong."
+    else:
+        text = f"Exploratory: q by Benjamini and Hochberg over the {pairs}: of those below 0.05 some 5 in a hundred "
+        text += "are wrong, and what is found here is for other runs to confirm."
+    text += " All are in comparisons.csv; intervals are not corrected."
+    return text + " Runs are paired by seed." * found.blocked
 
 
 def across_table(across: Across) -> Table:
@@ -399,9 +453,9 @@ def cost_tables(costs: pd.DataFrame) -> list[Table]:
         ]
         caption = (
             "Bytes of tensors in the training step with most tokens, and at once in evaluation; the median step; "
-            "operations a real token, and the share of this device's matrix-product ceiling; median latency of one "
-            "row on the backbone alone, with the adapter, and merged; taking an adapter off and putting another on. "
-            "Means over runs; a dash: nothing was measured."
+            "operations a real token, and the share of this device's matrix-product ceiling, withdrawn above 100%, "
+            "where the ceiling was measured too low; median latency of one row on the backbone alone, with the "
+            "adapter, and merged; taking an adapter off and putting another on. Means over runs; a dash: not measured."
         )
         tables.append(Table(f"{task}: cost", columns, cells, caption))
     return tables
@@ -465,26 +519,43 @@ def opening(frame: pd.DataFrame) -> str:
 
 
 def verdicts(summary: pd.DataFrame, found: Sequence[Pairwise]) -> str:
-    """Name the best method of each task, and say whether it can be told apart from the others."""
+    """Name the method with the highest score on each task, and say how far that can be believed."""
     sentences = []
     for one in found[:MOST_VERDICTS]:
         rows = summary[(summary["task"] == one.task) & (summary["configuration"] != MAJORITY) & (summary["n"] > 0)]
         if len(rows) < 2:
             continue
         best = rows[rows["configuration"] == one.best].iloc[0] if one.best else rows.iloc[0]
-        among = " of those compared" * bool(one.best and rows["configuration"].iloc[0] not in one.groups)
-        score = f"{best['configuration']} is best{among} with {number(best['mean'])} {one.metric or 'score'}"
-        level = [name for name in rows["configuration"] if name in one.level]
-        if not one.best:
-            rest = "; nothing tells whether by more than chance, as no predictions can be compared"
-        elif level:
-            rest = f", not told apart from {few(level)}"
-        else:
-            rest = f", told apart from {'the other' if len(one.groups) == 2 else f'all {len(one.groups) - 1} others'}"
-        apart = len(rows) - len(one.groups) if one.best else 0
-        rest += f"; {apart} more {'was' if apart == 1 else 'were'} not compared" * bool(apart)
-        sentences.append(f"On {one.task} {score}{rest}.")
+        score = f"{number(best['mean'])} {one.metric or 'score'}{_doubt(rows, one)}"
+        compared = {name for pair in one.comparisons for name in (pair.a, pair.b)} | {*one.groups}
+        among = " of those compared" * bool(one.best and rows["configuration"].iloc[0] not in compared)
+        sentences.append(f"On {one.task} {best['configuration']} has the highest score observed{among}, {score}.")
     return " ".join(sentences)
+
+
+def _doubt(rows: pd.DataFrame, one: Pairwise) -> str:
+    """Say how far the highest score can be believed."""
+    if not one.best:
+        return "; nothing tells whether by more than chance, as no predictions can be compared"
+    names = {*one.groups} | {name for pair in one.comparisons for name in (pair.a, pair.b)}
+    parts = []
+    if one.best in one.chances:
+        parts.append(f" (the best with probability {one.chances[one.best]:.2f})")
+    elif not one.chances:
+        parts.append("; under three runs of a method say nothing of the next")
+    else:
+        parts.append("; it is too unstable to say, or has under three runs")
+    level = [name for name in rows["configuration"] if name in one.level]
+    if one.every_pair and one.best in one.groups:
+        others = len(one.groups) - 1
+        apart = f", told apart from {'the other' if others == 1 else f'all {others} others'} tested"
+        parts.append(f", not told apart from {few(level)}" if level else apart)
+    elif one.chances:
+        better = sum(not pd.isna(pair.p) and pair.corrected_p < 1 - CONFIDENCE for pair in one.comparisons)
+        parts.append(f"; {better} of {_tested(one)} methods tested differ{'s' * (better == 1)} from {one.baseline}")
+    left = sum(name not in names for name in rows["configuration"])
+    parts.append(f"; {left} more {'was' if left == 1 else 'were'} not compared" * bool(left))
+    return "".join(parts)
 
 
 def protocol(summary: pd.DataFrame, tuned: bool) -> list[str]:
