@@ -202,11 +202,11 @@ def tables(worlds: int) -> str:
     heads = [f"{kind}, n={n}, {shift} points" for n in several for shift in (3, 5) for kind in BOTH]
     return "\n\n".join(
         [
-            f"{worlds:,} tables a figure for family errors, fewer or more for the others in proportion; 0.05 is wanted of "
-            "an error, 0.95 of an interval.",
-            "**Equal methods: how often a table has any false difference from the baseline (Holm), and what the "
-            "intervals of differences hold.** Beside it, one variance pooled over the stable methods, which is not "
-            "what reports use.",
+            f"{worlds:,} tables a figure for family errors, fewer or more for the others in proportion. Wanted are "
+            "errors of 0.05 and intervals that hold the truth 0.95 of the time.",
+            "**Equal methods: how often a table has any false difference from the baseline (Holm), and what "
+            "intervals of differences hold.** Beside it one variance pooled over the stable methods, which is not what "
+            "reports use.",
             table(["spreads by seed", "error, n=3", "n=5", "interval, n=3", "n=5", "plain pool, n=3", "n=5"], families),
             "**Power: how often a true difference from the baseline is found.**",
             table(["spreads by seed", *heads], found),
