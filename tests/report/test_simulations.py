@@ -52,9 +52,9 @@ def test_intervals_of_differences_hold_the_truth(seeds: int) -> None:
 
 @pytest.mark.slow
 def test_five_seeds_find_what_three_do_not() -> None:
-    """Ten points among spreads of three are found most of the time with five seeds, seldom with three."""
+    """Ten points among spreads of three are found far more often with five seeds than with three."""
     found = {seeds: simulated.power(CASES["all 3 points"], seeds, 0.1, HOLM, 40) for seeds in (3, 5)}
-    assert found[5] > 0.8 > found[3]
+    assert found[5] > found[3] + 0.2
 
 
 @pytest.mark.parametrize(("level", "deviation"), [(0.8, 0.01), (0.8, 0.03), (0.95, 0.01), (0.95, 0.03)])
