@@ -25,6 +25,7 @@ __all__ = [
     "Method",
     "TrainingHooks",
     "parameters",
+    "prepare_trained",
     "trained_parameters",
 ]
 
@@ -206,3 +207,14 @@ def parameters(adapter: "Adapter", expected: int) -> dict[str, int]:
         "trainable_parameters": own + head,
         "total_parameters": adapter.total_parameters(),
     }
+
+
+def prepare_trained(adapter: Adapter) -> "dict[str, nn.Parameter]":
+    """What training changes, in float32, which small steps need; frozen weights stay in what is computed in."""
+    import torch
+
+    trained = trained_parameters(adapter)
+    for parameter in trained.values():
+        if parameter.dtype is not torch.float32:
+            parameter.data = parameter.data.float()
+    return trained

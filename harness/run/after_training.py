@@ -108,15 +108,7 @@ class Trained:
         try:
             scores["forgetting"] = asdict(
                 forgetting.measure(
-                    subject.adapter,
-                    self.backbone,
-                    self.folder,
-                    subject.tokenizer,
-                    self.text,
-                    self.experiment.method.virtual_tokens(),
-                    subject.batch_size,
-                    subject.collate.device,
-                    subject.autocast,
+                    subject, self.backbone, self.folder, self.text, self.experiment.method.virtual_tokens()
                 )
             )
         except forgetting.CannotMeasure as reason:

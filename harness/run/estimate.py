@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness import measure
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment, Quantization
-from harness.methods import trained_parameters
+from harness.methods import Adapter, prepare_trained
 from harness.methods.optimizer import make_optimizer
 from harness.models import choose_precision, choose_quantization, empty_model, never_quantized, set_checkpointing
 from harness.models.architectures import Backbone
@@ -159,35 +159,47 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
         if fake:
             # Attached without values, then given tensors that stand for memory on a device.
             _give_memory(adapter.model)
-        file_bytes = adapter.saved_bytes()
-        trained = trained_parameters(adapter)
-        for parameter in trained.values():
-            if parameter.dtype is not torch.float32:
-                parameter.data = parameter.data.float()
-        optimizer = adapter.optimizer(trained, experiment.train) or make_optimizer(trained, experiment.train)
-        adapter.start(total_steps=100)
-        adapter.model.train()
-        tokens = step.rows * step.length
-        batch = Batch(_inputs(backbone, step), list(range(step.rows)), tokens, tokens, step.rows)
-        costs = measure.StepCosts(step.rows, tokens, step.length, tokens)
-        if quantization is Quantization.int8:
-            _keep_inputs(model, packed)
-        with measure.StepMeter(adapter.model, optimizer, costs) as meter:
-            meter.forward_begins()
-            with torch.autocast("cpu", autocast, enabled=autocast is not None):
-                loss = experiment.task.rehearse(adapter, batch)
-            meter.forward_ended()
-            loss.backward()
-            penalty = adapter.penalty()
-            if penalty is not None:
-                penalty.backward()
-            gradients = measure.gradient_bytes(adapter.model)
-        # The first step makes the optimizer's state, the second shows what it takes beside it.
+        return _one_step(experiment, adapter, backbone, packed, step)
+
+
+def _one_step(
+    experiment: Experiment, adapter: Adapter, backbone: Backbone, packed: dict[str, tuple[int, int]], step: Step
+) -> Counted:
+    """Count a step's passes and the optimizer's step.
+
+    Args:
+        packed: What `packed_weights` says of the backbone before the adapter came.
+    """
+    import torch
+
+    autocast = choose_precision(experiment.train.precision, torch.device(step.device))
+
+    file_bytes = adapter.saved_bytes()
+    trained = prepare_trained(adapter)
+    optimizer = adapter.optimizer(trained, experiment.train) or make_optimizer(trained, experiment.train)
+    adapter.start(total_steps=100)
+    adapter.model.train()
+    tokens = step.rows * step.length
+    batch = Batch(_inputs(backbone, step), list(range(step.rows)), tokens, tokens, step.rows)
+    costs = measure.StepCosts(step.rows, tokens, step.length, tokens)
+    if backbone.quantization is Quantization.int8:
+        _keep_inputs(backbone.model, packed)
+    with measure.StepMeter(adapter.model, optimizer, costs) as meter:
+        meter.forward_begins()
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            loss = experiment.task.rehearse(adapter, batch)
+        meter.forward_ended()
+        loss.backward()
+        penalty = adapter.penalty()
+        if penalty is not None:
+            penalty.backward()
+        gradients = measure.gradient_bytes(adapter.model)
+    # The first step makes the optimizer's state, the second shows what it takes beside it.
+    optimizer.step()
+    state = measure.optimizer_bytes(optimizer)
+    with measure.live_bytes([]) as beside:
         optimizer.step()
-        state = measure.optimizer_bytes(optimizer)
-        with measure.live_bytes([]) as beside:
-            optimizer.step()
-        weights = measure.weight_bytes(adapter.model)
+    weights = measure.weight_bytes(adapter.model)
     saved = sum(plain - small for plain, small in packed.values())
     # A packed matrix is unpacked for the while that it is multiplied with.
     unpacked = max((plain for plain, _ in packed.values()), default=0)

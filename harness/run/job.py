@@ -22,7 +22,8 @@ from harness import models, tracking
 from harness.config.errors import ConfigError
 from harness.config.schema import Device, Distributed, Experiment, Quantization, TrackingKind
 from harness.run.inputs import Inputs, prepare
-from harness.run.pipeline import begin, recorded_config, run, write_config
+from harness.run.pipeline import run
+from harness.run.recording import begin, recorded_config, write_config
 from harness.tracking import record, uri
 from harness.tracking.provenance import command_line
 from harness.tracking.record import CONFIG_FILE, RunRecord, Status, written_since

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.methods import Adapter
+    from harness.training.evaluation import Subject
 
 MICRO = "micro"
 # Tokens that a model reads at once, where it has positions for as many: what is measured does not hang on the task's
@@ -253,28 +254,17 @@ def caught_states(language_model: "PreTrainedModel") -> Any:
 # --- The measurement ------------------------------------------------------------------------------------------------
 
 
-def measure(
-    adapter: "Adapter",
-    backbone: Backbone,
-    folder: Path,
-    tokenizer: "PreTrainedTokenizerBase",
-    text: list[str],
-    virtual_tokens: int,
-    batch_size: int,
-    device: "Device",
-    autocast: "Dtype | None" = None,
-) -> Forgetting:
+def measure(subject: "Subject", backbone: Backbone, folder: Path, text: list[str], virtual_tokens: int) -> Forgetting:
     """Measure a trained adapter; leaves the model in evaluation mode.
 
     Args:
+        subject: The adapter with its tokenizer, and how it is evaluated; as many passages, or windows of them, are read
+            side by side as it evaluates rows.
         backbone: The model that the adapter is attached to.
         folder: The files that the backbone was loaded from, where a classification model's language-model head is read.
             It stays as it was pretrained, also where the method trains the embeddings that it shares weights with.
         text: Passages of general text, as `read_text` gives them.
         virtual_tokens: Positions that the method takes.
-        batch_size: Passages, or windows of them, side by side.
-        device: Where the model is.
-        autocast: What to compute in where that is less than float32.
 
     Raises:
         CannotMeasure: There is no language-model head, or no room for text.
@@ -282,6 +272,8 @@ def measure(
     if backbone.kind is Kind.seq2seq_lm or backbone.model.config.is_encoder_decoder:
         raise CannotMeasure("encoder-decoder models are trained to fill in spans, which is not measured here")
     window = room(backbone, virtual_tokens)
+    adapter, tokenizer, device = subject.adapter, subject.tokenizer, subject.collate.device
+    batch_size, autocast = subject.batch_size, subject.autocast
     decoder = backbone.architecture.decoder
     rows = [] if decoder else mask(text, tokenizer, window)
     causal_lm = backbone.kind is Kind.causal_lm

@@ -24,7 +24,8 @@ from harness.tasks import forgetting
 from harness.tasks.forgetting import BorrowedHead, CannotMeasure, Forgetting, mask, masked_loss, measure, read_text
 from harness.tasks.micro import corpus
 from harness.training import perplexity
-from harness.training.batches import IGNORED
+from harness.training.batches import IGNORED, collator_for
+from harness.training.evaluation import Subject
 
 CPU = torch.device("cpu")
 ENCODERS = [name for name in TINY if not ARCHITECTURES[name].decoder]
@@ -84,9 +85,13 @@ def attach(folder: Path, name: str, kind: Kind = Kind.classification, *overrides
     return experiment.method.attach(backbone), backbone, experiment.method.virtual_tokens()
 
 
+def subject(adapter, backbone: Backbone, tokenizer, batch_size: int) -> Subject:
+    return Subject(adapter, tokenizer, collator_for(backbone, tokenizer, CPU), batch_size, None)
+
+
 def measured(adapter, backbone: Backbone, folder: Path, virtual_tokens: int) -> Forgetting:
     tokenizer = tokenizer_for(backbone.architecture.decoder)
-    return measure(adapter, backbone, folder, tokenizer, TEXT, virtual_tokens, batch_size=2, device=CPU)
+    return measure(subject(adapter, backbone, tokenizer, 2), backbone, folder, TEXT, virtual_tokens)
 
 
 def plain(folder: Path, decoder: bool, changed: dict | None = None) -> float:
@@ -255,7 +260,7 @@ def test_the_shipped_encoder_knows_held_out_text():
     adapter, backbone, _ = attach(folder, "lora")
     tokenizer = models.load_tokenizer(folder, backbone.architecture)
     text = read_text("micro", tokenizer, 4096)
-    found = measure(adapter, backbone, folder, tokenizer, text, 0, batch_size=64, device=CPU)
+    found = measure(subject(adapter, backbone, tokenizer, 64), backbone, folder, text, 0)
     assert found.before == pytest.approx(record, abs=0.25)
     assert found.after == found.before, "LoRA starts at zero"
     assert found.tokens == pytest.approx(0.15 * 4096, rel=0.05)
@@ -268,7 +273,7 @@ def test_the_shipped_decoder_knows_held_out_text():
     adapter, backbone, _ = attach(folder, "lora", Kind.causal_lm)
     tokenizer = models.load_tokenizer(folder, backbone.architecture)
     text = read_text("micro", tokenizer, 4096)
-    found = measure(adapter, backbone, folder, tokenizer, text, 0, batch_size=64, device=CPU)
+    found = measure(subject(adapter, backbone, tokenizer, 64), backbone, folder, text, 0)
     assert found.before == pytest.approx(record, rel=0.1)
     assert found.tokens == pytest.approx(4096, rel=0.01)
 

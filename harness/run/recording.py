@@ -1,0 +1,72 @@
+"""Record of a run: how it begins, its configuration and its steps as files, and where it ended in one line."""
+
+import json
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from harness.config.schema import Experiment
+from harness.run.inputs import Inputs
+from harness.tracking import record, uri
+from harness.tracking.record import RunRecord, Status
+
+NOT_MEASURED = "not measured by this version"
+
+
+def begin(inputs: Inputs) -> RunRecord:
+    """The record of a run that starts now."""
+    experiment = inputs.experiment
+    return RunRecord(
+        run_id=secrets.token_hex(16),
+        status=Status.finished,
+        error=None,
+        identity=inputs.identity,
+        sweep={"name": experiment.sweep.name, "stage": experiment.sweep.stage.value},
+        config=recorded_config(experiment),
+        scores={"primary_metric": experiment.task.primary_metric},
+        started_at=datetime.now(UTC).isoformat(),
+    )
+
+
+def why_null(result: RunRecord, experiment: Experiment) -> str:
+    """Why a cost has no value."""
+    if result.status != Status.finished:
+        return f"the run {result.status}"
+    return NOT_MEASURED if experiment.measure.costs else "measure.costs=false"
+
+
+def describe(result: RunRecord) -> str:
+    """Where a finished run ended, in one line."""
+    metric, cost = result.scores["primary_metric"], result.cost
+    split = "validation" if result.scores["validation"] else "development"
+    against = "".join(
+        f" ({name} {scores[metric]:.3f})"
+        for name in ("majority", "base")
+        if (scores := result.scores[name]) and metric in scores
+    )
+    share = cost["trainable_parameters"] / cost["total_parameters"]
+    return (
+        f"{split} {metric} {result.scores[split][metric]:.3f}{against}; "
+        f"{cost['trainable_parameters']:,} parameters trained, {share:.3%} of the model, "
+        f"in {cost['train_seconds']:.0f} s at {cost['tokens_per_second']:,.0f} tokens/s"
+    )
+
+
+def recorded_config(experiment: Experiment) -> dict[str, Any]:
+    resolved = dict(experiment.resolved)
+    if resolved["tracking"]["uri"] is not None:
+        resolved["tracking"] = {**resolved["tracking"], "uri": uri.redact(resolved["tracking"]["uri"])}
+    return resolved
+
+
+def write_config(run_dir: Path, resolved: dict[str, Any]) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    record.write_atomically(run_dir / record.CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(resolved)))
+
+
+def write_steps(run_dir: Path, history: list[dict[str, float]]) -> None:
+    lines = [json.dumps(record.finite(line)) + "\n" for line in history]
+    record.write_atomically(run_dir / record.STEPS_FILE, "".join(lines))
