@@ -11,7 +11,6 @@ from harness.architectures import Kind
 from harness.config import ConfigError
 from harness.tasks import Collate, Features, Row, TaskData
 from harness.tasks.rows import RowTask, check_text
-from harness.text_metrics import PER_ROW
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,13 +50,28 @@ class Classification(RowTask):
 
     def check(self, key: str) -> None:
         super().check(key)
-        for metric in self.metrics:
-            if metric in PER_ROW:
-                raise ConfigError(f"{key}.metrics={metric}: it compares texts, and a class or a number is predicted")
+        self._check_metrics(key)
         if len(self.text) not in (1, 2):
             raise ConfigError(f"{key}.text={self.text}: one or two columns are allowed")
         if len(self.labels) == 1:
             raise ConfigError(f"{key}.labels={self.labels}: two or more classes, or none for a number, are needed")
+
+    def _check_metrics(self, key: str) -> None:
+        from harness.metrics import OF_CLASSES, OF_NUMBERS, OF_TEXTS
+
+        what, allowed = ("a number", OF_NUMBERS) if self.regression else ("a class", OF_CLASSES)
+        for metric in self.metrics:
+            if metric not in allowed:
+                compared = "texts" if metric in OF_TEXTS else "classes" if metric in OF_CLASSES else "numbers"
+                raise ConfigError(
+                    f"{key}.metrics={metric}: it compares {compared}, and {what} is predicted; "
+                    f"{', '.join(allowed)} are allowed"
+                )
+        if "f1" in self.metrics and len(self.labels) > 2:
+            raise ConfigError(
+                f"{key}.metrics=f1: it is of two classes, and there are {len(self.labels)}; f1_macro is the mean "
+                "of each class's F1"
+            )
 
     @property
     def kind(self) -> Kind:

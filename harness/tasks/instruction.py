@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.batches import IGNORED
 from harness.config import ConfigError
+from harness.metrics import OF_TEXTS
 from harness.tasks import Features, Row, TaskData, templates
 from harness.tasks.prompts import PromptTask
 
@@ -50,6 +51,13 @@ class Instruction(PromptTask):
                 f"{key}.metrics={self.metrics}: they compare what is generated; set {key}.max_new_tokens with them, "
                 "or neither"
             )
+
+        for metric in self.metrics:
+            if metric not in OF_TEXTS:
+                raise ConfigError(
+                    f"{key}.metrics={metric}: texts are generated, and {', '.join(OF_TEXTS)} compare those; "
+                    "options have accuracy without being asked"
+                )
 
     def further_scores(self) -> tuple[str, ...]:
         return (*LANGUAGE_SCORES, *(CHOICE_SCORES if self.options else ()))

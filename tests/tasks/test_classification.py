@@ -35,11 +35,18 @@ def test_every_named_task_is_there() -> None:
     assert {f"micro/{name}" for name in ("sentiment", "acceptability", "entailment", "paraphrase")} <= set(TASKS)
 
 
+def version_of(name: str) -> int:
+    """2 where a published result changed: texts compared or options chosen, and pairs, which decoders now part."""
+    pairs = {f"glue/{task}" for task, columns in GLUE_BY_HAND.items() if len(columns) == 2}
+    pairs |= {"micro/entailment", "micro/paraphrase"}
+    return 2 if name.startswith("instruct/") or name in pairs or name == "lm/text" else 1
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_is_named_after_its_file_and_has_a_version(name: str) -> None:
     # Some have no copy on the Hub: they are for files.
     task = task_of(name, "task.data_dir=.")
-    assert (task.name, task.version) == (name, 1)
+    assert (task.name, task.version) == (name, version_of(name))
 
 
 @pytest.mark.parametrize("name", [task for task in TASKS if task.startswith("micro/")])
@@ -168,3 +175,34 @@ def test_overlap_counts_whole_texts_and_runs_of_words() -> None:
     train = ["One two three four five six seven eight nine.", "a b"]
     evaluation = ["one TWO three four five six seven eight", "A, b!", "nothing of the kind", "b a"]
     assert overlap(train, evaluation) == {"exact": 1 / 4, "8-gram": 1 / 4}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["task=glue/mnli", "task.metrics=[accuracy,f1]"],
+            "metrics=f1: it is of two classes, and there are 3; f1_macro",
+        ),
+        (["task=glue/rte", "task.metrics=[accuracy,pearson]"], "metrics=pearson: it compares numbers, and a class"),
+        (["task=glue/stsb", "task.metrics=[pearson,accuracy]"], "metrics=accuracy: it compares classes, and a number"),
+        (["task=glue/rte", "task.metrics=[accuracy,rouge_l]"], "metrics=rouge_l: it compares texts, and a class"),
+        (["model=micro_decoder", "task=instruct/micro", "task.metrics=[exact_match,f1]"], "metrics=f1: texts are"),
+    ],
+)
+def test_a_metric_belongs_to_a_kind_of_answer(overrides: list[str], sentence: str) -> None:
+    """What can't be meant is refused before anything is read."""
+    with pytest.raises(ConfigError, match=sentence):
+        build(compose("config", overrides))
+
+
+def test_overlap_sees_marks_and_scripts_without_spaces() -> None:
+    """Words that differ in a vowel sign are two; eight Chinese characters are a run as eight words are."""
+    assert overlap(["\u0915\u0940"], ["\u0915\u0947"])["exact"] == 0
+    assert (
+        overlap(
+            ["\u5c71\u9ad8\u6c34\u957f\u65e5\u6708\u661f\u8fb0\u3002"],
+            ["\u770b\u5c71\u9ad8\u6c34\u957f\u65e5\u6708\u661f\u8fb0"],
+        )["8-gram"]
+        == 1
+    )
