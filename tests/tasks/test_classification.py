@@ -5,10 +5,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
 from harness.composition import compose
-from harness.config import ConfigError, build, conf_root
+from harness.config import ConfigError, build, component, conf_root
+from harness.evaluate import Evaluation, write_predictions
 from harness.tasks.leakage import overlap
 
 FOLDER = conf_root() / "conf/task"
@@ -24,6 +28,9 @@ GLUE_BY_HAND = {
     "rte": {"sentence1": "text", "sentence2": "more"},
     "wnli": {"sentence1": "text", "sentence2": "more"},
 }
+
+
+MINE = ("classification", "task.name=mine", "task.text=s")
 
 
 def task_of(name: str, *overrides: str):
@@ -206,3 +213,61 @@ def test_overlap_sees_marks_and_scripts_without_spaces() -> None:
         )["8-gram"]
         == 1
     )
+
+
+@pytest.mark.parametrize(
+    ("labels", "values", "classes"),
+    [
+        ("[sad,glad]", ["glad", " sad"], [1, 0]),
+        ("[sad,glad]", ["1", "0"], [1, 0]),
+        ("[sad,glad]", [True, False], [1, 0]),
+        ("[sad,glad]", [1.0, 0], [1, 0]),
+        ("['2','1']", [1, "2"], [1, 0]),  # names that are numbers are names
+        ("['true','false']", [True, False], [0, 1]),
+    ],
+)
+def test_a_class_is_told_by_its_name_or_its_place(
+    labels: str, values: list, classes: list[int], tmp_path: Path
+) -> None:
+    for split in ("train", "validation"):
+        rows = [{"s": f"text {number}", "label": values[number % 2]} for number in range(20)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = task_of(*MINE, f"task.data_dir={tmp_path}", f"task.labels={labels}")
+    assert [row["label"] for row in task.load().splits["validation"][:2]] == classes
+
+
+def test_numbers_written_as_text_are_a_regressions(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.csv").write_text("s,label\n" + "".join(f"007,{number / 4}\n" for number in range(20)))
+    options = ["task.labels=[]", "task.metrics=[pearson]", "task.primary_metric=pearson"]
+    data = task_of(*MINE, f"task.data_dir={tmp_path}", *options).load()
+    assert data.splits["validation"][:2] == [{"s": "007", "label": 0.0}, {"s": "007", "label": 0.25}]
+
+
+def test_classes_that_the_file_names_otherwise_are_refused(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"s": datasets.Value("string"), "label": datasets.ClassLabel(names=["glad", "sad"])})
+    rows = {"s": [f"text {number}" for number in range(20)], "label": [0, 1] * 10}
+    for split in ("train", "validation"):
+        datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / f"{split}.parquet")
+    in_other_order = task_of(*MINE, f"task.data_dir={tmp_path}", "task.labels=[sad,glad]").load()
+    assert [row["label"] for row in in_other_order.splits["validation"][:2]] == [1, 0]
+    with pytest.raises(ConfigError, match=r"label='glad' is none of task\.labels=\['happy', 'unhappy'\]"):
+        task_of(*MINE, f"task.data_dir={tmp_path}", "task.labels=[happy,unhappy]").load()
+
+
+def test_yamls_yes_and_no_are_to_be_quoted(tmp_path: Path) -> None:
+    plain = OmegaConf.to_container(compose("config", ["task=glue/sst2"]).task)
+    assert isinstance(plain, dict)
+    for key in ("labels", "text"):
+        given = {**plain, key: yaml.safe_load("[no, yes]")}
+        with pytest.raises(ConfigError, match=rf"task\.{key}=\[false, true\]: false is no text; YAML reads yes, no"):
+            component(given, "task")
+
+
+def test_rows_numbered_in_two_ways_keep_their_predictions(tmp_path: Path) -> None:
+    rows = {"train": [{"idx": 0}, {"idx": 1}], "validation": [{"idx": "dev-0"}]}
+    found = {split: Evaluation({}, {"label": [0] * len(given)}) for split, given in rows.items()}
+    write_predictions(tmp_path / "predictions.parquet", found, rows)
+    assert pd.read_parquet(tmp_path / "predictions.parquet")["idx"].tolist() == ["0", "1", "dev-0"]
