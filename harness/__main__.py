@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from harness import launcher, points, ray_cluster, slurm, sweeper
 from harness.config import ConfigError, conf_root, register_resolvers
 from harness.mistakes import explain, is_mistake
+from harness.model_paths import with_paths
 
 PRIMARY_CONFIG = "config"
 VERSION_BASE = "1.3"
@@ -63,6 +64,11 @@ def main() -> int:
     """Parse the command line, run, and return the exit status."""
     register_plugins()
     points.outcomes.clear()
+    try:
+        sys.argv[1:] = with_paths(sys.argv[1:])
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return MISTAKEN
     # Hydra prints a trace of its own unless told to raise; what it raises becomes one sentence below.
     os.environ[FULL_ERROR] = "1"
     # Names Hydra's job, and so the log file and the help's title, instead of "__main__".

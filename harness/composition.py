@@ -20,8 +20,10 @@ def compose(name: str, overrides: list[str], keep_hydra: bool = False) -> "DictC
 
     from harness.__main__ import VERSION_BASE, register_plugins
     from harness.mistakes import MISTAKES, explain
+    from harness.model_paths import with_paths
 
     register_plugins()
+    overrides = with_paths(overrides)
     # Inside of a Hydra job there is a Hydra already, and only one at a time is allowed.
     there = GlobalHydra.instance()
     outer, there.hydra = there.hydra, None

@@ -233,15 +233,24 @@ def register_resolvers() -> None:
 
     `${shipped:NAME}` is the folder of a backbone that comes with the package. `${real_data:NAME}` is a folder of
     `$HARNESS_REAL_DATA`, or null where that is not set. `${by:KEY,{A:1,B:2}}` is the value that KEY has in the table.
+    `${base_name:PATH}` is the last part of a path or Hub name.
     """
     OmegaConf.register_new_resolver("shipped", lambda name: str(PACKAGE / "pretrained" / name), replace=True)
     OmegaConf.register_new_resolver("real_data", _real_data, replace=True)
     OmegaConf.register_new_resolver("by", _by, replace=True)
+    OmegaConf.register_new_resolver("base_name", _base_name, replace=True)
 
 
 def _real_data(name: str) -> str | None:
     root = os.environ.get("HARNESS_REAL_DATA")
     return str(Path(root).expanduser().resolve() / name) if root else None
+
+
+def _base_name(path: str) -> str:
+    """The folder's own name; of the `adapter/` that a run saved, with that of the run in front."""
+    folder = Path(path).expanduser().absolute()
+    folder = Path(os.path.normpath(folder))
+    return f"{folder.parent.name}/adapter" if folder.name == "adapter" else folder.name
 
 
 def _by(key: str, table: DictConfig) -> Any:
@@ -338,6 +347,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: A value is missing, or refers to what is not there.
     """
+    if missing := sorted(key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra")):
+        raise ConfigError("\n".join(f"{key}: a value is needed" for key in missing))
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
     except OmegaConfBaseException as error:
@@ -496,7 +507,7 @@ def check_values(built: dict[str, Any]) -> list[str]:
 # Keys that do not decide the result: where things lie, and how a run is measured, scheduled or stored.
 NOT_IDENTITY = {
     "model": ("name", "path", "revision"),
-    "task": ("data_dir",),
+    "task": ("data_dir", "file"),
     "train": ("resume", "checkpoint_dir", "checkpoint_minutes", "keep_adapter", "device", "distributed", "processes"),
     "method": ("learning_rate", "learning_rates", "second_range"),
     "forgetting": ("text",),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness import __version__, config, distributed, forgetting, kept, models, record, tracking
+from harness import __version__, checkpoints, config, distributed, forgetting, kept, models, record, tracking
 from harness.config import ConfigError, Experiment, TrackingKind
 from harness.interrupts import kill_as_interrupt
 from harness.methods import trained_parameters
@@ -51,6 +51,7 @@ def prepare(cfg: DictConfig) -> Inputs:
     """
     experiment = config.build(cfg)
     folder, model = _backbone(experiment)
+    experiment = _as_stored(experiment, folder)
     revisions = {"model": model, **_texts(experiment)}
     to_the_end = replace(experiment, sweep=replace(experiment.sweep, stop_share=None))
     identities = (config.identity(one, revisions, __version__) for one in (experiment, to_the_end))
@@ -61,6 +62,17 @@ def _backbone(experiment: Experiment) -> tuple[Path, str]:
     """A backbone's folder and the hash of its files."""
     folder = models.resolve(experiment.model)
     return folder, models.revision(experiment.model, folder)
+
+
+def _as_stored(experiment: Experiment, folder: Path) -> Experiment:
+    """The experiment with its backbone quantized as the checkpoint is already, for every rule and the record."""
+    found = checkpoints.as_stored(experiment.model, folder)
+    if not found:
+        return experiment
+    told = {**experiment.resolved["model"], **found, "quantization": found["quantization"].value}
+    return replace(
+        experiment, model=replace(experiment.model, **found), resolved={**experiment.resolved, "model": told}
+    )
 
 
 def _texts(experiment: Experiment) -> dict[str, str]:
@@ -97,7 +109,8 @@ class Identities:
             plain = self._within_budget(plain)
         experiment = config.assemble(plain, self._section)
         resolved = experiment.resolved
-        _, model = self._once("backbone", resolved["model"], lambda: _backbone(experiment))
+        folder, model = self._once("backbone", resolved["model"], lambda: _backbone(experiment))
+        experiment = _as_stored(experiment, folder)
         texts = self._once("texts", (resolved["task"], resolved["forgetting"]), lambda: _texts(experiment))
         return config.identity(experiment, {"model": model, **texts}, __version__)
 
@@ -280,7 +293,7 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: dist
     with speed.timed(cost, "load_seconds"):
         data = kept.once("rows", rows_of, task.load)
     result.provenance["data"] = dict(data.notes)
-    configuration = models.load_config(inputs.folder, task.labels_count, task.regression)
+    configuration = models.load_config(inputs.folder, task.labels_count, task.regression, getattr(task, "labels", None))
     architecture = architectures.architecture(configuration)
     tokenizer = kept.once("tokenizer", backbone_of, lambda: models.load_tokenizer(inputs.folder, architecture))
     task.check_method(method)
@@ -303,6 +316,7 @@ def _carry_out(inputs: Inputs, run_dir: Path, result: RunRecord, processes: dist
     method.expected_parameters(skeleton)  # refuses what can't go together before the weights are read
     with speed.timed(cost, "load_seconds"):
         backbone = models.load_model(inputs.folder, configuration, experiment, autocast or torch.float32)
+    result.provenance["renewed_head"] = list(backbone.renewed)
     backbone.model.config.pad_token_id = tokenizer.pad_token_id
     models.set_checkpointing(backbone.model, experiment.train.gradient_checkpointing)
 

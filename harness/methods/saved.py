@@ -118,7 +118,7 @@ class SavedAdapter:
                 f"and {where.path} is another one ({found[:12]})"
             )
         models.quiet_libraries()
-        configuration = models.load_config(folder, self.task.labels_count, self.task.regression)
+        configuration = models.load_config(folder, self.task.labels_count, self.task.regression, self.task.labels)
         with _drawn_from(self.manifest.seed):
             backbone = models.load_model(folder, configuration, replace(self, model=where), torch.float32)  # type: ignore[arg-type]
         tokenizer = models.load_tokenizer(folder, backbone.architecture)
@@ -394,6 +394,9 @@ class AdapterSet:
 
 def _set_labels(configuration: Any, task: Answers) -> None:
     configuration.num_labels = task.labels_count
+    if task.labels:
+        configuration.id2label = dict(enumerate(task.labels))
+        configuration.label2id = {name: number for number, name in enumerate(task.labels)}
     configuration.problem_type = "regression" if task.regression else "single_label_classification"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.architectures import Kind
 from harness.config import ConfigError
-from harness.tasks import Collate, Features, Row, TaskData
+from harness.tasks import Collate, Features, Row, TaskData, pairs
 from harness.tasks.files import as_text
 from harness.tasks.rows import RowTask, check_text
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 REGRESSION_STRATA = 5
 
 
-def _number(value: Any) -> float | None:
+def as_number(value: Any) -> float | None:
     """A finite number, also one that is written out as text; null for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
@@ -120,7 +120,7 @@ class Classification(RowTask):
             if not isinstance(row[column], str) and row[column] is not None:
                 row[column] = as_text(row[column])
         value = row[self.label]
-        answer = _number(value) if self.regression else self.class_of(value)
+        answer = as_number(value) if self.regression else self.class_of(value)
         if answer is not None:
             row[self.label] = answer
         return [row]
@@ -135,10 +135,10 @@ class Classification(RowTask):
         if isinstance(value, bool):
             named = [index for index, label in enumerate(self.labels) if label.lower() == as_text(value)]
             return named[0] if named else int(value) if len(self.labels) == 2 else None
-        number = _number(value)
+        number = as_number(value)
         if number is None or not number.is_integer():
             return None
-        if all(_number(label) is not None for label in self.labels):
+        if all(as_number(label) is not None for label in self.labels):
             return next((index for index, label in enumerate(self.labels) if float(label) == number), None)
         return int(number) if 0 <= number < len(self.labels) else None
 
@@ -148,12 +148,12 @@ class Classification(RowTask):
         is_number = isinstance(label, int | float) and not isinstance(label, bool) and math.isfinite(label)
         if self.regression and not is_number:
             raise ConfigError(f"{where}: {self.label}={label!r}; a number is needed")
-        if self.labels and isinstance(label, str) and _number(label) is None:
+        if self.labels and isinstance(label, str) and as_number(label) is None:
             raise ConfigError(
                 f"{where}: {self.label}={label!r} is none of task.labels={self.labels}; name the classes as the data do"
             )
         if self.labels and not (is_number and float(label).is_integer() and 0 <= label < len(self.labels)):
-            hidden = "; the label is hidden, as in GLUE's test files" if _number(label) == -1 else ""
+            hidden = "; the label is hidden, as in GLUE's test files" if as_number(label) == -1 else ""
             raise ConfigError(
                 f"{where}: {self.label}={label!r}; a whole number from 0 to {len(self.labels) - 1} is allowed{hidden}"
             )
@@ -172,7 +172,10 @@ class Classification(RowTask):
 
     def encode(self, rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Features]:
         columns = [[row[column] for row in rows] for column in self.text]
-        encoded = tokenizer(*columns, truncation=True, max_length=self.max_length)
+        if len(columns) == 2 and pairs.are_glued(tokenizer):
+            encoded: Any = pairs.encode(columns[0], columns[1], tokenizer, self.max_length)
+        else:
+            encoded = tokenizer(*columns, truncation=True, max_length=self.max_length)
         kind = float if self.regression else int
         features = []
         for index, row in enumerate(rows):

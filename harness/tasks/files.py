@@ -66,6 +66,13 @@ def columns(path: Path) -> list[str]:
     return list(next(iter(rows), {}))
 
 
+def class_names(path: Path) -> dict[str, list[str]]:
+    """Column -> names of its classes in their order, where a file holds them."""
+    if FORMATS[suffix_of(path)] != "parquet":
+        return {}
+    return _classes_of(_parquet_file(path).schema_arrow.metadata or {})
+
+
 def as_text(value: Any) -> str:
     """A value as text: numbers written out, true and false as JSON writes them, what is missing as nothing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -202,13 +209,13 @@ def _parquet_file(path: Path) -> Any:
 
 def _parquet(path: Path) -> Iterator[Row]:
     file = _parquet_file(path)
-    classes = _class_names(file.schema_arrow.metadata or {})
+    classes = _classes_of(file.schema_arrow.metadata or {})
     for batch in file.iter_batches():
         for row in batch.to_pylist():
             yield named_classes(row, classes)
 
 
-def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+def _classes_of(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
     """Column -> names of its classes, as the library datasets leaves them in a Parquet file."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]

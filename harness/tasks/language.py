@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from harness.batches import IGNORED
 from harness.config import ConfigError
 from harness.tasks import Features, Row, TaskData, templates
+from harness.tasks.files import as_text
 from harness.tasks.rows import LanguageTask, check_text
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ class LanguageModelling(LanguageTask):
     def columns(self) -> list[str]:
         return [self.text]
 
+    def tidy(self, row: Row) -> list[Row]:
+        if not isinstance(row[self.text], list | dict):
+            row[self.text] = as_text(row[self.text])
+        return [row]
+
     def check_row(self, row: Row, where: str) -> None:
         check_text(row, self.columns(), where)
 
@@ -93,7 +99,9 @@ class LanguageModelling(LanguageTask):
         parts = [row[self.text] for row in rows]
         if self.documents is Documents.row:
             return [part for part in parts if part.strip()]
-        whole = "".join(parts)
+        # Rows of a text file are its lines and end themselves; others are texts of their own.
+        border = "\n" if self.documents is Documents.whole else "\n\n"
+        whole = "".join(part + border if part and not part.endswith("\n") else part for part in parts)
         pieces = [whole] if self.documents is Documents.whole else whole.split("\n\n")
         return [piece.strip("\n") for piece in pieces if piece.strip()]
 

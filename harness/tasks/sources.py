@@ -36,10 +36,15 @@ class Hub:
     revision: str | None
 
 
-def local_files(data_dir: str, splits: dict[str, str]) -> dict[str, list[Path]]:
+def local_files(
+    data_dir: str, splits: dict[str, str], needed: Collection[str] = ("train", "validation")
+) -> dict[str, list[Path]]:
     """Find each split's files, called after our split or the Hub's: `validation.jsonl`, `validation_matched.csv.gz`.
 
     `dev` and `valid` are other names of validation. Shards, `train-00000-of-00002.parquet`, are one split's.
+
+    Args:
+        needed: The splits that must be there.
 
     Raises:
         ConfigError: There is no such folder, no file for train or validation, or two for one split.
@@ -58,7 +63,7 @@ def local_files(data_dir: str, splits: dict[str, str]) -> dict[str, list[Path]]:
             raise ConfigError(f"task.data_dir={data_dir}: {names} are two files for the {split} split; keep one")
         if choices:
             found[split] = choices[0]
-        elif split in ("train", "validation"):
+        elif split in needed:
             wanted = ", ".join(f"{split}{suffix}" for suffix in files.FORMATS)
             there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
             raise ConfigError(f"task.data_dir={data_dir}: no file for the {split} split ({wanted}); there is {there}")
@@ -137,6 +142,14 @@ def read_hub(hub: Hub, split: str) -> tuple[list[dict[str, Any]], str]:
     classes = {name: one.names for name, one in rows.features.items() if isinstance(one, ClassLabel)}
     found = [files.named_classes(row, classes) for row in rows.to_list()]
     return found, hashlib.sha256(content.encode()).hexdigest()
+
+
+def hub_classes(hub: Hub, split: str) -> dict[str, list[str]]:
+    """Column -> names of its classes in their order, as the Hub's copy gives them."""
+    from datasets import ClassLabel, load_dataset
+
+    rows = load_dataset(hub.path, hub.name, split=split, revision=hub.revision)
+    return {name: one.names for name, one in rows.features.items() if isinstance(one, ClassLabel)}
 
 
 def check_columns(
