@@ -15,8 +15,8 @@ from harness import tracking
 from harness.config import ConfigError, near_misses
 from harness.entries import final_metrics, milliseconds, run_name, run_params, run_tags
 from harness.record import RESULT_FILE, SCHEMA_VERSION, RunRecord
+from harness.reporting import backbones, scores
 from harness.reporting import others as foreign
-from harness.reporting import scores
 from harness.store import RUN_ID_TAG
 
 # Below it a store keeps copies of what it was sent.
@@ -129,6 +129,7 @@ def read(
             frame = frame[frame[column].isin([values] if isinstance(values, str) else list(values))]
     if moment is not None and len(frame):
         frame = frame[frame["ended_at"] >= moment]
+    frame = backbones.by_hash(frame, {run["run_id"]: run["tags"].get("backbone", "") for run in runs})
     there = {}
     if frame.empty:
         there = _counted(tracking.read_runs(str(store)) if everything is None else everything)

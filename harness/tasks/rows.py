@@ -73,8 +73,12 @@ class RowTask:
                 raise ConfigError(f"{key}.{name}={most}: a positive number, or null, is needed")
         if not 0 < self.development_share < 1:
             raise ConfigError(f"{key}.development_share={self.development_share}: a share between 0 and 1 is needed")
-        if not (self.hub or self.generator or self.data_dir):
+        if not self.has_source():
             raise ConfigError(f"{key}.data_dir=null: name a folder, a data set of the Hub, or a generator")
+
+    def has_source(self) -> bool:
+        """Whether the rows come from somewhere."""
+        return bool(self.hub or self.generator or self.data_dir)
 
     def further_scores(self) -> tuple[str, ...]:
         """Scores beside `metrics` that may be primary."""

@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 # Numbers with more values than this are taken for quantities: ratings have ten at most, classes in numbers seldom more.
 MOST_CLASSES_IN_NUMBERS = 20
-# Texts that are mostly different are no classes.
+# Texts that are mostly different are no classes, where there are rows enough to tell.
+FEW_ROWS = 20
 LARGEST_SHARE_OF_VALUES = 0.5
 SHOWN = 8
 METRICS = {"number": ["pearson", "spearman"], "two": ["accuracy", "f1"], "class": ["accuracy", "f1_macro"]}
@@ -67,6 +68,9 @@ class Table(Classification):
         if not 0 < self.validation_share < 1:
             raise ConfigError(f"{key}.validation_share={self.validation_share}: a share between 0 and 1 is needed")
         super().check(key)
+
+    def has_source(self) -> bool:
+        return bool(self.file or self.hub)
 
     def revision(self) -> str:
         if self.hub is not None:
@@ -216,9 +220,10 @@ class Table(Classification):
         if numbers and count > MOST_CLASSES_IN_NUMBERS:
             why = f"a number, since its {count} values are numbers, more than {MOST_CLASSES_IN_NUMBERS}"
             return Predict.number, f"{why}; task.predict=classes takes them for classes"
-        if not numbers and count > 2 and count > LARGEST_SHARE_OF_VALUES * values.total():
+        rows = values.total()
+        if not numbers and rows > FEW_ROWS and count > LARGEST_SHARE_OF_VALUES * rows:
             raise ConfigError(
-                f"{key}.label={self.label}: {count} different values in {values.total()} rows are no classes; name "
+                f"{key}.label={self.label}: {count} different values in {rows} rows are no classes; name "
                 f"another column, or {key}.predict=classes"
             )
         what = "numbers" if numbers else "words"
