@@ -28,6 +28,8 @@ READ_FILES = (
     "*.jinja",
     "additional_chat_templates/*.jinja",
 )
+# Those of them that counted in the hashes of earlier versions, whose adapters still load.
+EARLIER_READ_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "spiece.model")
 # Tables that earlier versions of architectures stored beside the weights, and that follow from the configuration.
 TABLES = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias|attn\.bias|attention\.bias)$")
 

@@ -113,12 +113,16 @@ def _download(model: ModelConfig) -> Path:
         raise
 
 
-def revision(model: ModelConfig, folder: Path) -> str:
-    """SHA-256 over the files that decide what the backbone computes, an earlier adapter's too; not over their place."""
+def revision(model: ModelConfig, folder: Path, read: tuple[str, ...] = checkpoints.READ_FILES) -> str:
+    """SHA-256 over the files that decide what the backbone computes, an earlier adapter's too; not over their place.
+
+    Args:
+        read: Patterns of the files that count beside the configuration and the weights.
+    """
     if (earlier := earlier_adapter(model)) is not None:
-        own = " ".join([revision(earlier.model, folder), *map(str, sorted(earlier.manifest.files.items()))])
+        own = " ".join([revision(earlier.model, folder, read), *map(str, sorted(earlier.manifest.files.items()))])
         return hashlib.sha256(own.encode()).hexdigest()
-    patterns = [checkpoints.CONFIG_FILE, *checkpoints.READ_FILES]
+    patterns = [checkpoints.CONFIG_FILE, *read]
     if model.pretrained:
         patterns.append(WEIGHTS)
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from harness import models
+from harness import checkpoints, models, tokenization
 from harness.architectures import Backbone, Kind
 from harness.config import ConfigError, Experiment, ModelConfig, component, near_misses, typed
 from harness.record import write_atomically
@@ -112,7 +112,7 @@ class SavedAdapter:
         where = self.model if model is None else replace(self.model, path=model)
         folder = models.resolve(where)
         found = models.revision(where, folder)
-        if found != self.manifest.backbone:
+        if self.manifest.backbone not in (found, models.revision(where, folder, checkpoints.EARLIER_READ_FILES)):
             raise ValueError(
                 f"{self.folder} was saved for the backbone {self.model.path} (SHA-256 {self.manifest.backbone[:12]}), "
                 f"and {where.path} is another one ({found[:12]})"
@@ -122,6 +122,7 @@ class SavedAdapter:
         with _drawn_from(self.manifest.seed):
             backbone = models.load_model(folder, configuration, replace(self, model=where), torch.float32)  # type: ignore[arg-type]
         tokenizer = models.load_tokenizer(folder, backbone.architecture)
+        tokenization.fit(folder, tokenizer, configuration)
         backbone.model.config.pad_token_id = tokenizer.pad_token_id
         return backbone, tokenizer
 
