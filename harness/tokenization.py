@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 
 TOKENIZER_FILE = "tokenizer.json"
 SENTENCEPIECE_FILES = ("spm.model", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
+NO_FILE = "the folder has no file of a tokenizer; put the model's tokenizer.json beside its weights"
 # Digits, capitals, accents, spaces, scripts, punctuation: what tokenizers of one kind treat in different ways.
 PROBE = (
     "It cost 345 in 2023, didn't it?  \u00dcber-\u00c9COLE\tnai\u0308ve\nnew line_x CamelCase \u5317\u4eac "
@@ -33,6 +34,9 @@ def load(folder: Path) -> "PreTrainedTokenizerBase":
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
         raise ConfigError(f"model.path={folder}: the tokenizer can't be loaded: {_reason(folder, error)}") from error
     tokenizer = _as_the_file_says(folder, named)
+    # transformers makes one of nothing, to which every text is unknown.
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise ConfigError(f"model.path={folder}: {NO_FILE}")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
@@ -47,7 +51,7 @@ def _reason(folder: Path, error: Exception) -> str:
     if pieces and importlib.util.find_spec("sentencepiece") is None:
         return f"{pieces[0]} needs a package: pip install sentencepiece"
     if not pieces and not (folder / TOKENIZER_FILE).is_file() and not list(folder.glob("vocab*")):
-        return "the folder has no file of one; put the model's tokenizer.json beside its weights"
+        return NO_FILE
     return str(error).strip().split("\n")[0]
 
 

@@ -65,6 +65,10 @@ def part(strata: list[Any], together: list[list[int]], share: float, most: int, 
             break
         if len(chosen) + len(unit) <= wanted:
             chosen.update(unit)
+    if not chosen:
+        # All units are larger than the share: the smallest, as long as most rows stay.
+        smallest = min(together, key=len)
+        chosen.update(smallest if 2 * len(smallest) <= len(strata) else ())
     return chosen
 
 
