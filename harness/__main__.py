@@ -18,6 +18,7 @@ from harness.config import compose
 from harness.config.compose import PRIMARY_CONFIG, VERSION_BASE
 from harness.config.errors import ConfigError
 from harness.config.mistakes import explain, is_mistake
+from harness.config.model_paths import with_paths
 from harness.config.sources import conf_root
 from harness.sweep import points, sweepers
 from harness.sweep.launchers import local, ray, slurm
@@ -52,6 +53,11 @@ def main() -> int:
     """Parse the command line, run, and return the exit status."""
     register_plugins()
     points.outcomes.clear()
+    try:
+        sys.argv[1:] = with_paths(sys.argv[1:])
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return MISTAKEN
     # Hydra prints a trace of its own unless told to raise; what it raises becomes one sentence below.
     os.environ[FULL_ERROR] = "1"
     # Names Hydra's job, and so the log file and the help's title, instead of "__main__".

@@ -77,6 +77,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: A value is missing, or refers to what is not there.
     """
+    if missing := sorted(key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra")):
+        raise ConfigError("\n".join(f"{key}: a value is needed" for key in missing))
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
     except OmegaConfBaseException as error:
@@ -112,6 +114,8 @@ def typed(schema: type, values: Any, key: str) -> Any:
     unknown = [name for name in values if name not in _names(schema)]
     if unknown:
         raise ConfigError(f"{key}.{unknown[0]}: no such key; {near_misses(str(unknown[0]), _names(schema))}")
+    hints = {field.name: field.type for field in fields(schema)}
+    values = {name: _as_list(value, hints[name], f"{key}.{name}") for name, value in values.items()}
     node = OmegaConf.structured(schema)
     OmegaConf.set_readonly(node, False)
     try:
@@ -122,6 +126,25 @@ def typed(schema: type, values: Any, key: str) -> Any:
     if hasattr(result, "check"):
         result.check(key)
     return result
+
+
+def _as_list(value: Any, hint: Any, key: str) -> Any:
+    """A list of texts, where one is meant: one word is a list of one.
+
+    Raises:
+        ConfigError: true or false stands in it, which is how YAML reads yes, no, on and off.
+    """
+    if hint not in (list[str], list[str] | None):
+        return value
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and (truths := [one for one in value if isinstance(one, bool)]):
+        told = ", ".join(str(one).lower() if isinstance(one, bool) else str(one) for one in value)
+        raise ConfigError(
+            f"{key}=[{told}]: {str(truths[0]).lower()} is no text; YAML reads yes, no, on and off as true and false: "
+            'quote each, as in ["yes", "no"]'
+        )
+    return value
 
 
 def _names(schema: type) -> list[str]:

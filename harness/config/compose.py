@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from harness.config.errors import ConfigError
 from harness.config.mistakes import MISTAKES, explain
+from harness.config.model_paths import with_paths
 from harness.config.sources import conf_root, register_resolvers
 
 PRIMARY_CONFIG = "config"
@@ -66,6 +67,7 @@ def compose(name: str, overrides: list[str], keep_hydra: bool = False) -> DictCo
         ConfigError: A name or key is wrong.
     """
     register_sources()
+    overrides = with_paths(overrides)
     # Inside of a Hydra job there is a Hydra already, and only one at a time is allowed.
     there = GlobalHydra.instance()
     outer, there.hydra = there.hydra, None

@@ -10,7 +10,7 @@ from harness.config.version import RESULTS_VERSION
 # Keys that do not decide the result: where things lie, and how a run is measured, scheduled or stored.
 NOT_IDENTITY = {
     "model": ("name", "path", "revision"),
-    "task": ("data_dir",),
+    "task": ("data_dir", "file"),
     "train": ("resume", "checkpoint_dir", "checkpoint_minutes", "keep_adapter", "device", "distributed", "processes"),
     "method": ("learning_rate", "learning_rates", "second_range"),
     "forgetting": ("text",),

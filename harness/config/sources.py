@@ -21,15 +21,23 @@ def register_resolvers() -> None:
 
     `${shipped:NAME}` is the folder of a backbone that comes with the package. `${real_data:NAME}` is a folder of
     `$HARNESS_REAL_DATA`, or null where that is not set. `${by:KEY,{A:1,B:2}}` is the value that KEY has in the table.
+    `${base_name:PATH}` is the last part of a path or Hub name.
     """
     OmegaConf.register_new_resolver("shipped", lambda name: str(PACKAGE / "pretrained" / name), replace=True)
     OmegaConf.register_new_resolver("real_data", _real_data, replace=True)
     OmegaConf.register_new_resolver("by", _by, replace=True)
+    OmegaConf.register_new_resolver("base_name", _base_name, replace=True)
 
 
 def _real_data(name: str) -> str | None:
     root = os.environ.get("HARNESS_REAL_DATA")
     return str(Path(root).expanduser().resolve() / name) if root else None
+
+
+def _base_name(path: str) -> str:
+    """The folder's own name; of the `adapter/` that a run saved, with that of the run in front."""
+    folder = Path(os.path.normpath(Path(path).expanduser().absolute()))
+    return f"{folder.parent.name}/adapter" if folder.name == "adapter" else folder.name
 
 
 def _by(key: str, table: DictConfig) -> Any:

@@ -180,6 +180,9 @@ class AdapterSet:
 
 def _set_labels(configuration: Any, task: Answers) -> None:
     configuration.num_labels = task.labels_count
+    if task.labels:
+        configuration.id2label = dict(enumerate(task.labels))
+        configuration.label2id = {name: number for number, name in enumerate(task.labels)}
     configuration.problem_type = "regression" if task.regression else "single_label_classification"
 
 

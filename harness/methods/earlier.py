@@ -9,6 +9,7 @@ from harness import models
 from harness.config.errors import ConfigError
 from harness.config.schema import EarlierAdapter, Experiment, ModelConfig
 from harness.methods.saved import MANIFEST_FILE, SavedAdapter, drawn_from, read
+from harness.models import checkpoints, tokenization
 from harness.models.architectures import Backbone, Kind
 
 if TYPE_CHECKING:
@@ -40,12 +41,16 @@ def resolve(model: ModelConfig) -> Path:
     return models.resolve(model) if earlier is None else resolve(earlier.model)
 
 
-def revision(model: ModelConfig, folder: Path) -> str:
-    """SHA-256 over the files that decide what the backbone computes, an earlier adapter's too; not over their place."""
+def revision(model: ModelConfig, folder: Path, read: tuple[str, ...] = checkpoints.READ_FILES) -> str:
+    """SHA-256 over the files that decide what the backbone computes, an earlier adapter's too; not over their place.
+
+    Args:
+        read: Patterns of the files that count beside the configuration and the weights.
+    """
     earlier = earlier_adapter(model)
     if earlier is None:
-        return models.revision(model, folder)
-    own = " ".join([revision(earlier.model, folder), *map(str, sorted(earlier.manifest.files.items()))])
+        return models.revision(model, folder, read)
+    own = " ".join([revision(earlier.model, folder, read), *map(str, sorted(earlier.manifest.files.items()))])
     return hashlib.sha256(own.encode()).hexdigest()
 
 
@@ -75,16 +80,17 @@ def load_backbone(saved: SavedAdapter, model: str | None) -> "tuple[Backbone, Pr
     where = saved.model if model is None else replace(saved.model, path=model)
     folder = resolve(where)
     found = revision(where, folder)
-    if found != saved.manifest.backbone:
+    if saved.manifest.backbone not in (found, revision(where, folder, checkpoints.EARLIER_READ_FILES)):
         raise ValueError(
             f"{saved.folder} was saved for the backbone {saved.model.path} (SHA-256 {saved.manifest.backbone[:12]}), "
             f"and {where.path} is another one ({found[:12]})"
         )
     models.quiet_libraries()
-    configuration = models.load_config(folder, saved.task.labels_count, saved.task.regression)
+    configuration = models.load_config(folder, saved.task.labels_count, saved.task.regression, saved.task.labels)
     with drawn_from(saved.manifest.seed):
         backbone = load_model(folder, configuration, replace(saved, model=where), torch.float32)  # type: ignore[arg-type]
     tokenizer = models.load_tokenizer(folder, backbone.architecture)
+    tokenization.fit(folder, tokenizer, configuration)
     backbone.model.config.pad_token_id = tokenizer.pad_token_id
     return backbone, tokenizer
 

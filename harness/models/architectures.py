@@ -220,6 +220,7 @@ class Backbone:
         head: Dotted names of the modules that are new and trained by every method; none for a language model.
         kind: What the head is for.
         quantization: How the linear layers are stored, or will be once loaded.
+        renewed: Modules of the head that the checkpoint had for another task, and that were drawn anew.
     """
 
     model: "PreTrainedModel"
@@ -227,6 +228,7 @@ class Backbone:
     head: tuple[str, ...]
     kind: Kind = Kind.classification
     quantization: Quantization = Quantization.none
+    renewed: tuple[str, ...] = ()
 
     def is_head(self, name: str) -> bool:
         """Whether a parameter, by its name in `model.named_parameters()`, belongs to the head."""

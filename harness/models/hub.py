@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness.config.errors import ConfigError
 from harness.config.schema import ModelConfig
+from harness.models import checkpoints
 
 WEIGHTS = "*.safetensors"
 PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -28,6 +29,7 @@ def resolve(model: ModelConfig) -> Path:
         if folder.exists() or looks_local:
             raise ConfigError(f"model.path={model.path}: there is no such folder")
         folder = _download(model)
+    checkpoints.check_folder(model, folder)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model.path={model.path}: the folder has no config.json; a transformers model is needed")
     if model.pretrained and not any(folder.glob(WEIGHTS)):
@@ -41,6 +43,7 @@ def resolve(model: ModelConfig) -> Path:
             f"model.path={model.path}: the folder has no {WEIGHTS} weights; "
             "model.pretrained=false starts from random ones"
         )
+    checkpoints.check_architecture(model, folder)
     return folder
 
 
@@ -74,9 +77,13 @@ def _download(model: ModelConfig) -> Path:
         raise
 
 
-def revision(model: ModelConfig, folder: Path) -> str:
-    """SHA-256 over the files that decide what the backbone computes; not over their place."""
-    patterns = ["config.json", "tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "spiece.model"]
+def revision(model: ModelConfig, folder: Path, read: tuple[str, ...] = checkpoints.READ_FILES) -> str:
+    """SHA-256 over the files that decide what the backbone computes; not over their place.
+
+    Args:
+        read: Patterns of the files that count beside the configuration and the weights.
+    """
+    patterns = [checkpoints.CONFIG_FILE, *read]
     if model.pretrained:
         patterns.append(WEIGHTS)
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})

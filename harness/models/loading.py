@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment, Quantization
+from harness.models import checkpoints, tokenization
 from harness.models.architectures import Architecture, Backbone, Kind, architecture
 from harness.models.precision import choose_quantization, keep_trainable, quantization_config
 
@@ -23,8 +24,13 @@ MODEL_CLASSES = {
 }
 
 
-def load_config(folder: Path, labels: int | None, regression: bool) -> "PretrainedConfig":
+def load_config(
+    folder: Path, labels: int | None, regression: bool, names: list[str] | None = None
+) -> "PretrainedConfig":
     """Read a backbone's configuration; nothing in it may run code from the folder.
+
+    Args:
+        names: What the classes of a new head are called, in their order; not as an earlier task's head called them.
 
     Raises:
         ConfigError: transformers knows no such architecture, or the file is damaged.
@@ -37,6 +43,8 @@ def load_config(folder: Path, labels: int | None, regression: bool) -> "Pretrain
             "num_labels": labels,
             "problem_type": "regression" if regression else "single_label_classification",
         }
+        names = names or [f"LABEL_{number}" for number in range(labels)]
+        options |= {"id2label": dict(enumerate(names)), "label2id": {name: place for place, name in enumerate(names)}}
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError) as error:
@@ -50,17 +58,7 @@ def load_tokenizer(folder: Path, arch: Architecture) -> "PreTrainedTokenizerBase
     Raises:
         ConfigError: The folder has no usable tokenizer, or it has no token to pad with.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises bare Exception for a damaged file
-        first = str(error).strip().split("\n")[0]
-        raise ConfigError(f"model.path={folder}: the tokenizer can't be loaded: {first}") from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if tokenizer.pad_token is None:
-        raise ConfigError(f"model.path={folder}: the tokenizer has no pad, end-of-sequence or unknown token to use")
+    tokenizer = tokenization.load(folder)
     tokenizer.padding_side = "left" if arch.decoder else "right"
     return tokenizer
 
@@ -80,11 +78,7 @@ def check_fit(
     Raises:
         ConfigError: Token ids or positions would fall outside the model's tables.
     """
-    if len(tokenizer) > config.vocab_size:
-        raise ConfigError(
-            f"model.path={folder}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}; "
-            "they are not of one model"
-        )
+    tokenization.fit(folder, tokenizer, config)
     check_positions(lengths, config, virtual_tokens)
 
 
@@ -121,6 +115,13 @@ def load_model(folder: Path, config: "PretrainedConfig", experiment: Experiment,
     if not experiment.model.pretrained:
         model = factory.from_config(config, dtype=dtype)
         return Backbone(model, arch, _head_of(model, arch, kind), kind, quantization)
+    # Weights that are quantized already say themselves how.
+    already = checkpoints.stored_quantization(folder) is not Quantization.none
+    if already:
+        checkpoints.keep_head_whole(config, arch)
+        how = None
+    else:
+        how = quantization_config(quantization, arch, dtype, experiment.model.double_quantization)
     try:
         model, report = factory.from_pretrained(
             folder,
@@ -129,14 +130,19 @@ def load_model(folder: Path, config: "PretrainedConfig", experiment: Experiment,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            quantization_config=quantization_config(quantization, arch, dtype, experiment.model.double_quantization),
+            quantization_config=how,
+            # A head of another size: what does not fit elsewhere is refused below.
+            ignore_mismatched_sizes=True,
         )
     except Exception as error:  # safetensors' own exception class has no public base
         first = str(error).strip().split("\n")[0]
         raise ConfigError(f"model.path={folder}: the weights can't be loaded: {first}") from error
     keep_trainable(model)
-    head = _head_of(model, arch, kind)
-    return Backbone(model, arch, _new_modules(folder, model, head, set(report["missing_keys"])), kind, quantization)
+    checkpoints.check_used(folder, model, set(report["unexpected_keys"]))
+    missing = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    head = _new_modules(folder, model, _head_of(model, arch, kind), missing)
+    renewed = checkpoints.renew(model, _head_of(model, arch, kind), set(report["missing_keys"]))
+    return Backbone(model, arch, head, kind, quantization, renewed)
 
 
 def empty_model(
@@ -186,8 +192,9 @@ def _new_modules(folder: Path, model: "PreTrainedModel", head: tuple[str, ...], 
     lacking = sorted(name for name in missing if not name.startswith(tuple(f"{module}." for module in head)))
     if lacking:
         raise ConfigError(
-            f"model.path={folder}: the checkpoint lacks {len(lacking)} weights of the backbone, {lacking[0]} for one; "
-            "is it of another architecture? model.pretrained=false starts from random weights"
+            f"model.path={folder}: the checkpoint lacks {len(lacking)} weights of the backbone, or has them in another "
+            f"size, {lacking[0]} for one; is it of another architecture? model.pretrained=false starts from random "
+            "weights"
         )
     return head
 

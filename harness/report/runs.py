@@ -12,8 +12,8 @@ import pandas as pd
 
 from harness import tracking
 from harness.config.errors import ConfigError, near_misses
+from harness.report import backbones, scores
 from harness.report import others as foreign
-from harness.report import scores
 from harness.tracking import client
 from harness.tracking import uri as stores
 from harness.tracking.entries import final_metrics, milliseconds, run_name, run_params, run_tags
@@ -130,6 +130,7 @@ def read(
             frame = frame[frame[column].isin([values] if isinstance(values, str) else list(values))]
     if moment is not None and len(frame):
         frame = frame[frame["ended_at"] >= moment]
+    frame = backbones.by_hash(frame, {run["run_id"]: run["tags"].get("backbone", "") for run in runs})
     there = {}
     if frame.empty:
         there = _counted(tracking.read_runs(str(store)) if everything is None else everything)

@@ -10,6 +10,7 @@ from harness.config import build, sources
 from harness.config import identity as config_identity
 from harness.config.schema import Experiment
 from harness.methods import earlier
+from harness.models import checkpoints
 from harness.tasks import forgetting
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def prepare(cfg: DictConfig) -> Inputs:
     """
     experiment = build.build(cfg)
     folder, model = _backbone(experiment)
+    experiment = _as_stored(experiment, folder)
     revisions = {"model": model, **_texts(experiment)}
     to_the_end = replace(experiment, sweep=replace(experiment.sweep, stop_share=None))
     identities = (config_identity.identity(one, revisions) for one in (experiment, to_the_end))
@@ -46,6 +48,17 @@ def _backbone(experiment: Experiment) -> tuple[Path, str]:
     """A backbone's folder and the hash of its files."""
     folder = earlier.resolve(experiment.model)
     return folder, earlier.revision(experiment.model, folder)
+
+
+def _as_stored(experiment: Experiment, folder: Path) -> Experiment:
+    """The experiment with its backbone quantized as the checkpoint is already, for every rule and the record."""
+    found = checkpoints.as_stored(experiment.model, folder)
+    if not found:
+        return experiment
+    told = {**experiment.resolved["model"], **found, "quantization": found["quantization"].value}
+    return replace(
+        experiment, model=replace(experiment.model, **found), resolved={**experiment.resolved, "model": told}
+    )
 
 
 def _texts(experiment: Experiment) -> dict[str, str]:
@@ -82,7 +95,8 @@ class Identities:
             plain = self._within_budget(plain)
         experiment = build.assemble(plain, self._section)
         resolved = experiment.resolved
-        _, model = self._once("backbone", resolved["model"], lambda: _backbone(experiment))
+        folder, model = self._once("backbone", resolved["model"], lambda: _backbone(experiment))
+        experiment = _as_stored(experiment, folder)
         texts = self._once("texts", (resolved["task"], resolved["forgetting"]), lambda: _texts(experiment))
         return config_identity.identity(experiment, {"model": model, **texts})
 

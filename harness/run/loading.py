@@ -54,7 +54,7 @@ def load(inputs: Inputs, result: RunRecord) -> Loaded:
     with speed.timed(cost, "load_seconds"):
         data = cache.once("rows", rows_of, task.load)
     result.provenance["data"] = dict(data.notes)
-    configuration = models.load_config(inputs.folder, task.labels_count, task.regression)
+    configuration = models.load_config(inputs.folder, task.labels_count, task.regression, getattr(task, "labels", None))
     architecture = architectures.architecture(configuration)
     tokenizer = cache.once("tokenizer", backbone_of, lambda: models.load_tokenizer(inputs.folder, architecture))
     task.check_method(method)

@@ -148,6 +148,7 @@ def _load_backbone(course: Course, loaded: Loaded, autocast: "Dtype | None") -> 
     with speed.timed(course.result.cost, "load_seconds"):
         folder, dtype = course.inputs.folder, autocast or torch.float32
         backbone = earlier.load_model(folder, loaded.configuration, experiment, dtype)
+    course.result.provenance["renewed_head"] = list(backbone.renewed)
     backbone.model.config.pad_token_id = loaded.tokenizer.pad_token_id
     models.set_checkpointing(backbone.model, experiment.train.gradient_checkpointing)
     return skeleton, backbone

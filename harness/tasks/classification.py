@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.errors import ConfigError
 from harness.models.architectures import Kind
-from harness.tasks import TaskData
+from harness.tasks import TaskData, pairs
+from harness.tasks.files import as_text
 from harness.tasks.rows import RowTask, check_text
 from harness.training.batches import Collate, Features, Row
-from harness.training.text_metrics import PER_ROW
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,17 @@ if TYPE_CHECKING:
     from harness.training.evaluation import Evaluation, Subject
 
 REGRESSION_STRATA = 5
+
+
+def as_number(value: Any) -> float | None:
+    """A finite number, also one that is written out as text; null for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 @cache
@@ -52,13 +63,28 @@ class Classification(RowTask):
 
     def check(self, key: str) -> None:
         super().check(key)
-        for metric in self.metrics:
-            if metric in PER_ROW:
-                raise ConfigError(f"{key}.metrics={metric}: it compares texts, and a class or a number is predicted")
+        self._check_metrics(key)
         if len(self.text) not in (1, 2):
             raise ConfigError(f"{key}.text={self.text}: one or two columns are allowed")
         if len(self.labels) == 1:
             raise ConfigError(f"{key}.labels={self.labels}: two or more classes, or none for a number, are needed")
+
+    def _check_metrics(self, key: str) -> None:
+        from harness.training.metrics import OF_CLASSES, OF_NUMBERS, OF_TEXTS
+
+        what, allowed = ("a number", OF_NUMBERS) if self.regression else ("a class", OF_CLASSES)
+        for metric in self.metrics:
+            if metric not in allowed:
+                compared = "texts" if metric in OF_TEXTS else "classes" if metric in OF_CLASSES else "numbers"
+                raise ConfigError(
+                    f"{key}.metrics={metric}: it compares {compared}, and {what} is predicted; "
+                    f"{', '.join(allowed)} are allowed"
+                )
+        if "f1" in self.metrics and len(self.labels) > 2:
+            raise ConfigError(
+                f"{key}.metrics=f1: it is of two classes, and there are {len(self.labels)}; f1_macro is the mean "
+                "of each class's F1"
+            )
 
     @property
     def kind(self) -> Kind:
@@ -86,14 +112,49 @@ class Classification(RowTask):
     def generator_revision(self) -> str:
         return _generator_revision()
 
+    def text_columns(self) -> list[str]:
+        return self.text
+
+    def tidy(self, row: Row) -> list[Row]:
+        for column in self.text:
+            # A text that is missing is a hole in the data; a blank one is a text.
+            if not isinstance(row[column], str) and row[column] is not None:
+                row[column] = as_text(row[column])
+        value = row[self.label]
+        answer = as_number(value) if self.regression else self.class_of(value)
+        if answer is not None:
+            row[self.label] = answer
+        return [row]
+
+    def class_of(self, value: Any) -> int | None:
+        """The class that a value of the label column means; null for none.
+
+        It is a name of `labels`, or its place among them; names that are numbers themselves are taken for names.
+        """
+        if isinstance(value, str) and value.strip() in self.labels:
+            return self.labels.index(value.strip())
+        if isinstance(value, bool):
+            named = [index for index, label in enumerate(self.labels) if label.lower() == as_text(value)]
+            return named[0] if named else int(value) if len(self.labels) == 2 else None
+        number = as_number(value)
+        if number is None or not number.is_integer():
+            return None
+        if all(as_number(label) is not None for label in self.labels):
+            return next((index for index, label in enumerate(self.labels) if float(label) == number), None)
+        return int(number) if 0 <= number < len(self.labels) else None
+
     def check_row(self, row: Row, where: str) -> None:
         check_text(row, self.text, where)
         label = row[self.label]
         is_number = isinstance(label, int | float) and not isinstance(label, bool) and math.isfinite(label)
         if self.regression and not is_number:
             raise ConfigError(f"{where}: {self.label}={label!r}; a number is needed")
+        if self.labels and isinstance(label, str) and as_number(label) is None:
+            raise ConfigError(
+                f"{where}: {self.label}={label!r} is none of task.labels={self.labels}; name the classes as the data do"
+            )
         if self.labels and not (is_number and float(label).is_integer() and 0 <= label < len(self.labels)):
-            hidden = "; the label is hidden, as in GLUE's test files" if label == -1 else ""
+            hidden = "; the label is hidden, as in GLUE's test files" if as_number(label) == -1 else ""
             raise ConfigError(
                 f"{where}: {self.label}={label!r}; a whole number from 0 to {len(self.labels) - 1} is allowed{hidden}"
             )
@@ -112,7 +173,10 @@ class Classification(RowTask):
 
     def encode(self, rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Features]:
         columns = [[row[column] for row in rows] for column in self.text]
-        encoded = tokenizer(*columns, truncation=True, max_length=self.max_length)
+        if len(columns) == 2 and pairs.are_glued(tokenizer):
+            encoded: Any = pairs.encode(columns[0], columns[1], tokenizer, self.max_length)
+        else:
+            encoded = tokenizer(*columns, truncation=True, max_length=self.max_length)
         kind = float if self.regression else int
         features = []
         for index, row in enumerate(rows):
@@ -137,12 +201,12 @@ class Classification(RowTask):
 
         logits, loss = logits_of_rows(subject, features, meter)
         predictions = (logits.squeeze(-1) if self.regression else logits.argmax(-1)).tolist()
+        answers = [row[self.label] for row in rows]
         scores = self._score(predictions, [row["label"] for row in features])
-        columns = {
-            "label": [row[self.label] for row in rows],
-            "prediction": predictions,
-            "scores": logits.tolist(),
-        }
+        columns = {"label": answers, "prediction": predictions, "scores": logits.tolist()}
+        for name, classes in {"label_name": answers, "prediction_name": predictions}.items():
+            if self.labels:
+                columns[name] = [self.labels[int(one)] for one in classes]
         return Evaluation({**scores, "loss": loss}, columns)
 
     def _score(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:

@@ -3,13 +3,16 @@
 import statistics
 from collections import Counter
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from harness.config.errors import ConfigError
-from harness.models import tokens as models_tokens
-from harness.tasks import TaskData, templates
-from harness.tasks.prompts import PromptTask
+from harness.tasks import TaskData, conversations, templates
+from harness.tasks.files import as_text
+from harness.tasks.prompts import PromptTask, answer_of
+from harness.tasks.rows import IDX
 from harness.training.batches import IGNORED, Features, Row
+from harness.training.metrics import OF_TEXTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +26,13 @@ LANGUAGE_SCORES = ("loss", "perplexity")
 CHOICE_SCORES = ("accuracy", "accuracy_normalized")
 
 
+class Turns(Enum):
+    """The answers of a conversation: its last one, or each, given all that stands before it."""
+
+    last = "last"
+    all = "all"
+
+
 @dataclass(frozen=True)
 class Instruction(PromptTask):
     """A set of instructions, by the names of its columns.
@@ -30,20 +40,33 @@ class Instruction(PromptTask):
     Attributes:
         answer: Template of the answer, which is trained on and compared with.
         options: The answers to choose from by likelihood, one of which is a row's own; null where there are none.
+        choices: The column of a row's own options, a list; its answer is one of them, or its place among them. Null
+            where there are none.
+        turns: Which answers of a conversation are learnt and scored.
         max_new_tokens: Generate at most so many tokens and compare them by `metrics`; null: nothing is generated.
         packing: Fill training rows up to `max_length` with several instructions that do not see each other.
     """
 
     answer: str
     options: list[str] | None
+    choices: str | None
+    turns: Turns
     max_new_tokens: int | None
     packing: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._unescape("answer")
 
     def check(self, key: str) -> None:
         super().check(key)
         templates.check(self.answer, f"{key}.answer")
         if self.options is not None and len(set(self.options)) < 2:
             raise ConfigError(f"{key}.options={self.options}: at least two different answers are needed")
+        if self.options is not None and self.choices is not None:
+            raise ConfigError(
+                f"{key}.choices={self.choices}: the options are {key}.options already; keep one of the two"
+            )
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ConfigError(f"{key}.max_new_tokens={self.max_new_tokens}: a positive number, or null, is needed")
         if bool(self.metrics) != (self.max_new_tokens is not None):
@@ -52,8 +75,15 @@ class Instruction(PromptTask):
                 "or neither"
             )
 
+        for metric in self.metrics:
+            if metric not in OF_TEXTS:
+                raise ConfigError(
+                    f"{key}.metrics={metric}: texts are generated, and {', '.join(OF_TEXTS)} compare those; "
+                    "options have accuracy without being asked"
+                )
+
     def further_scores(self) -> tuple[str, ...]:
-        return (*LANGUAGE_SCORES, *(CHOICE_SCORES if self.options else ()))
+        return (*LANGUAGE_SCORES, *(CHOICE_SCORES if self.options or self.choices else ()))
 
     def check_method(self, method: "Method") -> None:
         if self.packing and method.virtual_tokens():
@@ -69,18 +99,41 @@ class Instruction(PromptTask):
     def answers(self) -> dict[str, list[str]]:
         return {"answer": templates.columns_of(self.answer, "task")}
 
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys([*super().columns(), *([self.choices] if self.choices else [])]))
+
+    def tidy(self, row: Row) -> list[Row]:
+        if self.choices is not None:
+            choose(row, self.choices, templates.sole_column(self.answer))
+        given = row.get(self.choices) if self.choices else None
+        (row,) = super().tidy(row)
+        if self.choices is not None and isinstance(given, list):
+            row[self.choices] = given
+        column = templates.sole_column(self.answer)
+        if self.turns is Turns.last or column is None or not conversations.is_one(row[column]):
+            return [row]
+        # Their number is of the conversation, and would come several times.
+        plain = {name: value for name, value in row.items() if name != IDX}
+        return [{**plain, column: turn} for turn in conversations.turns(row[column])]
+
     def check_row(self, row: Row, where: str) -> None:
         super().check_row(row, where)
-        if self.options and self._answer(row) not in self.options:
-            raise ConfigError(f"{where}: {self._answer(row)!r} is none of task.options, {', '.join(self.options)}")
+        options = self.options_of(row)
+        if options is not None and self._answer(row) not in options:
+            which = "task.options" if self.options else f"its {self.choices}"
+            raise ConfigError(f"{where}: {self._answer(row)!r} is none of {which}, {', '.join(options)}")
+
+    def options_of(self, row: Row) -> list[str] | None:
+        """What a row's answer is chosen from; null where it is not."""
+        return self.options if self.choices is None else row[self.choices]
 
     def generate(self, split: str, rows: int) -> list[Row]:
         from harness.tasks.micro_instruct import generate
 
         return generate(split, rows)
 
-    def encode(self, rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Features]:
-        return [self.encode_answer(row, self._answer(row), tokenizer) for row in rows]
+    def encode_row(self, row: Row, tokenizer: "PreTrainedTokenizerBase") -> Features:
+        return self.encode_answer(row, self._answer(row), tokenizer)
 
     def train_on(self, features: list[Features]) -> list[Features]:
         features = super().train_on(features)
@@ -107,8 +160,8 @@ class Instruction(PromptTask):
                 "tokens": tokens,
             },
         )
-        if self.options:
-            self._choose(subject, features, evaluation)
+        if self.options or self.choices:
+            self._choose(subject, features, rows, evaluation)
         if self.max_new_tokens is not None:
             self._generate(subject, features, evaluation)
         return evaluation
@@ -128,23 +181,29 @@ class Instruction(PromptTask):
         return scores
 
     def _answer(self, row: Row) -> str:
-        return templates.fill(self.answer, row).strip()
+        return templates.fill(self.answer, row, answer_of).strip()
 
-    def _choose(self, subject: "Subject", features: list[Features], evaluation: "Evaluation") -> None:
-        """Choose among the options by their likelihood, the whole and the mean a token."""
+    def _choose(self, subject: "Subject", features: list[Features], rows: list[Row], evaluation: "Evaluation") -> None:
+        """Choose among the options by their likelihood, the whole and the mean a token.
+
+        An option's end counts: one may go on where another ends.
+        """
         from harness.training.generation import option_log_likelihoods
 
-        assert self.options is not None
-        ids = [models_tokens.token_ids(option, subject.tokenizer) for option in self.options]
+        options = [self.options_of(row) or [] for row in rows]
+        ids = [
+            [self.token_ids(row, option, subject.tokenizer)[1] for option in of_row]
+            for row, of_row in zip(rows, options, strict=True)
+        ]
         prompts = [row["prompt_ids"] for row in features]
         with subject.computing():
-            found = option_log_likelihoods(subject.model, prompts, [ids] * len(prompts), subject.batch_size)
+            found = option_log_likelihoods(subject.model, prompts, ids, subject.batch_size)
         references = evaluation.columns["label"]
         for name, divide in zip(CHOICE_SCORES, (False, True), strict=True):
             chosen = []
-            for row in found:
+            for of_row, row in zip(options, found, strict=True):
                 likelihoods = [total / tokens if divide else total for total, tokens in row]
-                chosen.append(self.options[likelihoods.index(max(likelihoods))])
+                chosen.append(of_row[likelihoods.index(max(likelihoods))])
             right = [float(one == reference) for one, reference in zip(chosen, references, strict=True)]
             evaluation.columns |= {f"prediction.{name}": chosen, name: right}
             evaluation.scores[name] = statistics.fmean(right)
@@ -157,9 +216,14 @@ class Instruction(PromptTask):
 
         assert self.max_new_tokens is not None
         prompts = [row["prompt_ids"] for row in features]
+        end = self.answer_end(subject.tokenizer)
         with subject.computing():
-            generated = generate(subject.model, subject.tokenizer, prompts, self.max_new_tokens, subject.batch_size)
+            generated = generate(
+                subject.model, subject.tokenizer, prompts, self.max_new_tokens, subject.batch_size, end
+            )
         texts = [text.strip() for text in subject.tokenizer.batch_decode(generated.tokens, skip_special_tokens=True)]
+        if end is not None and end.text is not None:
+            texts = [text.partition(end.text)[0].strip() for text in texts]
         references = evaluation.columns["label"]
         evaluation.scores |= compute(self.metrics, texts, references)
         evaluation.columns["prediction"] = texts
@@ -168,6 +232,28 @@ class Instruction(PromptTask):
             evaluation.columns[name] = [one(text, reference) for text, reference in zip(texts, references, strict=True)]
         if generated.seconds:
             evaluation.costs["generated_tokens_per_second"] = generated.new_tokens / generated.seconds
+
+
+def choose(row: Row, choices: str, answer: str | None) -> None:
+    """Write a row's options as texts, and its answer as one of them.
+
+    Args:
+        choices: The column of the options: a list, or ARC's object of `text` and `label`.
+        answer: The column of the answer, which may hold the option's place or label; null where it is made of several.
+    """
+    given = row[choices]
+    labels: list[str] = []
+    if isinstance(given, dict) and isinstance(given.get("text"), list):
+        given, labels = given["text"], [as_text(label) for label in given.get("label", [])]
+    if not isinstance(given, list):
+        return
+    row[choices] = options = [as_text(one) for one in given]
+    if answer is None or (told := as_text(row[answer]).strip()) in options:
+        return
+    if told in labels:
+        row[answer] = options[labels.index(told)]
+    elif told.isdigit() and int(told) < len(options):
+        row[answer] = options[int(told)]
 
 
 def pack(features: list[Features], max_length: int) -> list[Features]:

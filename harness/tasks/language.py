@@ -5,8 +5,9 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from harness.config.errors import ConfigError
-from harness.models import tokens as models_tokens
+from harness.models import tokens
 from harness.tasks import TaskData
+from harness.tasks.files import as_text
 from harness.tasks.rows import LanguageTask, check_text
 from harness.training.batches import IGNORED, Features, Row
 
@@ -55,6 +56,11 @@ class LanguageModelling(LanguageTask):
     def columns(self) -> list[str]:
         return [self.text]
 
+    def tidy(self, row: Row) -> list[Row]:
+        if not isinstance(row[self.text], list | dict):
+            row[self.text] = as_text(row[self.text])
+        return [row]
+
     def check_row(self, row: Row, where: str) -> None:
         check_text(row, self.columns(), where)
 
@@ -94,16 +100,18 @@ class LanguageModelling(LanguageTask):
         parts = [row[self.text] for row in rows]
         if self.documents is Documents.row:
             return [part for part in parts if part.strip()]
-        whole = "".join(parts)
+        # Rows of a text file are its lines and end themselves; others are texts of their own.
+        border = "\n" if self.documents is Documents.whole else "\n\n"
+        whole = "".join(part + border if part and not part.endswith("\n") else part for part in parts)
         pieces = [whole] if self.documents is Documents.whole else whole.split("\n\n")
         return [piece.strip("\n") for piece in pieces if piece.strip()]
 
     def encode(self, rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Features]:
         """Documents cut into pieces of `max_length` tokens, an end of sequence after each document."""
-        begin, end = models_tokens.beginning(tokenizer), tokenizer.eos_token_id
+        begin, end = tokens.beginning(tokenizer), tokenizer.eos_token_id
         features = []
         for text in self.texts(rows):
-            ids = begin + models_tokens.token_ids(text, tokenizer) + ([] if end is None else [end])
+            ids = begin + tokens.token_ids(text, tokenizer) + ([] if end is None else [end])
             if self.documents is Documents.whole and len(ids) < self.max_length:
                 raise ConfigError(
                     f"task.max_length={self.max_length}: a split of task={self.name} has {len(ids)} tokens, less "

@@ -1,7 +1,8 @@
 """How much of an evaluation split was seen in training."""
 
-import re
 from collections.abc import Iterable
+
+from harness.training.text_metrics import words
 
 NGRAM = 8
 
@@ -14,18 +15,14 @@ def overlap(train: Iterable[str], evaluation: list[str], n: int = NGRAM) -> dict
     seen: set[str] = set()
     grams: set[tuple[str, ...]] = set()
     for text in train:
-        words = _words(text)
-        seen.add(" ".join(words))
-        grams.update(_grams(words, n))
-    texts = [_words(text) for text in evaluation]
-    exact = sum(" ".join(words) in seen for words in texts)
-    partial = sum(any(gram in grams for gram in _grams(words, n)) for words in texts)
+        found = words(text)
+        seen.add(" ".join(found))
+        grams.update(_grams(found, n))
+    texts = [words(text) for text in evaluation]
+    exact = sum(" ".join(found) in seen for found in texts)
+    partial = sum(any(gram in grams for gram in _grams(found, n)) for found in texts)
     return {"exact": exact / len(texts), f"{n}-gram": partial / len(texts)}
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
-
-
-def _grams(words: list[str], n: int) -> Iterable[tuple[str, ...]]:
-    return zip(*(words[start:] for start in range(n)), strict=False)
+def _grams(found: list[str], n: int) -> Iterable[tuple[str, ...]]:
+    return zip(*(found[start:] for start in range(n)), strict=False)

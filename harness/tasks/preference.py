@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.errors import ConfigError
 from harness.tasks import TaskData
-from harness.tasks.prompts import PromptTask
+from harness.tasks.prompts import PromptTask, answer_of
 from harness.training.batches import IGNORED, Batch, Collator, Features, Row
 
 if TYPE_CHECKING:
@@ -95,9 +95,6 @@ class Preference(PromptTask):
 
         return preferences(split, rows)
 
-    def encode(self, rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Features]:
-        return [self._encode(row, tokenizer) for row in rows]
-
     def collator(self, backbone: "Backbone", tokenizer: "PreTrainedTokenizerBase", device: "Device") -> "PairCollator":
         from harness.training.batches import collator_for
 
@@ -157,11 +154,13 @@ class Preference(PromptTask):
         return {"reward_accuracy": 0.5}
 
     def _is_equal(self, row: Row) -> bool:
-        return row[self.chosen].strip() == row[self.rejected].strip()
+        return answer_of(row[self.chosen]).strip() == answer_of(row[self.rejected]).strip()
 
-    def _encode(self, row: Row, tokenizer: "PreTrainedTokenizerBase") -> Features:
+    def encode_row(self, row: Row, tokenizer: "PreTrainedTokenizerBase") -> Features:
         """Both answers behind the prompt, each ended; the weight is 0 where nothing is left that tells them apart."""
-        sides = {side: self.encode_answer(row, row[getattr(self, side)].strip(), tokenizer) for side in SIDES}
+        sides = {
+            side: self.encode_answer(row, answer_of(row[getattr(self, side)]).strip(), tokenizer) for side in SIDES
+        }
         chosen, rejected = sides.values()
         longer = max(chosen, rejected, key=lambda side: side["length"])
         apart = chosen["weight"] and rejected["weight"] and chosen["input_ids"] != rejected["input_ids"]

@@ -1,13 +1,16 @@
 """Tasks whose rows are prompts with answers, written by a template or as a conversation."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.config.errors import ConfigError
 from harness.models import tokens
-from harness.tasks import templates
+from harness.tasks import chat, conversations, templates
+from harness.tasks.conversations import Message
+from harness.tasks.files import as_text
 from harness.tasks.rows import LanguageTask, check_text
 from harness.training.batches import IGNORED, Features, Row
+from harness.training.generation import End
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +34,14 @@ class PromptTask(LanguageTask):
     chat_template: str | None
     system: str | None
 
+    def __post_init__(self) -> None:
+        self._unescape("prompt", "prompt_without_input", "system")
+
+    def _unescape(self, *names: str) -> None:
+        for name in names:
+            if (template := getattr(self, name)) is not None:
+                object.__setattr__(self, name, templates.unescaped(template))
+
     def check(self, key: str) -> None:
         super().check(key)
         for name, template in {"prompt": self.prompt, "prompt_without_input": self.prompt_without_input}.items():
@@ -50,36 +61,85 @@ class PromptTask(LanguageTask):
         named = [*(templates.columns_of(text, "task") for text in prompts), *self.answers().values()]
         return list(dict.fromkeys(column for columns in named for column in columns))
 
+    def tidy(self, row: Row) -> list[Row]:
+        for column in self.text_columns():
+            messages = conversations.read(row[column])
+            if messages is not None:
+                row[column] = messages
+            elif not isinstance(row[column], dict):
+                row[column] = as_text(row[column])
+        return [row]
+
     def check_row(self, row: Row, where: str) -> None:
-        check_text(row, self.columns(), where)
-        for what, columns in {"prompt": templates.columns_of(self._template(row), "task"), **self.answers()}.items():
-            if not any(row[column].strip() for column in columns):
+        check_text(row, [column for column in self.columns() if not isinstance(row[column], list)], where)
+        prompt = templates.columns_of(self._template(row), "task")
+        if not any(_asked(row[column]).strip() for column in prompt):
+            raise ConfigError(f"{where}: the prompt is empty ({', '.join(prompt)}); remove the row")
+        for what, columns in self.answers().items():
+            if not any(answer_of(row[column]).strip() for column in columns):
                 raise ConfigError(f"{where}: the {what} is empty ({', '.join(columns)}); remove the row")
 
     def shown(self, row: Row) -> str:
-        return templates.fill(self._template(row), row)
+        return templates.fill(self._template(row), row, _asked)
+
+    def asked(self, row: Row) -> list[Message]:
+        """The conversation that an answer ends: the column's own, or the prompt as one message."""
+        column = templates.sole_column(self._template(row))
+        told = row[column] if column is not None else None
+        messages: list[Message] = conversations.asked(told) if told and conversations.is_one(told) else []
+        messages = messages or [{"role": "user", "content": self.shown(row)}]
+        if self.system is not None and messages[0]["role"] != "system":
+            return [{"role": "system", "content": self.system}, *messages]
+        return messages
+
+    def encode(self, rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Features]:
+        features = [self.encode_row(row, tokenizer) for row in rows]
+        self.answer_end(tokenizer)
+        return features
+
+    def encode_row(self, row: Row, tokenizer: "PreTrainedTokenizerBase") -> Features:
+        """Token ids of one row."""
+        raise NotImplementedError
 
     def generator_revision(self) -> str:
         from harness.tasks.micro_instruct import fingerprint
 
         return fingerprint()
 
-    def encode_answer(self, row: Row, answer: str, tokenizer: "PreTrainedTokenizerBase") -> Features:
-        """Prompt and answer as one row; the loss counts the answer and the end of sequence after it."""
+    def token_ids(self, row: Row, answer: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+        """Token ids of a row's prompt, and of an answer with its end."""
         if self.chat_template is not None:
-            return encoded(
-                *templates.chat_ids(self.shown(row), answer, self.system, self.chat_template, tokenizer),
-                self.max_length,
-            )
+            return chat.ids(self.asked(row), answer, self.chat_template, tokenizer)
         # Apart, so that a prompt has the same tokens in training as when an answer is to be generated.
         prompt = tokens.beginning(tokenizer) + tokens.token_ids(self.shown(row), tokenizer)
-        ended = [*tokens.token_ids(answer, tokenizer), tokens.end_of_sequence(tokenizer)]
-        return encoded(prompt, ended, self.max_length)
+        return prompt, [*tokens.token_ids(answer, tokenizer), tokens.end_of_sequence(tokenizer)]
+
+    def encode_answer(self, row: Row, answer: str, tokenizer: "PreTrainedTokenizerBase") -> Features:
+        """Prompt and answer as one row; the loss counts the answer and the end of sequence after it."""
+        return encoded(*self.token_ids(row, answer, tokenizer), self.max_length)
+
+    def answer_end(self, tokenizer: "PreTrainedTokenizerBase") -> End | None:
+        """What ends an answer beside the end of sequence.
+
+        Raises:
+            ConfigError: A chat template ends none.
+        """
+        return None if self.chat_template is None else chat.end(self.chat_template, tokenizer)
 
     def _template(self, row: Row) -> str:
-        if self.prompt_without_input is not None and not str(row[str(self.input)]).strip():
+        if self.prompt_without_input is not None and not as_text(row[str(self.input)]).strip():
             return self.prompt_without_input
         return self.prompt
+
+
+def answer_of(value: Any) -> str:
+    """An answer as text: of a conversation its last."""
+    return conversations.answer(value) if conversations.is_one(value) else as_text(value)
+
+
+def _asked(value: Any) -> str:
+    """A part of a prompt as text: of a conversation what stands before its last answer."""
+    return conversations.written(conversations.asked(value)) if conversations.is_one(value) else as_text(value)
 
 
 def encoded(prompt: list[int], answer: list[int], max_length: int) -> Features:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.errors import ConfigError, near_misses
 from harness.models.architectures import Kind
-from harness.tasks import TaskData, sources
+from harness.tasks import TaskData, files, sources
 from harness.tasks.leakage import overlap
 from harness.training.batches import Collate, Features, Row
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from harness.methods import Adapter, Method
     from harness.models.architectures import Backbone
     from harness.training.batches import Batch
+
+
+# The column that numbers rows, where there is one.
+IDX = "idx"
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,12 @@ class RowTask:
                 raise ConfigError(f"{key}.{name}={most}: a positive number, or null, is needed")
         if not 0 < self.development_share < 1:
             raise ConfigError(f"{key}.development_share={self.development_share}: a share between 0 and 1 is needed")
-        if not (self.hub or self.generator or self.data_dir):
+        if not self.has_source():
             raise ConfigError(f"{key}.data_dir=null: name a folder, a data set of the Hub, or a generator")
+
+    def has_source(self) -> bool:
+        """Whether the rows come from somewhere."""
+        return bool(self.hub or self.generator or self.data_dir)
 
     def further_scores(self) -> tuple[str, ...]:
         """Scores beside `metrics` that may be primary."""
@@ -99,6 +107,14 @@ class RowTask:
     def columns(self) -> list[str]:
         """The columns that every row must have."""
         raise NotImplementedError
+
+    def text_columns(self) -> list[str]:
+        """Those of the columns that are text, whatever their cells look like."""
+        return self.columns()
+
+    def tidy(self, row: Row) -> list[Row]:
+        """The rows that a row of the file stands for, their values as the task reads them; mostly itself."""
+        return [row]
 
     def check_row(self, row: Row, where: str) -> None:
         """Refuse a row that can't be used; `where` names its place."""
@@ -128,9 +144,7 @@ class RowTask:
         return sources.read_hub(self.hub, self.splits["train"])[1]
 
     def load(self) -> TaskData:
-        raw = self._read()
-        for split, rows in raw.items():
-            self._check_rows(rows, split)
+        raw = {split: self._checked(rows, split) for split, rows in self._read().items()}
         train = raw["train"]
         if "development" not in raw:
             train, raw["development"] = self.carve(train)
@@ -162,8 +176,12 @@ class RowTask:
 
     def _read(self) -> dict[str, list[Row]]:
         if self.data_dir is not None:
-            files = sources.local_files(self.data_dir, self.splits)
-            return {split: sources.read_file(path) for split, path in files.items()}
+            found = sources.local_files(self.data_dir, self.splits)
+            wanted, text = [*self.columns(), IDX], self.text_columns()
+            return {
+                split: [row for path in paths for row in sources.read_file(path, text, wanted)]
+                for split, paths in found.items()
+            }
         if self.generator is not None:
             counts = self.generator_rows or {}
             return {split: self.generate(split, rows) for split, rows in counts.items()}
@@ -172,14 +190,25 @@ class RowTask:
 
     def _where(self, split: str) -> str:
         if self.data_dir is not None:
-            return f"task.data_dir: {sources.local_files(self.data_dir, self.splits)[split]}"
+            return f"task.data_dir: {sources.local_files(self.data_dir, self.splits)[split][0]}"
         return f"task={self.name}, {split} split"
 
-    def _check_rows(self, rows: list[Row], split: str) -> None:
+    def _there(self, split: str) -> list[str]:
+        """The columns of a split's file."""
+        return files.columns(sources.local_files(str(self.data_dir), self.splits)[split][0])
+
+    def _checked(self, rows: list[Row], split: str) -> list[Row]:
         where = self._where(split)
-        sources.check_columns(rows, self.columns(), where)
+        there = None if self.data_dir is None else lambda: self._there(split)
+        sources.check_columns(rows, self.columns(), where, there)
+        found = []
         for number, row in enumerate(rows, start=1):
-            self.check_row(row, f"{where}, row {number}")
+            for one in self.tidy(row):
+                self.check_row(one, f"{where}, row {number}")
+                found.append(one)
+        if not found:
+            raise ConfigError(f"{where}: the split has no rows")
+        return found
 
 
 @dataclass(frozen=True)

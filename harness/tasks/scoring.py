@@ -40,4 +40,8 @@ def write_predictions(path: Path, evaluations: dict[str, Evaluation], rows: dict
         # What is scored in other pieces than rows numbers them itself.
         idx = columns.pop("idx", None) or [row.get("idx", number) for number, row in enumerate(rows[split])]
         frames.append(pd.DataFrame({"split": split, "idx": idx, **columns}))
-    pd.concat(frames, ignore_index=True).to_parquet(path, index=False)
+    whole = pd.concat(frames, ignore_index=True)
+    if not pd.api.types.is_integer_dtype(whole["idx"]):
+        # Of several types, as numbers in one file and names in another, there is no column of Parquet.
+        whole["idx"] = whole["idx"].map(str)
+    whole.to_parquet(path, index=False)

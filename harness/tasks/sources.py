@@ -4,8 +4,10 @@ import hashlib
 import json
 import logging
 import random
+import re
 import socket
 from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,11 +17,14 @@ from urllib.request import getproxies
 
 from harness.config.errors import ConfigError, near_misses
 from harness.models import digest
+from harness.tasks import files
 
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 3
-FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+# Other names that people give a split's file.
+ALIASES = {"validation": ("valid", "val", "dev")}
+SHARD = re.compile(r"-\d+-of-(\d+)\.")
 
 
 @dataclass  # OmegaConf can't fill a frozen dataclass inside another
@@ -31,8 +36,15 @@ class Hub:
     revision: str | None
 
 
-def local_files(data_dir: str, splits: dict[str, str]) -> dict[str, Path]:
-    """Find each split's file, called after our split or the Hub's: `validation.jsonl`, `validation_matched.csv`.
+def local_files(
+    data_dir: str, splits: dict[str, str], needed: Collection[str] = ("train", "validation")
+) -> dict[str, list[Path]]:
+    """Find each split's files, called after our split or the Hub's: `validation.jsonl`, `validation_matched.csv.gz`.
+
+    `dev` and `valid` are other names of validation. Shards, `train-00000-of-00002.parquet`, are one split's.
+
+    Args:
+        needed: The splits that must be there.
 
     Raises:
         ConfigError: There is no such folder, no file for train or validation, or two for one split.
@@ -40,64 +52,53 @@ def local_files(data_dir: str, splits: dict[str, str]) -> dict[str, Path]:
     folder = Path(data_dir).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"task.data_dir={data_dir}: there is no such folder")
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for split, hub_name in splits.items():
-        stems = dict.fromkeys((split, hub_name))
-        paths = [p for stem in stems for suffix in FORMATS if (p := folder / f"{stem}{suffix}").is_file()]
-        if len(paths) > 1:
-            names = " and ".join(path.name for path in paths)
+        stems = dict.fromkeys((split, hub_name, *ALIASES.get(split, ())))
+        choices = [
+            paths for stem in stems for suffix in files.SUFFIXES if (paths := _split_files(folder, stem, suffix))
+        ]
+        if len(choices) > 1:
+            names = " and ".join(paths[0].name for paths in choices)
             raise ConfigError(f"task.data_dir={data_dir}: {names} are two files for the {split} split; keep one")
-        if paths:
-            found[split] = paths[0]
-        elif split in ("train", "validation"):
-            wanted = ", ".join(f"{split}{suffix}" for suffix in FORMATS)
+        if choices:
+            found[split] = choices[0]
+        elif split in needed:
+            wanted = ", ".join(f"{split}{suffix}" for suffix in files.FORMATS)
             there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
             raise ConfigError(f"task.data_dir={data_dir}: no file for the {split} split ({wanted}); there is {there}")
     return found
 
 
-def files_revision(files: dict[str, Path]) -> str:
+def _split_files(folder: Path, stem: str, suffix: str) -> list[Path]:
+    """The file of a split in a format, or its shards, all of which must be there."""
+    if (whole := folder / f"{stem}{suffix}").is_file():
+        return [whole]
+    shards = sorted(path for path in folder.glob(f"{stem}-*{suffix}") if (SHARD.search(path.name)))
+    if shards:
+        count = int(SHARD.search(shards[0].name)[1])  # type: ignore[index]
+        if len(shards) != count:
+            raise ConfigError(f"task.data_dir={folder}: {len(shards)} of {count} shards of {stem}{suffix} are there")
+    return shards
+
+
+def files_revision(found: dict[str, list[Path]]) -> str:
     """SHA-256 over the files that are read."""
-    return digest(sorted(files.values()))
+    paths = sorted(path for paths in found.values() for path in paths)
+    content = digest(paths)
+    if any(files.FORMATS[files.suffix_of(path)] == "csv" for path in paths):
+        # Cells were once guessed to be numbers or dates: results on the same file may differ from those.
+        content = hashlib.sha256(f"{content} cells as text".encode()).hexdigest()
+    return content
 
 
-def read_file(path: Path) -> list[dict[str, Any]]:
-    """All rows of a JSONL, JSON, CSV or Parquet file; the lines of a text file, ends of lines kept, as column `text`.
+def read_file(path: Path, text: Collection[str] = (), wanted: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """All rows of a file, as `harness.tasks.files.read` gives them.
 
     Raises:
         ConfigError: The file is empty, not UTF-8, or not what its name says.
     """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    if path.stat().st_size == 0:
-        raise ConfigError(f"task.data_dir: {path} is empty")
-    _check_text(path)
-    if path.suffix == ".txt":
-        return [{"text": line} for line in path.read_text(encoding="utf-8").splitlines(keepends=True)]
-    try:
-        rows = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        cause = error.__cause__ or error
-        first = str(cause).strip().split("\n")[0]
-        raise ConfigError(f"task.data_dir: {path} can't be read as {FORMATS[path.suffix]}: {first}") from error
-    return rows.to_list()
-
-
-def _check_text(path: Path) -> None:
-    """Name the line of a text file that is not UTF-8 or not JSON; the reader below does not say which."""
-    if path.suffix == ".parquet":
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                text = line.decode("utf-8")
-                if path.suffix == ".jsonl" and text.strip() and not isinstance(json.loads(text), dict):
-                    raise ConfigError(f"task.data_dir: {path}, line {number}: a JSON object is needed on each line")
-            except UnicodeDecodeError as error:
-                raise ConfigError(f"task.data_dir: {path}, line {number}: not UTF-8") from error
-            except json.JSONDecodeError as error:
-                raise ConfigError(f"task.data_dir: {path}, line {number}: not JSON: {error.msg}") from error
+    return files.read(path, text, wanted)
 
 
 @lru_cache(maxsize=1)
@@ -121,7 +122,7 @@ def read_hub(hub: Hub, split: str) -> tuple[list[dict[str, Any]], str]:
     Raises:
         ConfigError: There is no such data set or split, or no network.
     """
-    from datasets import load_dataset
+    from datasets import ClassLabel, load_dataset
 
     if not Path(hub.path).is_dir():
         _use_cache_without_network()
@@ -138,11 +139,26 @@ def read_hub(hub: Hub, split: str) -> tuple[list[dict[str, Any]], str]:
         raise ConfigError(f"{label}: the {split} split can't be loaded: {first}") from error
     checksums = sorted(rows.info.download_checksums or {})
     content = json.dumps([checksums, rows.info.dataset_name, str(rows.info.version), rows.num_rows, rows.column_names])
-    return rows.to_list(), hashlib.sha256(content.encode()).hexdigest()
+    classes = {name: one.names for name, one in rows.features.items() if isinstance(one, ClassLabel)}
+    found = [files.named_classes(row, classes) for row in rows.to_list()]
+    return found, hashlib.sha256(content.encode()).hexdigest()
 
 
-def check_columns(rows: list[dict[str, Any]], columns: list[str], where: str) -> None:
+def hub_classes(hub: Hub, split: str) -> dict[str, list[str]]:
+    """Column -> names of its classes in their order, as the Hub's copy gives them."""
+    from datasets import ClassLabel, load_dataset
+
+    rows = load_dataset(hub.path, hub.name, split=split, revision=hub.revision)
+    return {name: one.names for name, one in rows.features.items() if isinstance(one, ClassLabel)}
+
+
+def check_columns(
+    rows: list[dict[str, Any]], columns: list[str], where: str, there: Callable[[], Iterable[str]] | None = None
+) -> None:
     """Every named column is there.
+
+    Args:
+        there: All the columns that there are, asked for when one is missing; null: the first row's.
 
     Raises:
         ConfigError: The split has no rows, or lacks a column.
@@ -151,7 +167,7 @@ def check_columns(rows: list[dict[str, Any]], columns: list[str], where: str) ->
         raise ConfigError(f"{where}: the split has no rows")
     for column in columns:
         if column not in rows[0]:
-            raise ConfigError(f"{where}: no column {column!r}; {near_misses(column, rows[0])}")
+            raise ConfigError(f"{where}: no column {column!r}; {near_misses(column, there() if there else rows[0])}")
 
 
 def carve(

@@ -1,5 +1,7 @@
-"""How a row becomes a prompt: a template with column names in braces, or a chat template."""
+"""How a row becomes a prompt: a template with column names in braces."""
 
+import re
+from collections.abc import Callable
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
@@ -7,10 +9,17 @@ from harness.config.errors import ConfigError
 from harness.training.batches import Row
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
-# The value of a chat template's key that takes the one that comes with the tokenizer.
-OF_TOKENIZER = "tokenizer"
+# What a shell or a single-quoted YAML text can't write itself; a second backslash in front keeps both characters.
+_ESCAPED = re.compile(r"\\(\\?)([nt])")
+# Of a field of `str.format`, what reaches into a value.
+_REACHING = re.compile(r"[.\[\]]")
+
+
+def unescaped(template: str) -> str:
+    r"""A template with a line's end for `\n` and a tab for `\t`, which Hydra's command line leaves as they are."""
+    return _ESCAPED.sub(lambda found: f"\\{found[2]}" if found[1] else {"n": "\n", "t": "\t"}[found[2]], template)
 
 
 def columns_of(template: str, key: str) -> list[str]:
@@ -27,7 +36,7 @@ def columns_of(template: str, key: str) -> list[str]:
     for _, name, spec, conversion in parts:
         if name is None:
             continue
-        if not name.isidentifier() or spec or conversion:
+        if not name.strip() or name.isdigit() or _REACHING.search(name) or spec or conversion:
             raise ConfigError(f"{key}: {{{name}}} is not the name of a column alone; write {{column}}")
         columns.append(name)
     return columns
@@ -43,44 +52,17 @@ def check(template: str, key: str) -> None:
         raise ConfigError(f"{key}={template!r}: no column in braces, so all rows would be alike")
 
 
-def fill(template: str, row: Row) -> str:
-    """The template with a row's values in the place of its columns."""
-    return template.format_map(row)
-
-
-def chat_ids(
-    prompt: str, answer: str | None, system: str | None, template: str, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[list[int], list[int]]:
-    """Token ids of a conversation's prompt and of its answer, ended as the chat template ends it.
+def fill(template: str, row: Row, text: Callable[[Any], str]) -> str:
+    """The template with a row's values in the place of its columns.
 
     Args:
-        answer: null for a prompt alone; the second list is then empty.
-        template: Jinja, which transformers runs in a sandbox; or `tokenizer` for the tokenizer's own.
-
-    Raises:
-        ConfigError: The tokenizer has no template, or it can't be used.
+        text: Writes a value.
     """
-    from jinja2 import TemplateError
+    parts = Formatter().parse(template)
+    return "".join(before + ("" if name is None else text(row[name])) for before, name, _, _ in parts)
 
-    chosen = None if template == OF_TOKENIZER else template
-    if chosen is None and not tokenizer.chat_template:
-        raise ConfigError(
-            f"task.chat_template=tokenizer: the tokenizer of {tokenizer.name_or_path} has no chat template; give one, "
-            "or task.chat_template=null for plain prompts"
-        )
-    asked = [{"role": "system", "content": system}] if system else []
-    asked.append({"role": "user", "content": prompt})
-    options: dict[str, Any] = {"chat_template": chosen, "tokenize": True, "return_dict": False}
-    try:
-        before = list(tokenizer.apply_chat_template(asked, add_generation_prompt=True, **options))
-        if answer is None:
-            return before, []
-        whole = list(tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": answer}], **options))
-    except TemplateError as error:
-        raise ConfigError(f"task.chat_template: it can't be used: {error}") from error
-    if whole[: len(before)] != before:
-        raise ConfigError(
-            "task.chat_template: with an answer it does not begin as it does without, so the answer can't be told from "
-            "the prompt"
-        )
-    return before, whole[len(before) :]
+
+def sole_column(template: str) -> str | None:
+    """The column that a template consists of; null where it holds more."""
+    parts = list(Formatter().parse(template))
+    return parts[0][1] if len(parts) == 1 and not parts[0][0] else None

@@ -32,6 +32,7 @@ def run_tags(record: RunRecord) -> dict[str, str]:
         "method": _choice(record, "method"),
         "task": _choice(record, "task"),
         "model": _choice(record, "model"),
+        "backbone": (record.provenance.get("revisions") or {}).get("model"),
         "status": record.status,
         "error": record.error,
         "identity": record.identity,

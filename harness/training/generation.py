@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class End:
+    """What ends an answer beside the tokenizer's own end of sequence.
+
+    Attributes:
+        token: One token; null where it takes several.
+        text: The text of those; null where it is one token.
+    """
+
+    token: int | None
+    text: str | None
+
+
+@dataclass(frozen=True)
 class Generated:
     """Answers of a model.
 
@@ -46,6 +59,7 @@ def generate(
     prompts: list[list[int]],
     max_new_tokens: int,
     batch_size: int,
+    end: End | None = None,
 ) -> Generated:
     """Continue each prompt with the likeliest token at every step; leaves the model in evaluation mode.
 
@@ -58,6 +72,8 @@ def generate(
         prompts: Token ids, unpadded.
         max_new_tokens: Most tokens of an answer, its end of sequence counted.
         batch_size: Prompts that are continued side by side, the longest first.
+        end: What a chat template ends an answer with; null: the tokenizer's end of sequence alone does. An end that
+            takes several tokens stays in `Generated.tokens`.
 
     Raises:
         ValueError: A prompt is empty, or the longest leaves too few of the model's positions.
@@ -68,11 +84,12 @@ def generate(
 
     plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     _check_room(plain, prompts, max_new_tokens + _virtual_count(model))
-    end = tokenizer.eos_token_id
+    ends = [token for token in (tokenizer.eos_token_id, end.token if end else None) if token is not None]
+    text = end.text if end else None
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=end,
+        eos_token_id=ends or None,
         pad_token_id=tokenizer.pad_token_id,
         use_cache=True,
     )
@@ -84,14 +101,42 @@ def generate(
     with torch.inference_mode(), _without_own_settings(plain):
         for indices in tqdm(batches, desc="generate", unit="batch", disable=None, leave=False):
             inputs = _inputs(model, plain, [prompts[index] for index in indices], tokenizer.pad_token_id)
-            rows = plain.generate(**inputs, generation_config=settings)
             # Prompts given as vectors do not come back.
             given = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+            stops = [_Written(text, tokenizer, given)] if text else None
+            rows = plain.generate(**inputs, generation_config=settings, stopping_criteria=stops)
             for index, row in zip(indices, rows[:, given:].tolist(), strict=True):
-                length = row.index(end) if end in row else len(row)
+                length = next((place for place, token in enumerate(row) if token in ends), len(row))
+                if text:
+                    length = _through(text, row[:length], tokenizer)
                 answers[index] = row[:length]
-                new_tokens += min(length + 1, len(row))
+                new_tokens += length if text and length < len(row) else min(length + 1, len(row))
     return Generated(answers, new_tokens, time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Stops a row that has written a text; transformers' own needs a vocabulary that can write any text.
+
+    Attributes:
+        given: Tokens in front that were not generated.
+    """
+
+    text: str
+    tokenizer: "PreTrainedTokenizerBase"
+    given: int
+
+    def __call__(self, rows: "Tensor", scores: "Tensor", **_: Any) -> "Tensor":
+        import torch
+
+        # A token writes a character or more, but for parts of one.
+        last = rows[:, max(self.given, rows.shape[1] - 4 * len(self.text)) :].tolist()
+        return torch.tensor([self.text in self.tokenizer.decode(row) for row in last], device=rows.device)
+
+
+def _through(text: str, row: list[int], tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Tokens up to and with those that write a text; all where none do. What follows is padding."""
+    return next((count for count in range(1, len(row) + 1) if text in tokenizer.decode(row[:count])), len(row))
 
 
 def option_log_likelihoods(

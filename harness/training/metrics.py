@@ -31,10 +31,22 @@ def accuracy(predictions: "ndarray", references: "ndarray") -> float:
 
 
 def f1(predictions: "ndarray", references: "ndarray") -> float:
-    """Harmonic mean of precision and recall for the label 1; 0 without any positive, predicted or true."""
+    """Harmonic mean of precision and recall for the label 1; 0 without any positive, predicted or true.
+
+    Of two classes; for more of them see `f1_macro`.
+    """
     predicted, true = predictions == POSITIVE_LABEL, references == POSITIVE_LABEL
     total = predicted.sum() + true.sum()
     return float(2 * (predicted & true).sum() / total) if total else 0.0
+
+
+def f1_macro(predictions: "ndarray", references: "ndarray") -> float:
+    """Mean over the classes of each one's F1, a class that is rare counting as much as any other."""
+    import numpy as np
+
+    labels = np.unique(np.concatenate([predictions, references]))
+    predicted, true = predictions[:, None] == labels, references[:, None] == labels
+    return float((2 * (predicted & true).sum(0) / (predicted.sum(0) + true.sum(0))).mean())
 
 
 def matthews_correlation(predictions: "ndarray", references: "ndarray") -> float:
@@ -97,10 +109,14 @@ def _mean_over_rows(score: Callable[[str, str], float]) -> Callable[[Sequence[st
 
 
 METRICS: dict[str, Callable[[Any, Any], float]] = {
-    **{function.__name__: function for function in (accuracy, f1, matthews_correlation, pearson, spearman)},
+    **{function.__name__: function for function in (accuracy, f1, f1_macro, matthews_correlation, pearson, spearman)},
     **{name: _mean_over_rows(score) for name, score in PER_ROW.items()},
 }
 CORRELATIONS_OF_NUMBERS = (pearson, spearman)
+# What each metric compares.
+OF_NUMBERS = tuple(function.__name__ for function in CORRELATIONS_OF_NUMBERS)
+OF_TEXTS = tuple(PER_ROW)
+OF_CLASSES = tuple(name for name in METRICS if name not in (*OF_NUMBERS, *OF_TEXTS))
 LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "forgetting.before", "forgetting.after")
 
 

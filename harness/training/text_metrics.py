@@ -7,17 +7,34 @@ Summaries", section 3). GSM8K's answer is that of Cobbe et al. 2021 (arXiv 2110.
 ROUGE-L is written out here: the package rouge_score would bring nltk, absl, six and their needs for a stemmer that is
 not used, and the rest of it is one table. Values are the same on English text without stemming; letters outside of
 a-z are part of a word here, which that package takes for spaces.
+
+All of them read every script: texts are compared in Unicode's composed form (NFC), marks stay with their letters, and a
+script that is written without spaces goes by character. SQuAD's normalisation was made for English phrases: where it
+would leave nothing ("A", "+") or take a number's sign or point away, it stops short of that here.
 """
 
-import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_WORDS = re.compile(r"[^\W_]+")
+import regex as re  # Python's own re knows neither scripts nor marks
+
+# Scripts that put no space between words.
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
+# A letter's marks, and the joiners that some scripts write within a word.
+_MARKS = r"[\p{M}\u200c\u200d]*"
+_WORDS = re.compile(rf"{_UNSPACED}{_MARKS}|(?:(?!{_UNSPACED})[\p{{L}}\p{{N}}]{_MARKS})+")
+_CHARACTERS = re.compile(rf"{_UNSPACED}{_MARKS}|(?:(?!{_UNSPACED})\S)+")
+_ARTICLES = re.compile(r"(?<!\S)(a|an|the)(?!\S)")
+_MINUS = str.maketrans({"\u2212": "-", "\u2010": "-", "\u2011": "-"})
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_PUNCTUATION = rf"[\p{{P}}{re.escape(string.punctuation)}]"
+# What stays: the sign of a number, its point, and the signs that part C from C++ and C#, or a grade from another.
+_MEANT = r"(?<![\w)])-(?=\.?\d)|(?<=\d)\.(?=\d)|(?<!\w)\.(?=\d)|(?<=\p{L}[+#]*)[+#]+(?!\w)|(?<=\b\p{L})-(?!\w)"
+_BETWEEN_DIGITS = re.compile(rf"(?<=\d)(?!\.\d){_PUNCTUATION}+(?=\d)")
+_OTHER_PUNCTUATION = re.compile(rf"(?:{_MEANT})(*SKIP)(*FAIL)|{_PUNCTUATION}")
 _CURRENCY = re.compile(r"[$€£¥₹]\s*")
 ANSWER_MARK = "####"
 # A minus behind a digit, a letter or a bracket subtracts; a comma is part of a number only where it parts thousands.
@@ -25,8 +42,24 @@ _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\
 
 
 def normalised(text: str) -> str:
-    """SQuAD's normalisation: lower case, without punctuation, then without articles, then single spaces."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """SQuAD's normalisation: lower case, without punctuation, then without articles, then single spaces.
+
+    A number keeps its sign and its point, and what would leave nothing of a text is not done to it, so that only a
+    blank text is empty.
+    """
+    text = " ".join(unicodedata.normalize("NFC", text).lower().translate(_MINUS).split())
+    text = _THOUSANDS.sub(lambda number: number.group().replace(",", ""), text)
+    plain = " ".join(_OTHER_PUNCTUATION.sub("", _BETWEEN_DIGITS.sub(" ", text)).split())
+    return " ".join(_ARTICLES.sub(" ", plain).split()) or plain or text
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters and digits, in lower case; characters where a script has no spaces.
+
+    Of a text that has neither letters nor digits, what its spaces part.
+    """
+    text = unicodedata.normalize("NFC", text).lower()
+    return _WORDS.findall(text) or text.split()
 
 
 def exact_match(prediction: str, reference: str) -> float:
@@ -37,9 +70,9 @@ def exact_match(prediction: str, reference: str) -> float:
 def token_f1(prediction: str, reference: str) -> float:
     """Harmonic mean of precision and recall over normalised words, each as often as it occurs (SQuAD).
 
-    Where either side has no words, it is 1 if neither has and else 0.
+    Where either side is blank, it is 1 if both are and else 0.
     """
-    predicted, true = normalised(prediction).split(), normalised(reference).split()
+    predicted, true = _CHARACTERS.findall(normalised(prediction)), _CHARACTERS.findall(normalised(reference))
     shared = (Counter(predicted) & Counter(true)).total()
     return _harmonic_mean(shared, len(predicted), len(true))
 
@@ -47,10 +80,10 @@ def token_f1(prediction: str, reference: str) -> float:
 def rouge_l(prediction: str, reference: str) -> float:
     """ROUGE-L: harmonic mean of precision and recall of the longest common subsequence of words (Lin 2004, beta 1).
 
-    Words are runs of letters and digits, in lower case and not stemmed. Where either side has no words, it is 1 if
-    neither has and else 0.
+    Words are runs of letters and digits, in lower case and not stemmed. Where either side is blank, it is 1 if both
+    are and else 0.
     """
-    predicted, true = _WORDS.findall(prediction.lower()), _WORDS.findall(reference.lower())
+    predicted, true = words(prediction), words(reference)
     return _harmonic_mean(_common_subsequence(predicted, true), len(predicted), len(true))
 
 

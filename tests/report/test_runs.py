@@ -93,3 +93,17 @@ def test_there_must_be_a_store(tmp_path: Path) -> None:
             harness.load_runs(place)
     with pytest.raises(ConfigError, match="since=soon is no date"):
         harness.load_runs(tmp_path, since="soon")
+
+
+def test_backbones_are_told_apart_by_their_files_and_not_by_their_names(tmp_path: Path) -> None:
+    """Two that are called the same are two rows, one that has two names is one; an old record keeps its name."""
+    files = {"a": ("mine", "f" * 64), "b": ("mine", "0" * 64), "c": ("yours", "f" * 64), "d": ("mine", None)}
+    for method, (model, revision) in files.items():
+        path = write_run(tmp_path / "runs", method=method, model=model) / "result.json"
+        record = json.loads(path.read_text())
+        if revision:
+            record["provenance"]["revisions"] = {"model": revision}
+        path.write_text(json.dumps(record))
+    frame = harness.load_runs(tmp_path / "runs").set_index("method")["model"]
+    assert dict(frame) == {"a": "mine@ffffffff", "b": "mine@00000000", "c": "mine@ffffffff", "d": "mine"}
+    assert set(harness.load_runs(tmp_path / "runs", model="yours")["model"]) == {"yours"}

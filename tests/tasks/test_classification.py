@@ -5,13 +5,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
-from harness.config.build import build
+from harness.config import build
+from harness.config.build import component
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.sources import conf_root
 from harness.tasks.leakage import overlap
+from harness.tasks.scoring import write_predictions
+from harness.training.evaluation import Evaluation
 
 FOLDER = conf_root() / "conf/task"
 TASKS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*/*.yaml"))
@@ -28,6 +34,9 @@ GLUE_BY_HAND = {
 }
 
 
+MINE = ("classification", "task.name=mine", "task.text=s")
+
+
 def task_of(name: str, *overrides: str):
     return build(compose("config", [f"task={name}", *overrides])).task
 
@@ -37,11 +46,18 @@ def test_every_named_task_is_there() -> None:
     assert {f"micro/{name}" for name in ("sentiment", "acceptability", "entailment", "paraphrase")} <= set(TASKS)
 
 
+def version_of(name: str) -> int:
+    """2 where a published result changed: texts compared or options chosen, and pairs, which decoders now part."""
+    pairs = {f"glue/{task}" for task, columns in GLUE_BY_HAND.items() if len(columns) == 2}
+    pairs |= {"micro/entailment", "micro/paraphrase"}
+    return 2 if name.startswith("instruct/") or name in pairs or name == "lm/text" else 1
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_is_named_after_its_file_and_has_a_version(name: str) -> None:
     # Some have no copy on the Hub: they are for files.
     task = task_of(name, "task.data_dir=.")
-    assert (task.name, task.version) == (name, 1)
+    assert (task.name, task.version) == (name, version_of(name))
 
 
 @pytest.mark.parametrize("name", [task for task in TASKS if task.startswith("micro/")])
@@ -170,3 +186,113 @@ def test_overlap_counts_whole_texts_and_runs_of_words() -> None:
     train = ["One two three four five six seven eight nine.", "a b"]
     evaluation = ["one TWO three four five six seven eight", "A, b!", "nothing of the kind", "b a"]
     assert overlap(train, evaluation) == {"exact": 1 / 4, "8-gram": 1 / 4}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["task=glue/mnli", "task.metrics=[accuracy,f1]"],
+            "metrics=f1: it is of two classes, and there are 3; f1_macro",
+        ),
+        (["task=glue/rte", "task.metrics=[accuracy,pearson]"], "metrics=pearson: it compares numbers, and a class"),
+        (["task=glue/stsb", "task.metrics=[pearson,accuracy]"], "metrics=accuracy: it compares classes, and a number"),
+        (["task=glue/rte", "task.metrics=[accuracy,rouge_l]"], "metrics=rouge_l: it compares texts, and a class"),
+        (["model=micro_decoder", "task=instruct/micro", "task.metrics=[exact_match,f1]"], "metrics=f1: texts are"),
+    ],
+)
+def test_a_metric_belongs_to_a_kind_of_answer(overrides: list[str], sentence: str) -> None:
+    """What can't be meant is refused before anything is read."""
+    with pytest.raises(ConfigError, match=sentence):
+        build(compose("config", overrides))
+
+
+def test_overlap_sees_marks_and_scripts_without_spaces() -> None:
+    """Words that differ in a vowel sign are two; eight Chinese characters are a run as eight words are."""
+    assert overlap(["\u0915\u0940"], ["\u0915\u0947"])["exact"] == 0
+    assert (
+        overlap(
+            ["\u5c71\u9ad8\u6c34\u957f\u65e5\u6708\u661f\u8fb0\u3002"],
+            ["\u770b\u5c71\u9ad8\u6c34\u957f\u65e5\u6708\u661f\u8fb0"],
+        )["8-gram"]
+        == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "values", "classes"),
+    [
+        ("[sad,glad]", ["glad", " sad"], [1, 0]),
+        ("[sad,glad]", ["1", "0"], [1, 0]),
+        ("[sad,glad]", [True, False], [1, 0]),
+        ("[sad,glad]", [1.0, 0], [1, 0]),
+        ("['2','1']", [1, "2"], [1, 0]),  # names that are numbers are names
+        ("['true','false']", [True, False], [0, 1]),
+    ],
+)
+def test_a_class_is_told_by_its_name_or_its_place(
+    labels: str, values: list, classes: list[int], tmp_path: Path
+) -> None:
+    for split in ("train", "validation"):
+        rows = [{"s": f"text {number}", "label": values[number % 2]} for number in range(20)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = task_of(*MINE, f"task.data_dir={tmp_path}", f"task.labels={labels}")
+    assert [row["label"] for row in task.load().splits["validation"][:2]] == classes
+
+
+def test_numbers_written_as_text_are_a_regressions(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.csv").write_text("s,label\n" + "".join(f"007,{number / 4}\n" for number in range(20)))
+    options = ["task.labels=[]", "task.metrics=[pearson]", "task.primary_metric=pearson"]
+    data = task_of(*MINE, f"task.data_dir={tmp_path}", *options).load()
+    assert data.splits["validation"][:2] == [{"s": "007", "label": 0.0}, {"s": "007", "label": 0.25}]
+
+
+def test_classes_that_the_file_names_otherwise_are_refused(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"s": datasets.Value("string"), "label": datasets.ClassLabel(names=["glad", "sad"])})
+    rows = {"s": [f"text {number}" for number in range(20)], "label": [0, 1] * 10}
+    for split in ("train", "validation"):
+        datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / f"{split}.parquet")
+    in_other_order = task_of(*MINE, f"task.data_dir={tmp_path}", "task.labels=[sad,glad]").load()
+    assert [row["label"] for row in in_other_order.splits["validation"][:2]] == [1, 0]
+    with pytest.raises(ConfigError, match=r"label='glad' is none of task\.labels=\['happy', 'unhappy'\]"):
+        task_of(*MINE, f"task.data_dir={tmp_path}", "task.labels=[happy,unhappy]").load()
+
+
+def test_yamls_yes_and_no_are_to_be_quoted(tmp_path: Path) -> None:
+    plain = OmegaConf.to_container(compose("config", ["task=glue/sst2"]).task)
+    assert isinstance(plain, dict)
+    for key in ("labels", "text"):
+        given = {**plain, key: yaml.safe_load("[no, yes]")}
+        with pytest.raises(ConfigError, match=rf"task\.{key}=\[false, true\]: false is no text; YAML reads yes, no"):
+            component(given, "task")
+
+
+def test_rows_numbered_in_two_ways_keep_their_predictions(tmp_path: Path) -> None:
+    rows = {"train": [{"idx": 0}, {"idx": 1}], "validation": [{"idx": "dev-0"}]}
+    found = {split: Evaluation({}, {"label": [0] * len(given)}) for split, given in rows.items()}
+    write_predictions(tmp_path / "predictions.parquet", found, rows)
+    assert pd.read_parquet(tmp_path / "predictions.parquet")["idx"].tolist() == ["0", "1", "dev-0"]
+
+
+def test_a_decoders_pairs_have_something_between_them() -> None:
+    """The border between two texts is seen, the longer text is cut, and an encoder's own template stays."""
+    from harness.config.sources import PACKAGE
+    from harness.models import load_tokenizer
+    from harness.models.architectures import BERT, LLAMA
+
+    task = task_of("micro/entailment", "task.max_length=9")
+    first, second = task.text
+    texts = [("the bird", "sees the baker"), ("the bird sees", "the baker"), ("the bird " * 9, "the baker")]
+    rows = [{first: one, second: other, "label": 0} for one, other in texts]
+    decoder = load_tokenizer(PACKAGE / "pretrained/micro_decoder", LLAMA)
+    found = [" ".join(decoder.convert_ids_to_tokens(row["input_ids"])) for row in task.encode(rows, decoder)]
+    assert found[0].endswith("the bird </s> sees the baker")
+    assert found[1].endswith("the bird sees </s> the baker")
+    assert found[2].endswith("the bird the bird the </s> the baker") or found[2].endswith("bird </s> the baker")
+    assert all(len(one.split()) <= 9 for one in found)
+    encoder = load_tokenizer(PACKAGE / "pretrained/micro_encoder", BERT)
+    plain = encoder("the bird", "sees the baker", truncation=True, max_length=9)["input_ids"]
+    assert task.encode(rows[:1], encoder)[0]["input_ids"] == plain

@@ -145,7 +145,7 @@ def test_settings_that_can_not_be_right_are_refused(overrides: list[str], told: 
     [
         ({"ask": " ", "about": "", "reply": "a bird"}, "the prompt is empty (ask)"),
         ({"ask": "the bird", "about": "", "reply": " "}, "the answer is empty (reply)"),
-        ({"ask": "the bird", "about": "", "reply": 3}, "reply=3 is not text"),
+        ({"ask": "the bird", "about": "", "reply": {"a": 1}}, "reply={'a': 1} is not text"),
         ({"ask": "the bird", "about": ""}, "no column 'reply'"),
     ],
 )
@@ -223,7 +223,7 @@ def test_options_are_chosen_by_their_likelihood(tmp_path: Path) -> None:
     task, likelihoods = task_of(), {}
     for option in ("the baker", "a bird and another"):
         (row,) = task.encode([{**rows[0], "reply": option}], tokenizer)
-        ids = torch.tensor([row["input_ids"][:-1]])  # the end of sequence is not the option's
+        ids = torch.tensor([row["input_ids"]])
         with torch.no_grad():
             steps = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[len(row["prompt_ids"]) - 1 :]
         likelihoods[option] = (float(steps.sum()), float(steps.mean()))

@@ -45,6 +45,15 @@ def test_what_one_text_is_can_be_told(documents: str, expected: list[str]) -> No
     assert task_of(f"task.documents={documents}").texts(ROWS) == expected
 
 
+@pytest.mark.parametrize(
+    ("documents", "expected"),
+    [("whole", ["a b.\nc\nd"]), ("paragraph", ["a b.", "c\nd"]), ("row", ["a b.", "c\n", "d"])],
+)
+def test_rows_that_do_not_end_a_line_are_parted(documents: str, expected: list[str]) -> None:
+    rows = [{"text": "a b."}, {"text": "c\n"}, {"text": "d"}]
+    assert task_of(f"task.documents={documents}").texts(rows) == expected
+
+
 def test_the_end_of_a_running_text_is_set_aside(tmp_path: Path) -> None:
     lines = [f"line {number}\n" for number in range(40)]
     (tmp_path / "train.txt").write_text("".join(lines))

@@ -401,7 +401,7 @@ def write(folder: Path, *rows: dict[str, Any]) -> Path:
         ({"chosen": " "}, r"row 2: the chosen answer is empty \(chosen\)"),
         ({"rejected": ""}, r"row 2: the rejected answer is empty \(rejected\)"),
         ({"instruction": "", "input": "\n"}, r"row 2: the prompt is empty \(instruction\)"),
-        ({"chosen": 3}, "row 2: chosen=3 is not text"),
+        ({"chosen": {"a": 3}}, "row 2: chosen={'a': 3} is not text"),
     ],
     ids=["equal sides", "no chosen answer", "no rejected answer", "no prompt", "a number"],
 )

@@ -1,14 +1,16 @@
 """Rows come from local files or the Hub's layout, and what is wrong with them is said with file and line."""
 
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pytest
 
 from harness.config.errors import ConfigError
-from harness.tasks import sources
+from harness.tasks import files, sources
 
 SPLITS = {"train": "train", "validation": "validation"}
 
@@ -37,9 +39,9 @@ def test_a_split_is_found_under_our_name_or_the_hubs(tmp_path: Path) -> None:
     write(tmp_path, "train.csv", ROWS)
     write(tmp_path, "validation_matched.jsonl", ROWS)
     found = sources.local_files(str(tmp_path), {"train": "train", "validation": "validation_matched"})
-    assert {split: path.name for split, path in found.items()} == {
-        "train": "train.csv",
-        "validation": "validation_matched.jsonl",
+    assert {split: [path.name for path in paths] for split, paths in found.items()} == {
+        "train": ["train.csv"],
+        "validation": ["validation_matched.jsonl"],
     }
 
 
@@ -129,3 +131,81 @@ def test_a_smaller_sample_is_a_part_of_a_larger_one() -> None:
     small, large = sources.subsample(rows, 10, 0), sources.subsample(rows, 50, 0)
     assert large[:10] == small
     assert sources.subsample(rows, None, 0) is rows
+
+
+def test_a_text_column_of_a_csv_file_is_read_as_it_is_written(tmp_path: Path) -> None:
+    """Whatever its cells look like, and however late in the file; a column that is not text becomes numbers."""
+    cells = ["word"] * 12_000 + ["13.10", "007", "True", "1e3", "null", "N/A", "", "2024-01-31", '"a, ""b""\nc"']
+    lines = "".join(f"{cell},{number}\n" for number, cell in enumerate(cells))
+    (tmp_path / "train.csv").write_text(f"answer,idx\n{lines}")
+    rows = sources.read_file(tmp_path / "train.csv", text=["answer"])
+    assert [row["answer"] for row in rows[12_000:]] == [*cells[12_000:-1], 'a, "b"\nc']
+    assert [row["idx"] for row in rows] == list(range(len(cells)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.csv", "a,b\nx,y\n"),
+        ("train.csv", "a;b\r\nx;y\r\n"),
+        ("train.tsv", "a\tb\nx\ty\n"),
+        ("train.jsonl", '{"a": "x", "b": "y"}\n'),
+        ("train.json", '[{"a": "x", "b": "y"}]'),
+        ("train.json", '{"data": [{"a": "x", "b": "y"}]}'),
+        ("train.json", '{"a": ["x"], "b": ["y"]}'),
+        ("train.json", '{"a": "x", "b": "y"}\n'),
+        ("train.jsonl.gz", '{"a": "x", "b": "y"}\n'),
+        ("train.csv.gz", "a,b\nx,y\n"),
+    ],
+)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_byte_order_mark_is_no_part_of_any_format(name: str, content: str, mark: bytes, tmp_path: Path) -> None:
+    whole = mark + content.encode()
+    (tmp_path / name).write_bytes(gzip.compress(whole) if name.endswith(".gz") else whole)
+    assert sources.read_file(tmp_path / name) == [{"a": "x", "b": "y"}]
+    assert files.columns(tmp_path / name) == ["a", "b"]
+
+
+def test_a_text_files_first_line_has_no_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_bytes(b"\xef\xbb\xbfone\ntwo")
+    assert sources.read_file(tmp_path / "train.txt") == [{"text": "one\n"}, {"text": "two"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("train.csv", b"a,b\nx,y\nx,y,z\n", "line 3: 3 cells under 2 names of columns"),
+        ("train.csv", b'a,b\nx,"y\n', "line 2: not CSV"),
+        ("train.csv", b"a,a\nx,y\n", "two columns are called 'a'"),
+        ("train.jsonl.gz", b"no gzip", "can't be uncompressed"),
+        ("train.json", b"[1, 2]", "a list of JSON objects is needed"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused(name: str, content: bytes, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=sentence):
+        sources.read_file(tmp_path / name)
+
+
+def test_classes_that_have_names_in_a_parquet_file_are_given_by_those(tmp_path: Path) -> None:
+    features = datasets.Features({"s": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    rows = {"s": ["a", "b", "c"], "label": [1, 0, -1]}
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "train.parquet")
+    assert [row["label"] for row in sources.read_file(tmp_path / "train.parquet")] == ["yes", "no", -1]
+
+
+def test_shards_are_one_split_and_other_names_of_validation_do(tmp_path: Path) -> None:
+    for shard in range(2):
+        write(tmp_path, f"train-0000{shard}-of-00002.parquet", ROWS[shard * 5 : shard * 5 + 5])
+    write(tmp_path, "dev.jsonl", ROWS)
+    found = sources.local_files(str(tmp_path), SPLITS)
+    assert [row for path in found["train"] for row in sources.read_file(path)] == ROWS
+    assert [path.name for path in found["validation"]] == ["dev.jsonl"]
+    (tmp_path / "train-00001-of-00002.parquet").unlink()
+    with pytest.raises(ConfigError, match="1 of 2 shards of train"):
+        sources.local_files(str(tmp_path), SPLITS)
+
+
+def test_a_value_that_an_object_leaves_out_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"a": 1}\n{"b": 2}\n')
+    assert sources.read_file(tmp_path / "train.jsonl") == [{"a": 1, "b": None}, {"a": None, "b": 2}]

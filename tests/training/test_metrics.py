@@ -12,11 +12,12 @@ from harness.training.text_metrics import final_number, normalised
 REFERENCES = {
     "accuracy": lambda p, r: sklearn_metrics.accuracy_score(r, p),
     "f1": lambda p, r: sklearn_metrics.f1_score(r, p, zero_division=0),
+    "f1_macro": lambda p, r: sklearn_metrics.f1_score(r, p, average="macro", zero_division=0),
     "matthews_correlation": lambda p, r: sklearn_metrics.matthews_corrcoef(r, p),
     "pearson": lambda p, r: scipy.stats.pearsonr(p, r).statistic,
     "spearman": lambda p, r: scipy.stats.spearmanr(p, r).statistic,
 }
-CLASSES = ("accuracy", "f1", "matthews_correlation")
+CLASSES = ("accuracy", "f1", "f1_macro", "matthews_correlation")
 NUMBERS = ("pearson", "spearman")
 
 
@@ -34,7 +35,7 @@ def test_classification_agrees_with_scikit_learn(name, seed):
     assert one(name, predictions, references) == pytest.approx(REFERENCES[name](predictions, references), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "matthews_correlation"])
+@pytest.mark.parametrize("name", ["accuracy", "f1_macro", "matthews_correlation"])
 def test_more_than_two_classes_agree_with_scikit_learn(name):
     """Matthews is the R_K statistic there."""
     predictions, references = np.random.default_rng(0).integers(0, 4, (2, 300))
@@ -158,9 +159,17 @@ def test_metrics_of_text_work_as_evaluate_metrics_combined():
         ("The  Cat's\tmat.", "cats mat"),
         ("An apple, a day!", "apple day"),
         ("another theatre", "another theatre"),
-        ("a", ""),
-        ("...", ""),
+        ("a", "a"),
+        ("The.", "the"),
+        ("...", "..."),
+        ("+", "+"),
         ("", ""),
+        ("It is \u22123.50, not 1,250.0!", "it is -3.50 not 1250.0"),
+        ("from 3-4 at 10:30", "from 3 4 at 10 30"),
+        ("C++ or C#.", "c++ or c#"),
+        ("A- and B+", "a- and b+"),
+        ("well-known\u3002", "wellknown"),
+        ("cafe\u0301", "caf\u00e9"),
     ],
 )
 def test_squads_normalisation_takes_case_articles_punctuation_and_spacing_away(text, expected):
@@ -176,14 +185,19 @@ def test_squads_normalisation_takes_case_articles_punctuation_and_spacing_away(t
         ("exact_match", "", "red ball", 0),
         ("exact_match", "red ball", "", 0),
         ("exact_match", "", "", 1),
-        ("exact_match", "the", ".", 1),  # neither leaves a word
+        ("exact_match", "the", ".", 0),  # an answer of one article or sign is that article or sign
+        ("exact_match", "", "an", 0),
+        ("exact_match", "7", "-7", 0),
+        ("exact_match", "25", "2.5", 0),
+        ("exact_match", "F", "F#", 0),
         ("token_f1", "the red ball", "A ball, red!", 1),  # order does not count
         ("token_f1", "red red ball", "red ball", 4 / 5),  # 2 shared; precision 2/3, recall 1
         ("token_f1", "cat dog", "cat bird fish", 2 / 5),  # 1 shared; precision 1/2, recall 1/3
         ("token_f1", "cat", "dog", 0),
         ("token_f1", "", "dog", 0),
         ("token_f1", "cat", "", 0),
-        ("token_f1", "", "the", 1),
+        ("token_f1", "", "the", 0),
+        ("token_f1", "\u5c71\u6c34", "\u5c71\u706b", 1 / 2),  # characters, where there are no spaces
         # Lin 2004, section 3.1: the second and third sentence against the first
         ("rouge_l", "police kill the gunman", "police killed the gunman", 3 / 4),
         ("rouge_l", "the gunman kill police", "police killed the gunman", 2 / 4),
@@ -195,7 +209,13 @@ def test_squads_normalisation_takes_case_articles_punctuation_and_spacing_away(t
         ("rouge_l", "cat", "dog", 0),
         ("rouge_l", "", "dog", 0),
         ("rouge_l", "cat", "", 0),
-        ("rouge_l", "", "!", 1),
+        ("rouge_l", "", "!", 0),
+        ("rouge_l", "!", "?", 0),
+        ("rouge_l", "", " ", 1),
+        ("rouge_l", "\u092a\u0941\u0932", "\u092a\u0932", 0),  # a vowel sign is a part of its word
+        ("rouge_l", "\u064a\u064e\u062f", "\u064a\u0650\u062f", 0),
+        ("rouge_l", "\u5c71\u9ad8\u6c34\u957f", "\u5c71\u9ad8\u6c34", 6 / 7),
+        ("rouge_l", "na\u0131\u0308ve", "na\u0131\u0308ve", 1),
         ("gsm8k_answer", "16 - 3 = 13. #### 18", "So 9 * 2 = <<9*2=18>>18.\n#### 18", 1),
         ("gsm8k_answer", "#### $1,250.00", "#### 1250", 1),
         ("gsm8k_answer", "#### 18\n#### 19", "#### 18", 1),  # what a model goes on with does not count

@@ -1,0 +1,45 @@
+"""`model=FOLDER` and `model=OWNER/NAME` on a command line: a value that is no file of conf/model/ is a place."""
+
+import re
+from pathlib import Path
+
+from harness.config.errors import ConfigError
+from harness.config.mistakes import choices
+
+GROUP = "model="
+# Any YAML whose architecture is left to the folder; path and name are then set.
+STARTING_FROM = "micro_encoder"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def with_paths(overrides: list[str]) -> list[str]:
+    """Overrides with `model.path` in the place of a folder or Hub name given as `model`; all others as they are.
+
+    Raises:
+        ConfigError: Some of several values are files of conf/model/ and others are not.
+    """
+    return [one for override in overrides for one in _of_one(override)]
+
+
+def _of_one(override: str) -> list[str]:
+    if not override.startswith(GROUP):
+        return [override]
+    values = [value.strip().strip("'\"") for value in override.removeprefix(GROUP).split(",")]
+    elsewhere = [value for value in values if _is_elsewhere(value)]
+    if not elsewhere:
+        return [override]
+    if len(elsewhere) < len(values):
+        named = next(value for value in values if value not in elsewhere)
+        raise ConfigError(
+            f"{override}: {elsewhere[0]} is where a model is and {named} is a file of conf/model/; a sweep takes one "
+            "sort: write the other as its folder or Hub name too"
+        )
+    quoted = ",".join("'" + value.replace("'", r"\'") + "'" for value in values)
+    return [f"{GROUP}{STARTING_FROM}", f"model.path={quoted}", "model.name='${base_name:${model.path}}'"]
+
+
+def _is_elsewhere(value: str) -> bool:
+    if value in choices("model"):
+        return False
+    looks_local = value.startswith((".", "~", "/"))
+    return looks_local or Path(value).is_dir() or bool(HUB_NAME.fullmatch(value))

@@ -1,0 +1,237 @@
+"""Local files as rows: read line by line, cells of a named text column as they are written."""
+
+import csv
+import gzip
+import json
+import math
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from harness.config.errors import ConfigError
+
+Row = dict[str, Any]
+FORMATS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
+COMPRESSED = ".gz"
+SUFFIXES = (*FORMATS, *(f"{suffix}{COMPRESSED}" for suffix in FORMATS if suffix != ".parquet"))
+BOM = "\ufeff"
+# Wider cells than the csv module allows by itself: a document may be a cell.
+WIDEST_CELL = 2**31 - 1
+
+
+def suffix_of(path: Path) -> str:
+    """What a file's name says that it holds, the mark of compression left out: `.jsonl` of `train.jsonl.gz`."""
+    return Path(path.name.removesuffix(COMPRESSED)).suffix
+
+
+def read(path: Path, text: Collection[str] = (), wanted: Collection[str] | None = None) -> list[Row]:
+    """All rows of a JSONL, JSON, CSV, TSV or Parquet file; the lines of a text file, ends of lines kept, as `text`.
+
+    A UTF-8 byte order mark is skipped. Classes of a Parquet file that have names are given by those.
+
+    Args:
+        text: Columns whose cells stay as a CSV file writes them. Any other column of one becomes numbers where all of
+            its cells are.
+        wanted: Columns to keep, of those that are there; null: all.
+
+    Raises:
+        ConfigError: The file is empty, not UTF-8, or not what its name says; the line is named.
+    """
+    if path.stat().st_size == 0:
+        raise ConfigError(f"task.data_dir: {path} is empty")
+    kind = FORMATS[suffix_of(path)]
+    rows = {"json": _json, "csv": _csv, "parquet": _parquet, "text": _text}[kind](path)
+    kept = [{name: row[name] for name in row if name in wanted} if wanted is not None else row for row in rows]
+    if kind == "csv":
+        for name in set(kept[0] if kept else ()) - set(text):
+            _numbers(kept, name)
+    names = list(dict.fromkeys(name for row in kept for name in row))
+    # A JSON object may leave out what it has no value for.
+    return [row if len(row) == len(names) else {name: row.get(name) for name in names} for row in kept]
+
+
+def columns(path: Path) -> list[str]:
+    """The columns of a file's first row."""
+    kind = FORMATS[suffix_of(path)]
+    if kind == "parquet":
+        return list(_parquet_file(path).schema_arrow.names)
+    rows = {"json": _json, "csv": _csv, "text": _text}[kind](path)
+    return list(next(iter(rows), {}))
+
+
+def class_names(path: Path) -> dict[str, list[str]]:
+    """Column -> names of its classes in their order, where a file holds them."""
+    if FORMATS[suffix_of(path)] != "parquet":
+        return {}
+    return _classes_of(_parquet_file(path).schema_arrow.metadata or {})
+
+
+def as_text(value: Any) -> str:
+    """A value as text: numbers written out, true and false as JSON writes them, what is missing as nothing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "\n".join(map(as_text, value))
+    return value if isinstance(value, str) else str(value)
+
+
+def _open(path: Path) -> IO[bytes]:
+    if path.name.endswith(COMPRESSED):
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    return path.open("rb")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines with their ends, without a byte order mark.
+
+    Raises:
+        ConfigError: A line is not UTF-8, or the file is not compressed as its name says.
+    """
+    number = 0
+    with _open(path) as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                yield line.decode("utf-8").removeprefix(BOM) if number == 1 else line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"task.data_dir: {path}, line {number}: not UTF-8") from error
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise ConfigError(f"task.data_dir: {path} can't be uncompressed: {error}") from error
+
+
+def _text(path: Path) -> Iterator[Row]:
+    for line in _lines(path):
+        yield from ({"text": part} for part in line.splitlines(keepends=True))
+
+
+def _json(path: Path) -> Iterator[Row]:
+    if suffix_of(path) == ".json" and (whole := _whole_json(path)) is not None:
+        yield from whole
+        return
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"task.data_dir: {path}, line {number}: not JSON: {error.msg}") from error
+        if not isinstance(row, dict):
+            raise ConfigError(f"task.data_dir: {path}, line {number}: a JSON object is needed on each line")
+        yield row
+
+
+def _whole_json(path: Path) -> list[Row] | None:
+    """The rows of a file that is one JSON value: a list of objects, or an object with a list a column.
+
+    Null where it is an object a line.
+    """
+    try:
+        content = json.loads("".join(_lines(path)))
+    except json.JSONDecodeError:
+        return None
+    if isinstance(content, dict):
+        lists = {name: value for name, value in content.items() if isinstance(value, list)}
+        if len(lists) == 1 and all(isinstance(row, dict) for row in next(iter(lists.values()))):
+            content = next(iter(lists.values()))
+        elif lists and len(lists) == len(content) and len({len(column) for column in lists.values()}) == 1:
+            content = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+        else:
+            return None
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        raise ConfigError(f"task.data_dir: {path}: a list of JSON objects is needed, or an object on each line")
+    return content
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(WIDEST_CELL)
+    lines = _lines(path)
+    first = next(lines, "")
+    reader = csv.reader(_again(first, lines), delimiter=_delimiter(path, first), strict=True)
+    try:
+        header = next(reader, [])
+        if doubled := sorted({name for name in header if header.count(name) > 1}):
+            raise ConfigError(f"task.data_dir: {path}: two columns are called {doubled[0]!r}; rename one")
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise ConfigError(
+                    f"task.data_dir: {path}, line {reader.line_num}: {len(cells)} cells under {len(header)} names of "
+                    "columns; a cell with a separator in it needs quotes"
+                )
+            yield dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise ConfigError(f"task.data_dir: {path}, line {reader.line_num}: not CSV: {error}") from error
+
+
+def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _delimiter(path: Path, header: str) -> str:
+    """A tab in a .tsv file; else a comma, or the semicolon that some countries' spreadsheets write."""
+    if suffix_of(path) == ".tsv":
+        return "\t"
+    return ";" if "," not in header and ";" in header else ","
+
+
+def _numbers(rows: list[Row], name: str) -> None:
+    """Make a column numbers where all of its cells are."""
+    for kind in (int, float):
+        try:
+            numbers = [kind(row[name]) for row in rows]
+        except ValueError:
+            continue
+        for row, number in zip(rows, numbers, strict=True):
+            row[name] = number
+        return
+
+
+def _parquet_file(path: Path) -> Any:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        return ParquetFile(path)
+    except (ArrowException, OSError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise ConfigError(f"task.data_dir: {path} can't be read as parquet: {first}") from error
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    file = _parquet_file(path)
+    classes = _classes_of(file.schema_arrow.metadata or {})
+    for batch in file.iter_batches():
+        for row in batch.to_pylist():
+            yield named_classes(row, classes)
+
+
+def _classes_of(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
+    """Column -> names of its classes, as the library datasets leaves them in a Parquet file."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
+        return {}
+    return {
+        column: feature["names"]
+        for column, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+    }
+
+
+def named_classes(row: Row, classes: dict[str, list[str]]) -> Row:
+    """A row with names in the place of its classes' numbers; a hidden class, -1, stays."""
+    for column, names in classes.items():
+        number = row.get(column)
+        if isinstance(number, int) and 0 <= number < len(names):
+            row[column] = names[number]
+    return row

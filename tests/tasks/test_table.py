@@ -1,0 +1,204 @@
+"""One table and one line: classes, splits and metrics are read from the rows, or what is missing is asked for."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import harness
+from harness.config import build
+from harness.config.compose import compose
+from harness.config.errors import ConfigError
+from harness.run import prepare, run
+
+KINDS = ["outage", "billing", "praise"]
+
+
+def rows_of(count: int, **more: Any) -> list[dict[str, Any]]:
+    words = {"outage": "the bird is sad", "billing": "the baker", "praise": "a kind sailor"}
+    return [
+        {
+            "text": f"{words[KINDS[number % 3]]} {number}",
+            "kind": KINDS[number % 3],
+            "stars": number % 5 + 1,
+            "price": number * 1.25,
+            "urgent": number % 2 == 0,
+            "customer": f"c{number % 10}",
+            **{name: make(number) for name, make in more.items()},
+        }
+        for number in range(count)
+    ]
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> None:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    if name.endswith("jsonl"):
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return
+    with Path(name).open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[0].keys(), delimiter="\t" if name.endswith("tsv") else ",")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def table(file: str, label: str = "kind", *overrides: str) -> Any:
+    return build(
+        compose("config", ["task=table", f"task.file={file}", "task.text=text", f"task.label={label}", *overrides])
+    ).task
+
+
+@pytest.mark.parametrize(
+    ("label", "labels", "metrics"),
+    [
+        ("kind", ["billing", "outage", "praise"], ["accuracy", "f1_macro"]),
+        ("stars", ["1", "2", "3", "4", "5"], ["accuracy", "f1_macro"]),
+        ("urgent", ["False", "True"], ["accuracy", "f1"]),
+        ("price", [], ["pearson", "spearman"]),
+    ],
+)
+def test_classes_and_metrics_are_read_from_the_column(label: str, labels: list[str], metrics: list[str]) -> None:
+    write("tickets.csv", rows_of(120))
+    task = table("tickets.csv", label)
+    assert (task.name, task.labels, task.metrics, task.primary_metric) == ("tickets", labels, metrics, metrics[0])
+    data = task.load()
+    assert {split: len(rows) for split, rows in data.splits.items()} == {
+        "train": 86,
+        "development": 10,
+        "validation": 24,
+    }
+    assert data.notes["answer"].startswith("a number, since its 120 values" if not labels else "classes, since its")
+
+
+def test_classes_may_be_told_and_numbers_taken_for_classes() -> None:
+    write("tickets.csv", rows_of(120))
+    assert table("tickets.csv", "kind", "task.labels=[praise,outage,billing]").labels == ["praise", "outage", "billing"]
+    assert len(table("tickets.csv", "price", "task.predict=classes").labels) == 120
+    assert table("tickets.csv", "stars", "task.predict=number").regression
+    with pytest.raises(ConfigError, match=r"task\.predict=number: 'outage' in the column kind is none"):
+        table("tickets.csv", "kind", "task.predict=number")
+
+
+def test_all_that_is_missing_is_asked_for_with_what_the_file_holds() -> None:
+    write("tickets.csv", [{"text": row["text"], "kind": row["kind"]} for row in rows_of(30)])
+    told = r"task\.text=, task\.label=: .*\(columns: text, kind; text has 30 values, as .*; kind has 3 values: "
+    with pytest.raises(ConfigError, match=told):
+        build(compose("config", ["task=table", "task.file=tickets.csv"]))
+    with pytest.raises(ConfigError, match=r"task\.labels: a value is needed\ntask\.name: a value is needed"):
+        build(compose("config", ["task=classification", "task.data_dir=."]))
+
+
+def test_the_split_is_seeded_and_recorded() -> None:
+    """Equal texts and equal groups stay together, the shares of the classes are kept."""
+    rows = rows_of(150)
+    write("tickets.csv", [*rows, *rows[:60]])
+    data = table("tickets.csv", "kind", "task.group=customer").load()
+    members = {split: {row["customer"] for row in rows} for split, rows in data.splits.items()}
+    assert not members["train"] & members["validation"]
+    assert not members["train"] & members["development"]
+    again = table("tickets.csv", "kind", "task.group=customer").load()
+    assert again.notes["row_hashes"] == data.notes["row_hashes"]
+    assert len(data.splits["validation"][0]["idx"]) == 16
+    data = table("tickets.csv").load()
+    texts = {split: {row["text"] for row in rows} for split, rows in data.splits.items()}
+    assert not texts["train"] & texts["validation"]
+    assert not texts["train"] & texts["development"]
+    other = table("tickets.csv", "kind", "task.split_seed=1").load()
+    assert other.notes["row_hashes"] != data.notes["row_hashes"]
+
+
+@pytest.mark.parametrize(
+    ("files", "given"),
+    [
+        (["train.csv", "valid.csv"], "."),
+        (["data/train.tsv", "data/dev.tsv"], "data"),
+        (["a1.csv", "a2.csv"], "[a1.csv,a2.csv]"),
+        (["a1.jsonl", "a2.jsonl"], "'a?.jsonl'"),
+        (["data/one.csv", "data/two.csv"], "data"),
+    ],
+)
+def test_files_may_be_several_and_splits_already(files: list[str], given: str) -> None:
+    rows = rows_of(120)
+    write(files[0], rows[:90])
+    write(files[1], rows[90:])
+    data = table(given).load()
+    split = "train" in files[0]
+    assert len(data.splits["validation"]) == (30 if split else 24)
+    assert sum(map(len, data.splits.values())) == 120
+
+
+def test_a_folder_in_the_hubs_layout_works_and_keeps_the_order_of_its_classes(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "kind": datasets.ClassLabel(names=KINDS)})
+    rows = {"text": [row["text"] for row in rows_of(60)], "kind": [number % 3 for number in range(60)]}
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "news/train-00000-of-00001.parquet")
+    task = build(
+        compose("config", ["task=table", f"task.hub.path={tmp_path}/news", "task.text=text", "task.label=kind"])
+    ).task
+    assert task.labels == KINDS
+    assert [row["kind"] for row in task.load().splits["train"]][:1] == [KINDS.index("outage")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "overrides", "told"),
+    [
+        (rows_of(3), [], r"3 rows in 3 part\(s\) that belong together"),
+        (
+            [{**row, "text": "alike"} for row in rows_of(60)],
+            [],
+            r"60 rows in 1 part\(s\) that belong together, the largest",
+        ),
+        (
+            [{**row, "kind": "one"} for row in rows_of(60)],
+            [],
+            "all rows have 1 value: one, so there is nothing to learn",
+        ),
+        ([{**row, "customer": "c"} for row in rows_of(60)], ["task.group=customer"], "task.group=customer: all rows"),
+        ([*rows_of(60), {**rows_of(1)[0], "kind": ""}], [], "task.label=kind: 1 row.s. have no value there"),
+        (rows_of(60, kind=lambda number: f"words {number}"), [], "60 different values in 60 rows are no classes"),
+        (rows_of(60), ["task.group=custmer"], "no column 'custmer'; did you mean customer"),
+        (rows_of(60), ["task.file=ticket.csv"], r"there is no such file; did you mean tickets\.csv"),
+    ],
+)
+def test_a_table_that_can_not_be_split_or_learnt_says_so(rows: list, overrides: list[str], told: str) -> None:
+    write("tickets.csv", rows)
+    with pytest.raises(ConfigError, match=told):
+        table("tickets.csv", "kind", *overrides).load()
+
+
+def test_a_class_seen_once_stays_in_train_and_five_hundred_classes_do() -> None:
+    write("tickets.csv", [*rows_of(90), {**rows_of(1)[0], "text": "rare", "kind": "rare"}])
+    task = table("tickets.csv")
+    data = task.load()
+    place = task.labels.index("rare")
+    assert [sum(row["kind"] == place for row in data.splits[split]) for split in data.splits] == [1, 0, 0]
+    write("many.csv", rows_of(2000, kind=lambda number: f"class {number % 500}"))
+    task = table("many.csv")
+    assert len({row["kind"] for row in task.load().splits["train"]}) == len(task.labels) == 500
+
+
+def test_a_run_names_its_classes_everywhere(tmp_path: Path) -> None:
+    """In the record, the predictions, the adapter, its model and its card; the backbone by its folder."""
+    import shutil
+
+    from harness.config.sources import PACKAGE
+
+    shutil.copytree(PACKAGE / "pretrained/micro_encoder", "my-encoder")
+    write("tickets.csv", rows_of(90))
+    told = ["task=table", "task.file=tickets.csv", "task.text=text", "task.label=kind", "model=./my-encoder"]
+    rest = ["tracking=none", "train.max_steps=2", "forgetting.text=null", "measure.costs=false"]
+    result = run(prepare(compose("config", [*told, *rest])), tmp_path / "run")
+    assert result.status == "finished", result.error
+    names = sorted(KINDS)
+    assert result.config["task"]["labels"] == names
+    assert result.config["model"]["name"] == "my-encoder"
+    kept = pd.read_parquet(tmp_path / "run/predictions.parquet")
+    assert set(kept["label_name"]) == set(KINDS)
+    assert [names[place] for place in kept["prediction"]] == list(kept["prediction_name"])
+    loaded = harness.load_adapter(tmp_path / "run/adapter")
+    assert loaded.task.labels == names
+    assert loaded.model.config.id2label == dict(enumerate(names))
+    assert ", ".join(f"`{name}`" for name in names) in (tmp_path / "run/adapter/README.md").read_text()
