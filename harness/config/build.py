@@ -77,9 +77,9 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: A value is missing, or refers to what is not there.
     """
-    if missing := sorted(key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra")):
-        raise ConfigError("\n".join(f"{key}: a value is needed" for key in missing))
     try:
+        if missing := sorted(key for key in OmegaConf.missing_keys(cfg) if not key.startswith("hydra")):
+            raise ConfigError("\n".join(f"{key}: a value is needed" for key in missing))
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
     except OmegaConfBaseException as error:
         raise ConfigError(_sentence(error)) from error

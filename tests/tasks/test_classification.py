@@ -285,14 +285,14 @@ def test_a_decoders_pairs_have_something_between_them() -> None:
 
     task = task_of("micro/entailment", "task.max_length=9")
     first, second = task.text
-    texts = [("the bird", "sees the baker"), ("the bird sees", "the baker"), ("the bird " * 9, "the baker")]
+    texts = [("the bird", "and the baker"), ("the bird and", "the baker"), ("the bird " * 9, "the baker")]
     rows = [{first: one, second: other, "label": 0} for one, other in texts]
     decoder = load_tokenizer(PACKAGE / "pretrained/micro_decoder", LLAMA)
     found = [" ".join(decoder.convert_ids_to_tokens(row["input_ids"])) for row in task.encode(rows, decoder)]
-    assert found[0].endswith("the bird </s> sees the baker")
-    assert found[1].endswith("the bird sees </s> the baker")
+    assert found[0].endswith("the bird </s> and the baker")
+    assert found[1].endswith("the bird and </s> the baker")
     assert found[2].endswith("the bird the bird the </s> the baker") or found[2].endswith("bird </s> the baker")
     assert all(len(one.split()) <= 9 for one in found)
     encoder = load_tokenizer(PACKAGE / "pretrained/micro_encoder", BERT)
-    plain = encoder("the bird", "sees the baker", truncation=True, max_length=9)["input_ids"]
+    plain = encoder("the bird", "and the baker", truncation=True, max_length=9)["input_ids"]
     assert task.encode(rows[:1], encoder)[0]["input_ids"] == plain
