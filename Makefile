@@ -8,8 +8,10 @@ LOCK := requirements.lock
 INSTALLED := $(VENV)/installed
 INSTALLED_FOR_TESTS := $(VENV)/installed-for-tests
 DEMO := demo
+# Told to write no bytecode, each of the many interpreters here would compile torch and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
 # What takes minutes begins before what there is much of; many of these wait, so there is a process more than cores.
-SLOW_FIRST := $(filter-out tests/benchmarks/ tests/support/ tests/tasks/ tests/methods/,$(wildcard tests/*/)) $(wildcard tests/test_*.py) tests/tasks tests/methods
+SLOW_FIRST := $(filter-out tests/benchmarks/ tests/gpu/ tests/support/ tests/tasks/ tests/methods/,$(wildcard tests/*/)) $(wildcard tests/test_*.py) tests/tasks tests/methods
 
 # What the lock may not go beyond, with the reason:
 # torch: the newest with a CPU build in the package folders that the tests run from;
@@ -40,7 +42,7 @@ ifneq ($(wildcard $(VENV)),)
             then echo "it has $$($(BIN)/python -V), and PYTHON=$(PYTHON) is asked for"; fi)
 endif
 
-.PHONY: demo test test-slow test-newest test-lowest check coverage format lock report ui clean anew
+.PHONY: demo test test-slow test-newest test-lowest check coverage format lock report ui gpu-bundle clean anew
 .DEFAULT_GOAL := demo
 
 demo: $(INSTALLED) ## four methods on one task, then the report
@@ -54,6 +56,7 @@ test: $(INSTALLED_FOR_TESTS) ## the default tests
 
 test-slow: $(INSTALLED_FOR_TESTS) ## what takes minutes: benchmarks with their figures, every method on every backbone
 	$(BIN)/python -m pytest -m slow -s tests/benchmarks
+	$(BIN)/python -m pytest -m slow tests/gpu
 	$(BIN)/python -m pytest -m slow -n 3 --dist worksteal $(SLOW_FIRST)
 
 test-newest: $(INSTALLED_FOR_TESTS) ## the contracts and a sweep with the newest of everything that pyproject.toml allows, without the lock
@@ -89,8 +92,11 @@ report: $(INSTALLED) ## everything in ./mlflow.db, into report/
 ui: $(INSTALLED) ## browse the demo's runs
 	cd $(DEMO) && ../$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
 
+gpu-bundle: $(INSTALLED_FOR_TESTS) ## what a GPU machine without a network lacks, into gpu-bundle/; see tests/gpu/prove.sh
+	@$(BIN)/python tests/gpu/bundle.py
+
 clean:
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-lowest $(DEMO) dist build
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-lowest $(DEMO) gpu-bundle gpu-results dist build htmlcov
 
 ifneq ($(WHY_ANEW),)
 anew:

@@ -23,6 +23,7 @@ from harness.plan.__main__ import parse
 from harness.plan.costs import backbone_parameters, parameters, plan_point
 from harness.quantization.schemes import matrices, tabulate
 from harness.report import pairwise, runs, scores, tuning
+from harness.report.definitions import Pairs
 from harness.report.pairwise import Pairwise
 from harness.report.scores import FINISHED, MAJORITY
 from harness.training.metrics import higher_is_better
@@ -87,7 +88,7 @@ class Sweep:
     @cached_property
     def compared(self) -> dict[str, Pairwise]:
         """Task -> its methods in pairs."""
-        return {one.task: one for one in pairwise.compare_tasks(self.frame, self._plain)}
+        return {one.task: one for one in pairwise.compare_tasks(self.frame, self._plain, pairs=Pairs.all)}
 
     @cached_property
     def _plain(self) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from harness.claims.evidence import Evidence, Selection, Sweep
 from harness.claims.verdict import Case, NoEvidence, Outcome, decide
 from harness.config.errors import ConfigError
 from harness.report.comparison import Comparison, Resampled, compare
+from harness.report.spread import FEWEST_RUNS
 from harness.report.stats import CONFIDENCE, holm
 from harness.training.metrics import higher_is_better
 
@@ -118,7 +119,7 @@ class ChoiceMatters:
         pairs = [_pair(sweep, task, one, one.a, one.b) for one in wanted]
         evidence = f"{sweep.name}, {task}"
         if not pairs:
-            reason = "no two of these with two seeds or more and predictions are there"
+            reason = "no two of these with three seeds or more and predictions are there"
             return Case(evidence, f"{len(names)} configurations", Outcome.no_evidence, remark=reason)
         margin = self.margin_share if pairs[0].relative else self.margin
         beyond = [pair for pair in pairs if pair.low > margin and pair.corrected_p < 1 - CONFIDENCE]
@@ -129,7 +130,7 @@ class ChoiceMatters:
         if learnt and whole and not beyond and all(-margin <= pair.low and pair.high <= margin for pair in pairs):
             outcome = Outcome.fails
         remarks = [f"farthest apart of {len(pairs)} pairs; {len(beyond)} differ by more than that"]
-        remarks += [] if whole else ["some have one run yet"]
+        remarks += [] if whole else ["some have too few runs yet"]
         remarks += [] if learnt else [NOTHING_LEARNT]
         return widest.case(outcome if learnt else Outcome.undecided, margin, math.inf, remarks)
 
@@ -169,11 +170,12 @@ class ForgetsLess:
     def _of_task(self, sweep: Sweep, task: str, grown: Mapping[str, list[float]]) -> Iterator[Case]:
         wanted = [pair for pair in sweep.pairs(task, self.methods, self.against) if {*pair} <= {*grown}]
         found = [across_runs(grown[a], grown[b]) for a, b in wanted]
-        corrected = holm([one.p if one.over_seeds else math.nan for one in found])
-        for (a, b), one, p in zip(wanted, found, corrected, strict=True):
+        enough = [min(one.runs_a, one.runs_b) >= FEWEST_RUNS for one in found]
+        corrected = holm([one.p if many else math.nan for one, many in zip(found, enough, strict=True)])
+        for (a, b), one, p, many in zip(wanted, found, corrected, enough, strict=True):
             outcome = decide(one.low, one.high, -math.inf, 0) if p < 1 - CONFIDENCE else Outcome.undecided
             value, low, high = (float(np.exp(end)) for end in (one.difference, one.low, one.high))
-            remark = "" if one.over_seeds else ONE_RUN
+            remark = "" if many else ONE_RUN
             name = f"growth with {a} over that with {b}"
             yield Case(f"{sweep.name}, {task}", name, outcome, value, low, high, 0.0, 1.0, "ratio", remark)
 
@@ -182,7 +184,7 @@ class ForgetsLess:
 
 NOTHING_LEARNT = "neither is known to be better than the commonest answer, so nothing is compared"
 NOT_MEASURED, NOT_FINISHED = "it was not measured there", "not finished in this sweep yet"
-ONE_RUN = "one run of a method says nothing of others"
+ONE_RUN = "too few runs of a method, or runs too unstable, say nothing of others"
 
 
 @dataclass(frozen=True)
@@ -209,10 +211,10 @@ class Pair:
 
     @property
     def remark(self) -> str:
-        if not self.over_seeds:
-            return ONE_RUN
         if not self.learnt:
             return NOTHING_LEARNT
+        if not self.over_seeds:
+            return ONE_RUN
         names = ", ".join(self.on_edge)
         return f"best learning rate at the end of its grid: {names}" if names else ""
 

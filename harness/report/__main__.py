@@ -20,6 +20,8 @@ keys:
   columns=NAME,...          of the score tables: sd n interval groups best base forgetting trainable share seconds
                             tokens_per_second adapter, or any figure of the runs, such as validation.f1
   baseline=METHOD           what the others are held against, where a task has it (full, or else the best)
+  pairs=all                 every pair of methods is tested, not each against the baseline alone
+  analysis=KIND             confirmatory (Holm) or exploratory (Benjamini-Hochberg, of more than ten methods by default)
   plots=NAME,...            only these pictures, such as score_vs_parameters,seeds
   compare=RUN_A,RUN_B       two run directories, or ids of runs in the store
   attach=true|false         put the report on the sweep's parent run in the store too; by default where the report is of

@@ -1,5 +1,6 @@
 """Cells of tables: numbers, intervals and marks as text."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -7,11 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from harness.report.pairwise import BEST, LEVEL
+from harness.report.pairwise import ALIKE, BEST
 from harness.report.scores import MAJORITY
 
 NONE = "–"
-STANDING = {BEST: "★", LEVEL: "≈"}
+STANDING = {BEST: "★", ALIKE: "≈"}
+# Runs that make a method too unstable to say.
+UNSTABLE = ("collapsed", "diverged")
 # Rows of a table in a file or on the page, and in a terminal.
 MOST_ROWS, MOST_PRINTED = 2000, 100
 
@@ -52,6 +55,29 @@ def interval(low: float, high: float, n: int = 2, places: int = 4) -> str:
     return NONE if pd.isna(low) or pd.isna(high) else f"[{number(low, places)}, {number(high, places)}]"
 
 
+def known(row: Any) -> str:
+    """Write what is known of a method's mean: its interval, or why there is none and what is there instead."""
+    lost = [f"{int(row[kind])} of {int(row['n'] + row['diverged'])} {kind}" for kind in UNSTABLE if row[kind]]
+    if lost:
+        return ", ".join(lost)
+    if row["n"] == 2:
+        # Two scores are their mean less and plus this.
+        half = row["std"] / math.sqrt(2)
+        return f"{number(row['mean'] - half)}, {number(row['mean'] + half)}"
+    return interval(row["low"], row["high"], 2 if not pd.isna(row["low"]) else row["n"])
+
+
+def spread(row: Any) -> str:
+    """Write a method's sample standard deviation, but of a mixture of runs that learned and runs that did not."""
+    return NONE if any(row[kind] for kind in UNSTABLE) else deviation(row["std"], row["n"])
+
+
+def chance(row: Any) -> str:
+    """Mark the highest score observed and those not told apart from it, with the probability of being the best."""
+    parts = [STANDING.get(row["standing"], ""), number(row["best_probability"], 2)]
+    return "" if pd.isna(row["best_probability"]) else " ".join(part for part in parts if part)
+
+
 def probability(p: float) -> str:
     """Write a p value; small ones as a bound."""
     return NONE if pd.isna(p) else "<0.0001" if p < 0.0001 else f"{p:.4f}"
@@ -85,6 +111,8 @@ def figure(name: str, value: float) -> str:
     """Write a figure that a run has, by its name in the store."""
     if name.endswith("_bytes"):
         return size(value)
+    if name == "cost.flops_ceiling_share" and value > 1:
+        return NONE
     if not name.startswith("cost."):
         return number(value)
     return NONE if pd.isna(value) else number(value, 0) if float(value).is_integer() else f"{value:,.4g}"

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.config.errors import ConfigError
-from harness.report.stats import CONFIDENCE, PLACES, RESAMPLES, TAILS, Summary, holm, summarise
+from harness.report.stats import CONFIDENCE, PLACES, RESAMPLES, TAILS, holm, summarise
 from harness.tracking.record import PREDICTIONS_FILE
 from harness.training.text_metrics import PER_ROW
 
@@ -155,21 +155,6 @@ def _finished(scores: np.ndarray, replicates: np.ndarray, rows: int, seed: int) 
 # --- Comparing ------------------------------------------------------------------------------------------------------
 
 
-def summarise_over_examples(method: Resampled) -> Summary:
-    """Summarise a method's runs, with an interval over seeds and examples: of other runs, on other rows.
-
-    One run says nothing of other runs: with n=1 there is no interval, as in `summarise`.
-    """
-    found = summarise(method.scores)
-    if found.n < 2:
-        return found
-    seeds = found.std**2 / found.n
-    rows = float(method.replicates.mean(axis=1).var(ddof=1))
-    error, freedom = _combined(np.array([[seeds], [rows]]), np.array([[found.n - 1], [method.rows - 1]]))
-    half = float(_quantile(freedom)[0] * error[0])
-    return Summary(found.n, found.mean, found.std, found.mean - half, found.mean + half)
-
-
 def compare(methods: Mapping[str, Resampled], higher_is_better: bool = True) -> list[Comparison]:
     """Compare each method with each other one, corrected for the number of pairs.
 
@@ -243,25 +228,6 @@ def _quantile(freedom: np.ndarray) -> np.ndarray:
     from scipy.stats import t
 
     return t.ppf(TAILS[1], freedom)
-
-
-def paired_bootstrap(
-    metric: Metric,
-    predictions_a: np.ndarray,
-    predictions_b: np.ndarray,
-    references: np.ndarray,
-    higher_is_better: bool = True,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> Comparison:
-    """Compare two methods, A and B, by any metric of predictions (runs x rows) and references (rows)."""
-    return compare(
-        {
-            name: resample_metric(metric, predictions, references, seed, resamples)
-            for name, predictions in (("A", predictions_a), ("B", predictions_b))
-        },
-        higher_is_better,
-    )[0]
 
 
 # --- What runs left -------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ name counts instead.
 """
 
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,20 @@ FOLDER = "reports"
 
 # Beside the definitions, and none.
 LEDGER = "claims"
+
+
+class Pairs(Enum):
+    """Which methods are tested against each other."""
+
+    baseline = "baseline"
+    all = "all"
+
+
+class Analysis(Enum):
+    """What tests are for: with Holm's correction they confirm, with Benjamini and Hochberg's they explore."""
+
+    confirmatory = "confirmatory"
+    exploratory = "exploratory"
 
 
 @dataclass(kw_only=True)
@@ -40,6 +55,8 @@ class Definition:
         baseline: The method or row that the others are held against, full fine-tuning unless set; a task that lacks it
             has its best one.
         plots: Pictures that are drawn, by their file's name without ending.
+        pairs: Each method is tested against the baseline, or with `all` against each other one too.
+        analysis: Whether the tests confirm or explore; by default they explore where a task has more than ten methods.
     """
 
     title: str | None = None
@@ -52,6 +69,8 @@ class Definition:
     columns: list[str] | None = None
     baseline: str | None = None
     plots: list[str] | None = None
+    pairs: Pairs = Pairs.baseline
+    analysis: Analysis | None = None
 
 
 def find(name: str) -> dict[str, Any] | None:

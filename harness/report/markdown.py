@@ -10,8 +10,9 @@ import pandas as pd
 
 from harness.config.versions import DECIDING
 from harness.report.cells import MOST_PRINTED, Table, number, shortened
-from harness.report.pairwise import Pairwise, few
+from harness.report.pairwise import Pairwise, few, tested
 from harness.report.scores import MAJORITY
+from harness.report.stats import CONFIDENCE
 
 TITLE = "Fine-tuning methods compared"
 # Tasks whose best is named at the top; of more, the table over tasks tells.
@@ -48,26 +49,43 @@ def versions(runs: pd.DataFrame) -> list[str]:
 
 
 def verdicts(summary: pd.DataFrame, found: Sequence[Pairwise]) -> str:
-    """Name the best method of each task, and say whether it can be told apart from the others."""
+    """Name the method with the highest score on each task, and say how far that can be believed."""
     sentences = []
     for one in found[:MOST_VERDICTS]:
         rows = summary[(summary["task"] == one.task) & (summary["configuration"] != MAJORITY) & (summary["n"] > 0)]
         if len(rows) < 2:
             continue
         best = rows[rows["configuration"] == one.best].iloc[0] if one.best else rows.iloc[0]
-        among = " of those compared" * bool(one.best and rows["configuration"].iloc[0] not in one.groups)
-        score = f"{best['configuration']} is best{among} with {number(best['mean'])} {one.metric or 'score'}"
-        level = [name for name in rows["configuration"] if name in one.level]
-        if not one.best:
-            rest = "; nothing tells whether by more than chance, as no predictions can be compared"
-        elif level:
-            rest = f", not told apart from {few(level)}"
-        else:
-            rest = f", told apart from {'the other' if len(one.groups) == 2 else f'all {len(one.groups) - 1} others'}"
-        apart = len(rows) - len(one.groups) if one.best else 0
-        rest += f"; {apart} more {'was' if apart == 1 else 'were'} not compared" * bool(apart)
-        sentences.append(f"On {one.task} {score}{rest}.")
+        score = f"{number(best['mean'])} {one.metric or 'score'}{_doubt(rows, one)}"
+        compared = {name for pair in one.comparisons for name in (pair.a, pair.b)} | {*one.groups}
+        among = " of those compared" * bool(one.best and rows["configuration"].iloc[0] not in compared)
+        sentences.append(f"On {one.task} {best['configuration']} has the highest score observed{among}, {score}.")
     return " ".join(sentences)
+
+
+def _doubt(rows: pd.DataFrame, one: Pairwise) -> str:
+    """Say how far the highest score can be believed."""
+    if not one.best:
+        return "; nothing tells whether by more than chance, as no predictions can be compared"
+    names = {*one.groups} | {name for pair in one.comparisons for name in (pair.a, pair.b)}
+    parts = []
+    if one.best in one.chances:
+        parts.append(f" (the best with probability {one.chances[one.best]:.2f})")
+    elif not one.chances:
+        parts.append("; under three runs of a method say nothing of the next")
+    else:
+        parts.append("; it is too unstable to say, or has under three runs")
+    level = [name for name in rows["configuration"] if name in one.level]
+    if one.every_pair and one.best in one.groups:
+        others = len(one.groups) - 1
+        apart = f", told apart from {'the other' if others == 1 else f'all {others} others'} tested"
+        parts.append(f", not told apart from {few(level)}" if level else apart)
+    elif one.chances:
+        better = sum(not pd.isna(pair.p) and pair.corrected_p < 1 - CONFIDENCE for pair in one.comparisons)
+        parts.append(f"; {better} of {tested(one)} methods tested differ{'s' * (better == 1)} from {one.baseline}")
+    left = sum(name not in names for name in rows["configuration"])
+    parts.append(f"; {left} more {'was' if left == 1 else 'were'} not compared" * bool(left))
+    return "".join(parts)
 
 
 def protocol(summary: pd.DataFrame, tuned: bool) -> list[str]:

@@ -17,6 +17,8 @@ from harness.tracking.entries import run_params
 SOURCE = "peft's method comparison"
 TASK = "peft/MetaMathQA"
 DATA = {"metamath", "gsm8k"}
+# GSM8K's test split (Cobbe et al. 2021, arXiv 2110.14168), of which each accuracy is a share.
+QUESTIONS = 1319
 # Their folder names -> ours, of methods that are the same.
 METHODS = {
     "full-finetuning": "full",
@@ -120,6 +122,7 @@ def _metrics(trained: dict[str, Any], info: dict[str, Any]) -> dict[str, float |
     whole = info["peft_config"] is None
     found: dict[str, float | None] = {
         "validation.accuracy": next((line["test accuracy"] for line in lines if "test accuracy" in line), None),
+        "validation.rows": QUESTIONS if any("test accuracy" in line for line in lines) else None,
         "development.accuracy": next((x["valid accuracy"] for x in reversed(lines) if "valid accuracy" in x), None),
         "cost.trainable_parameters": trained["num_trainable_params"],
         "cost.total_parameters": trained["num_total_params"],

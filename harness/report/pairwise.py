@@ -1,8 +1,9 @@
 """The methods of a task held against each other, from the predictions that their runs left in the store."""
 
+import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -11,17 +12,13 @@ import pandas as pd
 
 from harness import tracking
 from harness.config.errors import ConfigError, near_misses
-from harness.report.comparison import (
-    Comparison,
-    Resampled,
-    compare,
-    per_row_scores,
-    read_predictions,
-    resample_methods,
-    summarise_over_examples,
-)
+from harness.report import family, intervals
+from harness.report.comparison import Comparison, Resampled, per_row_scores, read_predictions, resample_methods
+from harness.report.definitions import Analysis, Pairs
+from harness.report.family import Member
 from harness.report.scores import FINISHED, MAJORITY, compared, label
-from harness.report.stats import CONFIDENCE, RESAMPLES, Summary, letters, minimum_detectable_difference
+from harness.report.spread import FEWEST_RUNS, LEVEL, Runs, Spreads, spreads
+from harness.report.stats import RESAMPLES, Summary, letters
 from harness.tracking.record import PREDICTIONS_FILE
 from harness.training.metrics import higher_is_better
 
@@ -31,7 +28,7 @@ MOST_METHODS = 64
 MOST_COMPUTATIONS, FEWEST_RESAMPLES = 40_000, 400
 # Stored predictions and the recorded score are of the same model if they agree to this share.
 AGREEMENT = 1e-4
-BEST, LEVEL = "best", "not told apart from the best"
+BEST, ALIKE = "highest observed", "not told apart from the highest"
 BASELINE = "full"
 
 
@@ -43,14 +40,18 @@ class Pairwise:
         task: Its name.
         metric: Primary metric.
         split: `validation` or `development`.
-        rows: Examples of the split; 0 where no predictions could be read.
-        comparisons: All pairs of methods whose predictions could be read, Holm-corrected together; best first.
+        rows: Examples of the split; 0 where nothing could be compared.
+        comparisons: Pairs of methods, corrected together: each with the baseline, or all of them; best first.
         summaries: Method -> mean with an interval over seeds and examples.
-        groups: Method -> its letters: methods that share one were not told apart.
-        best: The best of them; empty where fewer than two are compared.
-        level: Those that were not told apart from it.
-        baseline: What the report holds the others against: full fine-tuning, or else the best.
-        notes: Sentences on what was not compared, and on how small a difference the split can show.
+        groups: Method -> its letters, where all pairs were tested: methods that share one were not told apart.
+        best: The method with the highest score observed; empty where fewer than two are compared.
+        level: Those that were not told apart from it, where all pairs were tested.
+        baseline: What the report holds the others against: full fine-tuning, or else the one that is observed highest.
+        notes: Sentences on what was not compared, and on how small a difference can be seen.
+        correction: `Holm` or `Benjamini-Hochberg`.
+        every_pair: Whether all pairs were tested.
+        chances: Method -> the probability that it is the best of those tested over seeds.
+        blocked: Whether runs were paired by seed.
     """
 
     task: str
@@ -64,10 +65,19 @@ class Pairwise:
     level: frozenset[str]
     baseline: str
     notes: tuple[str, ...]
+    correction: str = family.HOLM
+    every_pair: bool = False
+    chances: Mapping[str, float] = field(default_factory=dict)
+    blocked: bool = False
 
 
 def compare_tasks(
-    frame: pd.DataFrame, summary: pd.DataFrame, baseline: str | None = None, server: str | None = None
+    frame: pd.DataFrame,
+    summary: pd.DataFrame,
+    baseline: str | None = None,
+    server: str | None = None,
+    pairs: Pairs = Pairs.baseline,
+    analysis: Analysis | None = None,
 ) -> list[Pairwise]:
     """Compare the methods of each task.
 
@@ -76,6 +86,8 @@ def compare_tasks(
         summary: The main table (`scores.summary`).
         baseline: What the others are held against, a method or a row's name; null for full fine-tuning.
         server: Tracking URI of the server that has the predictions; null where they are on this machine.
+        pairs: Whether each is held against the baseline alone, or also against each other.
+        analysis: Decides the correction; null for exploratory of more than `family.MOST_CONFIRMED` methods.
 
     Raises:
         ConfigError: No task has the baseline.
@@ -87,12 +99,20 @@ def compare_tasks(
     runs = compared(frame)
     runs = runs[runs["status"] == FINISHED].assign(configuration=label(runs))
     return [
-        _of_task(str(task), rows, runs[runs["task"] == task], baseline or BASELINE, server)
+        _of_task(str(task), rows, runs[runs["task"] == task], baseline or BASELINE, server, pairs, analysis)
         for task, rows in summary.groupby("task", sort=True)
     ]
 
 
-def _of_task(task: str, rows: pd.DataFrame, runs: pd.DataFrame, wanted: str, server: str | None) -> Pairwise:
+def _of_task(
+    task: str,
+    rows: pd.DataFrame,
+    runs: pd.DataFrame,
+    wanted: str,
+    server: str | None,
+    pairs: Pairs,
+    analysis: Analysis | None,
+) -> Pairwise:
     metric, split = str(rows["metric"].iloc[0]), str(rows["split"].iloc[0])
     scored = rows[(rows["configuration"] != MAJORITY) & (rows["n"] > 0)]
     names = list(scored["configuration"])
@@ -101,33 +121,96 @@ def _of_task(task: str, rows: pd.DataFrame, runs: pd.DataFrame, wanted: str, ser
     kept = names[:MOST_METHODS]
     if baseline not in kept:
         kept[-1:] = [baseline] if baseline else []
-    needed = ["configuration", "artifact_uri", "mlflow_run_id", split]
     chosen = runs[runs[split].notna() & runs["configuration"].isin(kept)]
-    groups = dict(list(chosen[needed].groupby("configuration")))
-    found, notes = _resampled({name: groups[name] for name in kept}, split, metric, server)
+    groups = dict(list(chosen.groupby("configuration")))
+    lost = dict(zip(scored["configuration"], (scored["collapsed"] + scored["diverged"]).astype(int), strict=True))
+    members, notes = _members({name: groups[name] for name in kept}, lost, split, metric, server)
     if len(kept) < len(names):
         notes.insert(0, f"Of {len(names)} methods the {len(kept)} best are compared.")
-    comparisons = tuple(compare(found, higher_is_better(metric))) if len(found) > 1 else ()
-    apart = [(pair.a, pair.b) for pair in comparisons if pair.corrected_p < 1 - CONFIDENCE]
-    best = next(iter(found), "") if comparisons else ""
-    from_best = {name for pair in apart if best in pair for name in pair}
-    baseline = baseline if baseline in found else best
-    size = next((method.rows for method in found.values()), 0)
-    notes += _precision(metric, size, comparisons, [float(method.scores.mean()) for method in found.values()])
-    return Pairwise(
+    seeded = {name: _runs(groups[name], split, lost[name]) for name in members}
+    known = spreads(seeded, float(np.median([one.rows_variance for one in members.values()])) if members else 0.0)
+    best = next(iter(members), "") if len(members) > 1 else ""
+    baseline = baseline if baseline in members else best
+    every = pairs is Pairs.all
+    tested = [pair for pair in itertools.combinations(members, 2) if every or baseline in pair]
+    confirms = len(members) <= family.MOST_CONFIRMED if analysis is None else analysis is Analysis.confirmatory
+    correction = family.HOLM if confirms else family.FALSE_DISCOVERY
+    comparisons = tuple(family.compare_family(members, known, tested, correction, higher_is_better(metric)))
+    notes += _precision(members, known, comparisons)
+    whole = len(members) == len(names)
+    found = Pairwise(
         task,
         metric,
         split,
-        size,
+        next((one.rows for one in members.values()), 0),
         comparisons,
         # One method's interval over examples beside another's over seeds alone would be misread.
-        {name: summarise_over_examples(method) for name, method in found.items()} if len(found) == len(names) else {},
-        letters(list(found), apart) if comparisons else {},
+        {name: _summary(metric, one, seeded[name]) for name, one in members.items()} if whole else {},
+        {},
         best,
-        frozenset(set(found) - from_best - {best}) if comparisons else frozenset(),
+        frozenset(),
         baseline,
         tuple(notes),
+        correction,
+        every,
+        family.chances(members, known, higher_is_better(metric)),
+        known.blocked,
     )
+    return _grouped(found, known) if every else found
+
+
+def _grouped(found: Pairwise, known: Spreads) -> Pairwise:
+    """Add letters, and who was not told apart from the highest; both need three runs, so that seeds are in them."""
+    names = [name for name in found.chances if name not in known.unstable]
+    pairs = [one for one in found.comparisons if {one.a, one.b} <= {*names}]
+    apart = [(pair.a, pair.b) for pair in pairs if pair.corrected_p < LEVEL]
+    from_best = {name for pair in apart if found.best in pair for name in pair}
+    level = frozenset({*names} - from_best - {found.best}) if found.best in names else frozenset()
+    return replace(found, groups=letters(names, apart) if pairs else {}, level=level)
+
+
+def _runs(group: pd.DataFrame, split: str, lost: int) -> Runs:
+    """Sorted: the last bits of a variance depend on the order of the runs."""
+    finite = group[np.isfinite(group[split].astype(float))].sort_values(["seed", "data_seed", split])
+    scores, seeds, data_seeds = (finite[name].astype(float).to_numpy() for name in (split, "seed", "data_seed"))
+    return Runs(scores, seeds, data_seeds, lost)
+
+
+def _summary(metric: str, member: Member, runs: Runs) -> Summary:
+    """Mean and interval of a method; none below three runs or with a lost one, but of published single results."""
+    n, std = member.runs, float(np.std(runs.scores, ddof=1)) if member.runs > 1 else math.nan
+    if member.lost:
+        low, high = math.nan, math.nan
+    elif n == 1 and member.replicates is None:
+        low, high = intervals.over_examples(metric, member.mean, member.rows)
+    else:
+        seeds = (runs.seeds, runs.data_seeds)
+        low, high = intervals.over_seeds(metric, runs.scores, *seeds, member.rows_variance, member.rows)
+    return Summary(n, member.mean, std, low, high)
+
+
+def _members(
+    groups: dict[str, pd.DataFrame], lost: Mapping[str, int], split: str, metric: str, server: str | None
+) -> tuple[dict[str, Member], list[str]]:
+    """What is known of each method, in their order, and sentences on the others and on those without predictions."""
+    column = f"{split}.rows"
+    counted = {name for name, runs in groups.items() if column in runs and runs[column].notna().all()}
+    counted = counted if metric == "accuracy" else set()
+    rest = {name: runs for name, runs in groups.items() if name not in counted}
+    found, notes = _resampled(rest, split, metric, server)
+    members = {}
+    for name, runs in groups.items():
+        if name in counted:
+            members[name] = family.counted_member(runs[split].tolist(), int(runs[column].min()), lost[name])
+        elif name in found:
+            members[name] = family.resampled_member(found[name], lost[name])
+    if counted:
+        size = min(members[name].rows for name in counted)
+        notes.append(
+            f"No predictions of {few(sorted(counted))}: their intervals are binomial, of {size:,} examples, and their "
+            "tests unpaired."
+        )
+    return members, notes
 
 
 def _resampled(
@@ -196,24 +279,28 @@ def few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _precision(metric: str, rows: int, comparisons: Sequence[Comparison], means: Sequence[float]) -> list[str]:
-    """Say how small a difference can be seen, and what comparisons of single runs are about."""
+def _precision(members: Mapping[str, Member], known: Spreads, comparisons: Sequence[Comparison]) -> list[str]:
+    """Say how small a difference can be seen, what is untested, and what comparisons of single runs are about."""
     if not comparisons:
         return []
     notes = []
-    if metric == "accuracy":
-        level = max(means)
-        smallest = minimum_detectable_difference(rows, level)
+    pairs = [(one.a, one.b) for one in comparisons]
+    smallest = family.detectable(members, known, pairs)
+    if math.isfinite(smallest):
+        tested = sum(one.over_seeds and math.isfinite(one.p) for one in comparisons)
+        text = f"Minimum detectable difference: {smallest:.4f} (found every other time), with other seeds, other "
+        notes.append(text + f"examples and the correction for {tested:,} comparison{'' if tested == 1 else 's'} in it.")
+    lost = [name for name, one in members.items() if one.lost and one.runs > 1]
+    wild = [name for name in members if name in known.unstable]
+    if lost or wild:
+        reasons = [f"{few(lost)} (a run collapsed or diverged)"] * bool(lost)
+        reasons += [f"{few(wild)} (its runs differ more than those of the others)"] * bool(wild)
+        notes.append(f"{family.TOO_UNSTABLE.capitalize()}, and not tested: {', '.join(reasons)}.")
+    if any(one.runs < FEWEST_RUNS for one in members.values()):
         notes.append(
-            f"Minimum detectable difference: {smallest:.4f} with {rows:,} examples near {level:.2f} (paired, found "
-            "every other time); spread between seeds comes on top."
+            f"Below {FEWEST_RUNS} runs of a method its comparisons are about these runs on other examples only; five "
+            "seeds are recommended."
         )
-    half = [(pair.high - pair.low) / 2 for pair in comparisons]
-    half = [width for width in half if math.isfinite(width)]
-    if half:
-        notes.append(f"Differences between two methods are known here to ±{float(np.median(half)):.4f} (median pair).")
-    if not all(pair.over_seeds for pair in comparisons):
-        notes.append("Where a method has one run, its comparisons are about that run on other examples only.")
     return notes
 
 
@@ -223,16 +310,19 @@ def _precision(metric: str, rows: int, comparisons: Sequence[Comparison], means:
 def annotated(summary: pd.DataFrame, found: Sequence[Pairwise]) -> pd.DataFrame:
     """Add to the main table what comparing says.
 
-    Columns: `groups`, the letters; `standing`, "best", "not told apart from the best" or nothing; `interval`, of what
-    `low` and `high` are: "seeds", or "seeds and examples" where the predictions of all methods could be read.
+    Columns: `groups`, the letters; `standing`, "highest observed", "not told apart from the highest" or nothing, of
+    methods with three runs or more; `best_probability`, that it is the best of those; `interval`, of what `low` and
+    `high` are: "seeds", or "seeds and examples" where all methods could be compared.
     """
-    table = summary.assign(groups="", standing="", interval="seeds")
+    table = summary.assign(groups="", standing="", interval="seeds", best_probability=math.nan)
     for one in found:
         of_task = table["task"] == one.task
         name = table.loc[of_task, "configuration"]
         table.loc[of_task, "groups"] = [one.groups.get(key, "") for key in name]
-        standing = {one.best: BEST, **dict.fromkeys(one.level, LEVEL)} if one.best else {}
+        standing = {one.best: BEST} if one.best in one.chances else {}
+        standing |= dict.fromkeys(one.level, ALIKE)
         table.loc[of_task, "standing"] = [standing.get(key, "") for key in name]
+        table.loc[of_task, "best_probability"] = [one.chances.get(key, math.nan) for key in name]
         if one.summaries:
             table.loc[of_task, "interval"] = "seeds and examples"
             for end in ("low", "high"):
@@ -250,3 +340,8 @@ def pairs(found: Sequence[Pairwise]) -> pd.DataFrame:
             for pair in one.comparisons
         ]
     )
+
+
+def tested(found: Pairwise) -> int:
+    """How many pairs have a p: what is corrected for."""
+    return sum(not pd.isna(pair.p) for pair in found.comparisons)

@@ -61,7 +61,8 @@ def build(
     summary, tuning, failures = scores.summary(frame), report_tuning.tuning(frame), scores.failures(frame)
     if definition.columns is not None:
         summary = render.with_figures(summary, frame, definition.columns)
-    found = pairwise.compare_tasks(frame, summary, definition.baseline, server)
+    chosen = (definition.pairs, definition.analysis)
+    found = pairwise.compare_tasks(frame, summary, definition.baseline, server, *chosen)
     together = across.over_tasks(frame, summary)
     summary = pairwise.annotated(summary, found)
     costs, predictions = scores.costs(frame), scores.predictions(frame)

@@ -14,6 +14,7 @@ from harness import tracking
 from harness.config.identity import NOT_IDENTITY
 from harness.config.version import RESULTS_VERSION
 from harness.config.versions import DECIDING
+from harness.report.intervals import over_seeds
 from harness.report.stats import count_outcomes, summarise
 from harness.sweep.search import RATE
 from harness.tracking.record import MEMORY
@@ -238,7 +239,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         found = [
             common
             | {"configuration": name, "method": group["method"].iloc[0]}
-            | _configuration(group, split, higher_is_better(common["metric"]))
+            | _configuration(group, split, common["metric"])
             | means[name]
             for name, group in of_task.groupby("configuration", sort=True)
         ]
@@ -265,18 +266,23 @@ def _means(of_task: pd.DataFrame) -> dict[Any, dict[str, float]]:
     return found
 
 
-def _configuration(group: pd.DataFrame, split: str, higher: bool) -> dict[str, Any]:
+def _configuration(group: pd.DataFrame, split: str, metric: str) -> dict[str, Any]:
+    """Two runs have no interval, nor have runs of which one collapsed or diverged: their mean is of two kinds."""
     finished, diverged = group["status"] == FINISHED, group["status"] == DIVERGED
     scores = group[split].where(finished)
-    outcomes = count_outcomes(scores, diverged, group["majority"], higher)
+    outcomes = count_outcomes(scores, diverged, group["majority"], higher_is_better(metric))
     found = summarise(scores)
+    low, high = math.nan, math.nan
+    if not (outcomes.collapsed or outcomes.diverged):
+        finite = group[np.isfinite(scores)].sort_values(["seed", "data_seed", split])
+        low, high = over_seeds(metric, *(finite[name].astype(float) for name in (split, "seed", "data_seed")))
     marks = Counter(mark for mark in group["mark"] if mark)
     return {
         "n": found.n,
         "mean": found.mean,
         "std": found.std,
-        "low": found.low,
-        "high": found.high,
+        "low": low,
+        "high": high,
         "collapsed": outcomes.collapsed,
         "diverged": outcomes.diverged,
         "failed": int((~(finished | diverged)).sum()),
@@ -308,7 +314,11 @@ def costs(frame: pd.DataFrame) -> pd.DataFrame:
     names = {f"cost.{name}": name for name in MEASURED}
     names |= {f"{LATENCY}{variant}.1": variant for variant in ("base", "attached", "merged")}
     there = runs.reindex(columns=["task", "configuration", *names]).rename(columns=names)
-    return there.groupby(["task", "configuration"], sort=True).mean().reset_index()
+    grouped = there.groupby(["task", "configuration"], sort=True)
+    found = grouped.mean()
+    # Nothing is faster than the device's ceiling: a share above it says that the ceiling was measured too low.
+    found["flops_ceiling_share"] = found["flops_ceiling_share"].where(~(grouped["flops_ceiling_share"].max() > 1))
+    return found.reset_index()
 
 
 def options(frame: pd.DataFrame) -> pd.DataFrame:

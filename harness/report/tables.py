@@ -16,18 +16,21 @@ from harness.report.cells import (
     Table,
     _numbers,
     _sortable,
-    deviation,
+    chance,
     figure,
     interval,
+    known,
     listed,
     number,
     probability,
     remarks,
     share,
     size,
+    spread,
 )
 from harness.report.comparison import NO_DIFFERENCE, NO_SCORE
-from harness.report.pairwise import BEST, LEVEL, Pairwise
+from harness.report.family import HOLM, THESE_RUNS
+from harness.report.pairwise import ALIKE, BEST, Pairwise, tested
 from harness.report.scores import MAJORITY, MEASURED, SPLITS, means
 from harness.report.stats import CONFIDENCE
 from harness.tracking.record import COST_FIELDS, MEMORY
@@ -36,6 +39,8 @@ from harness.tracking.record import COST_FIELDS, MEMORY
 COLUMNS = tuple("sd n interval groups best base forgetting trainable share seconds tokens_per_second adapter".split())
 # Options of a method in a table of them.
 MOST_OPTIONS = 4
+# Runs that make a method too unstable to say.
+UNSTABLE = ("collapsed", "diverged")
 # With few seeds and many methods there are more groups than anybody reads.
 MOST_GROUPS = 10
 
@@ -86,14 +91,14 @@ def score_tables(
 
 def _score_table(task: str, rows: pd.DataFrame, found: Pairwise | None, columns: Sequence[str]) -> Table:
     metric, split = rows["metric"].iloc[0] or "score", rows["split"].iloc[0]
-    known = next(iter(rows["forgetting_metric"][rows["forgetting_metric"].fillna("") != ""]), "").replace("_", " ")
+    general = next(iter(rows["forgetting_metric"][rows["forgetting_metric"].fillna("") != ""]), "").replace("_", " ")
     groups = set(re.findall(r"[A-Za-z]\d*", " ".join(found.groups.values()))) if found else set()
-    available = _columns(rows, known) | {
+    available = _columns(rows, general) | {
         name: [(name, partial(_own_figure, name))]
         for name in set(columns) - set(COLUMNS)
         if name in rows and rows[name].notna().any()
     }
-    if not groups:
+    if not (found and found.chances):
         del available["best"]
     if not 0 < len(groups) <= MOST_GROUPS:
         del available["groups"]
@@ -113,30 +118,36 @@ def _score_table(task: str, rows: pd.DataFrame, found: Pairwise | None, columns:
     ]
     over = "seeds and examples" if found and found.summaries else "seeds"
     caption = f"Mean {metric} on the {split} split over n runs, ± sample standard deviation (ddof=1), 95% interval of "
-    caption += f"the mean over {over}; costs are means."
-    if known:
-        caption += f" Before and after: {known} on general text, adapter off and on."
-    if found and groups:
-        caption += (
-            f" {STANDING[BEST]} the best, {STANDING[LEVEL]} {LEVEL} (paired over seeds and examples, Holm-corrected "
-        )
-        caption += f"over {len(found.comparisons):,} pairs)."
-        if len(groups) <= MOST_GROUPS:
-            caption += " Methods that share a letter were not told apart."
-        else:
-            caption += f" It takes {len(groups)} groups to say who was not told apart from whom: see comparisons.csv."
-    caption = " ".join([caption, *(found.notes if found else ())])
+    caption += f"the mean over {over}, of two runs both scores; costs are means."
+    if general:
+        caption += f" Before and after: {general} on general text, adapter off and on."
+    caption = " ".join([caption, *_standings(found, len(groups)), *(found.notes if found else ())])
     return Table(task, tuple(written), cells, caption, ("method", "groups", "best", "remarks"))
 
 
-def _columns(rows: pd.DataFrame, known: str) -> dict[str, list[tuple[str, Callable[[Any], str]]]]:
+def _standings(found: Pairwise | None, groups: int) -> list[str]:
+    """Say what marks and letters mean; nothing where no method has the runs for them."""
+    if not found or not found.chances:
+        return []
+    text = f"Best: the probability of being so among the {len(found.chances)} methods with three runs or more, "
+    sentences = [text + f"{STANDING[BEST]} the {BEST}."]
+    if groups:
+        sentences.append(f"{STANDING[ALIKE]} {ALIKE} ({found.correction} over {tested(found):,} pairs).")
+    if 0 < groups <= MOST_GROUPS:
+        sentences.append("Methods that share a letter were not told apart.")
+    elif groups:
+        sentences.append(f"It takes {groups} groups to say who was not told apart from whom: see comparisons.csv.")
+    return sentences
+
+
+def _columns(rows: pd.DataFrame, general: str) -> dict[str, list[tuple[str, Callable[[Any], str]]]]:
     """Name of a column -> headings, and how their cells are written; without those that no row has a figure for."""
     found: dict[str, list[tuple[str, Callable[[Any], str]]]] = {
-        "sd": [("± sd", lambda row: deviation(row["std"], row["n"]))],
+        "sd": [("± sd", spread)],
         "n": [("n", lambda row: str(row["n"]))],
-        "interval": [("95% interval", lambda row: interval(row["low"], row["high"], row["n"]))],
+        "interval": [("95% interval", known)],
         "groups": [("groups", lambda row: str(row["groups"]))],
-        "best": [("best", lambda row: STANDING.get(row["standing"], ""))],
+        "best": [("best", chance)],
         "trainable": [("trainable", lambda row: number(row["trainable_parameters"], 0))],
         "share": [("share", lambda row: share(row["share"]))],
         "seconds": [("seconds", lambda row: number(row["train_seconds"], 1))],
@@ -147,7 +158,7 @@ def _columns(rows: pd.DataFrame, known: str) -> dict[str, list[tuple[str, Callab
         found["base"] = [("backbone alone", lambda row: number(row["base"]))]
     if rows["forgetting.after"].notna().any():
         found["forgetting"] = [
-            (f"{known} before", lambda row: number(row["forgetting.before"], 3)),
+            (f"{general} before", lambda row: number(row["forgetting.before"], 3)),
             ("after", lambda row: number(row["forgetting.after"], 3)),
         ]
     return found
@@ -175,9 +186,9 @@ def option_tables(summary: pd.DataFrame, options: pd.DataFrame) -> list[Table]:
                 str(row["method"]),
                 *(NONE if pd.isna(row[name]) else listed(row[name]) for name in varied),
                 number(row["mean"]),
-                deviation(row["std"], row["n"]),
+                spread(row),
                 str(row["n"]),
-                interval(row["low"], row["high"], row["n"]),
+                known(row),
                 number(row["trainable_parameters"], 0),
                 share(row["share"]),
                 number(row["train_seconds"], 1),
@@ -198,7 +209,8 @@ def pair_tables(found: Sequence[Pairwise]) -> list[Table]:
 
 
 def _pair_table(found: Pairwise) -> Table:
-    columns = ("method", "difference", "95% interval", "p", "p, Holm", "verdict")
+    corrected = "p, Holm" if found.correction == HOLM else "q, BH"
+    columns = ("method", "difference", "95% interval", "p", corrected, "verdict")
     cells = []
     for pair in found.comparisons:
         if found.baseline not in (pair.a, pair.b):
@@ -209,17 +221,31 @@ def _pair_table(found: Pairwise) -> Table:
         low, high = sorted((sign * pair.low + 0.0, sign * pair.high + 0.0))
         verdict = pair.verdict
         if pair.corrected_p < 1 - CONFIDENCE:
-            verdict = "better" if pair.verdict == f"{name} better" else "worse"
+            verdict = "better" if pair.verdict.startswith(f"{name} better") else "worse"
+        if not pair.over_seeds and not pd.isna(pair.p):
+            verdict += f" {THESE_RUNS}"
         difference = NONE if verdict == NO_SCORE else f"{sign * pair.difference + 0.0:+.4f}"
         cells.append(
             (name, difference, interval(low, high), probability(pair.p), probability(pair.corrected_p), verdict)
         )
-    caption = (
-        f"{found.metric} of the method less that of {found.baseline}, on the same {found.rows:,} examples; p corrected "
-        f"by Holm over the {len(found.comparisons):,} pairs of the task, all of which are in comparisons.csv. "
-        f'"{NO_DIFFERENCE}" says that these runs cannot tell, not that the methods are equal.'
-    )
+    caption = f"{found.metric} of the method less that of {found.baseline}, on {found.rows:,} examples. "
+    caption += _tests(found)
+    caption += f' "{NO_DIFFERENCE}" says that these runs cannot tell, not that the methods are equal.'
     return Table(f"{found.task}: against {found.baseline}", columns, cells, caption, ("method", "verdict"))
+
+
+def _tests(found: Pairwise) -> str:
+    """Say what was tested and how it was corrected."""
+    count = tested(found)
+    pairs = f"{count:,} pair{'' if count == 1 else 's'} {'of the task' if found.every_pair else 'with the baseline'}"
+    if found.correction == HOLM:
+        text = f"Confirmatory: p corrected by Holm over the {pairs}, so that of a hundred such tables "
+        text += "at most 5 have any wrong."
+    else:
+        text = f"Exploratory: q by Benjamini and Hochberg over the {pairs}: of those below 0.05 some 5 in a hundred "
+        text += "are wrong, and what is found here is for other runs to confirm."
+    text += " All are in comparisons.csv; intervals are not corrected."
+    return text + " Runs are paired by seed." * found.blocked
 
 
 def across_table(across: Across) -> Table:
@@ -319,9 +345,9 @@ def cost_tables(costs: pd.DataFrame) -> list[Table]:
         ]
         caption = (
             "Bytes of tensors in the training step with most tokens, and at once in evaluation; the median step; "
-            "operations a real token, and the share of this device's matrix-product ceiling; median latency of one "
-            "row on the backbone alone, with the adapter, and merged; taking an adapter off and putting another on. "
-            "Means over runs; a dash: nothing was measured."
+            "operations a real token, and the share of this device's matrix-product ceiling, withdrawn above 100%, "
+            "where the ceiling was measured too low; median latency of one row on the backbone alone, with the "
+            "adapter, and merged; taking an adapter off and putting another on. Means over runs; a dash: not measured."
         )
         tables.append(Table(f"{task}: cost", columns, cells, caption))
     return tables

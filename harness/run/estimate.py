@@ -173,7 +173,6 @@ def _one_step(
     import torch
 
     autocast = choose_precision(experiment.train.precision, torch.device(step.device))
-
     file_bytes = adapter.saved_bytes()
     trained = prepare_trained(adapter)
     optimizer = adapter.optimizer(trained, experiment.train) or make_optimizer(trained, experiment.train)
@@ -182,7 +181,8 @@ def _one_step(
     tokens = step.rows * step.length
     batch = Batch(_inputs(backbone, step), list(range(step.rows)), tokens, tokens, step.rows)
     costs = measure.StepCosts(step.rows, tokens, step.length, tokens)
-    kept = _keep_inputs(backbone.model, packed) if backbone.quantization is Quantization.int8 else []
+    if backbone.quantization is Quantization.int8:
+        _keep_inputs(backbone.model, packed)
     with measure.StepMeter(adapter.model, optimizer, costs) as meter:
         meter.forward_begins()
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
@@ -192,7 +192,6 @@ def _one_step(
         penalty = adapter.penalty()
         if penalty is not None:
             penalty.backward()
-        kept.clear()
         gradients = measure.gradient_bytes(adapter.model)
     # The first step makes the optimizer's state, the second shows what it takes beside it.
     optimizer.step()
@@ -267,19 +266,20 @@ def _give_memory(model: Any) -> None:
                 module._buffers[name] = made
 
 
-def _keep_inputs(model: Any, packed: dict[str, tuple[int, int]]) -> "list[Tensor]":
-    """Hold what int8 layers are given until the list is cleared: bitsandbytes does, a plain frozen layer does not."""
-    kept: list[Tensor] = []
+def _keep_inputs(model: Any, packed: dict[str, tuple[int, int]]) -> None:
+    """Have int8 layers keep what they are given for the backward pass, as bitsandbytes does and a plain layer does not.
 
-    def keep(module: Any, inputs: Any) -> None:
+    Kept by the node of the graph, as there: what gradient checkpointing computes again goes with the layer's nodes.
+    """
+
+    def keep(module: Any, inputs: Any, output: Any) -> None:
         if inputs[0].requires_grad:
-            kept.append(inputs[0])
+            output.register_hook(lambda gradient, kept=inputs[0]: None)
 
     for name, module in model.named_modules():
         # A method may have wrapped the layer, whose weights then lie deeper.
         if name.removesuffix(".base_layer") in packed and not hasattr(module, "base_layer"):
-            module.register_forward_pre_hook(keep)
-    return kept
+            module.register_forward_hook(keep)
 
 
 def _inputs(backbone: Backbone, step: Step) -> "dict[str, Tensor]":

@@ -15,16 +15,14 @@ from statistics import median
 
 import pytest
 import torch
-from tqdm import tqdm
+from training_steps import bare_step, harness_step
 
 from harness import models
 from harness.config.build import build
 from harness.config.compose import compose
 from harness.methods import Adapter
-from harness.methods.optimizer import make_optimizer
 from harness.models.architectures import architecture
 from harness.training.batches import Batch, bucketed, collator_for
-from harness.training.schedule import make_schedule
 from harness.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -72,27 +70,11 @@ class Setting:
             primary_metric="accuracy",
             identity="benchmark",
         )
-        trainer.progress.train_seconds = 1e-9  # what fit counts; the report divides by it
-        self.adapter.model.train()
-        bar = tqdm(disable=True)
-        return lambda batch: trainer._report(trainer._read(trainer._step([batch], batch.weight)), bar)
+        return harness_step(trainer)
 
     def plain_step(self) -> Callable[[Batch], None]:
         """The loop that anyone would write, on a copy of the model."""
-        model = copy.deepcopy(self.adapter.model).train()
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        optimizer = make_optimizer(trained, self.experiment.train)
-        schedule = make_schedule(optimizer, self.experiment.train, 1000)
-
-        def step(batch: Batch) -> None:
-            loss = model(**batch.inputs).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-
-        return step
+        return bare_step(copy.deepcopy(self.adapter.model), self.experiment.train)
 
 
 @pytest.fixture(scope="module")

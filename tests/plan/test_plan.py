@@ -248,6 +248,18 @@ def test_qlora_trains_65_billion_parameters_in_48_gigabytes(monkeypatch: pytest.
     assert 33e9 < cost["weight_bytes"] < cost["train_peak_bytes"] < 48e9 - costs.CONTEXT_BYTES
 
 
+def test_gradient_checkpointing_lowers_the_peak_of_int8_weights() -> None:
+    """Int8 layers keep their inputs for the backward pass; those that are computed again live for one layer alone."""
+    overrides = ["model=llama_3_2_1b", "method=lora_int8", "task=glue/sst2"]
+    peaks = {}
+    for wanted in ("false", "true"):
+        experiment = build(compose("config", [*overrides, f"train.gradient_checkpointing={wanted}"]))
+        peaks[wanted] = planner.costs(experiment, Step(8, 512, "cuda"))[0]
+    held = peaks["true"]["weight_bytes"] + peaks["true"]["gradient_bytes"] + peaks["true"]["optimizer_bytes"]
+    beside = {wanted: cost["train_peak_bytes"] - held for wanted, cost in peaks.items()}
+    assert beside["true"] < beside["false"] / 2
+
+
 def test_the_peak_holds_weights_gradients_and_optimizer_whatever_the_depth() -> None:
     """With few layers the backward pass is the largest moment here, with all of them the optimizer's step is."""
     overrides = ["model=llama_3_2_3b", "method=full", "train.gradient_checkpointing=true", "task=glue/sst2"]

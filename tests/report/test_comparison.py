@@ -10,18 +10,20 @@ import pytest
 import scipy.stats
 
 from harness.config.errors import ConfigError
+from harness.report import intervals
 from harness.report.comparison import (
     NO_DIFFERENCE,
     NO_SCORE,
+    Comparison,
+    Metric,
+    Resampled,
     aligned,
     compare,
-    paired_bootstrap,
     per_row_scores,
     read_predictions,
     resample_means,
     resample_methods,
     resample_metric,
-    summarise_over_examples,
 )
 from harness.tasks.scoring import write_predictions
 from harness.tracking.record import PREDICTIONS_FILE
@@ -43,6 +45,12 @@ def correct(generator: np.random.Generator, runs: int, rows: int, seeds: float =
         ).astype(float)
         for _ in range(methods)
     ]
+
+
+def over_examples_too(method: Resampled) -> tuple[float, float]:
+    """The interval that a report prints of a method: over seeds and examples."""
+    rows = float(method.replicates.mean(axis=1).var(ddof=1))
+    return intervals.over_seeds("accuracy", method.scores, rows_variance=rows, rows=method.rows)
 
 
 def frame(labels: list, predictions: list, **columns: list) -> pd.DataFrame:
@@ -211,15 +219,16 @@ def test_methods_on_other_rows_are_refused() -> None:
 
 
 def test_an_interval_over_seeds_and_examples_is_wider_than_either() -> None:
-    """It adds what other examples would change to what other seeds would; one run has no interval."""
+    """It adds what other examples would change to what other seeds would; one run has no interval, nor have two."""
     scores = correct(np.random.default_rng(0), 3, 100, seeds=0.2)[0]
-    found = summarise_over_examples(resample_means(scores))
-    half = (found.high - found.low) / 2
+    low, high = over_examples_too(resample_means(scores))
+    half = (high - low) / 2
     over_rows = 1.96 * scipy.stats.sem(scores.mean(axis=0))
-    assert (found.n, found.mean) == (3, pytest.approx(scores.mean()))
+    assert low < scores.mean() < high
     assert half > over_rows
     assert half > scipy.stats.sem(scores.mean(axis=1))
-    assert math.isnan(summarise_over_examples(resample_means(scores[:1])).low)
+    assert all(map(math.isnan, over_examples_too(resample_means(scores[:1]))))
+    assert all(map(math.isnan, over_examples_too(resample_means(scores[:2]))))
 
 
 def test_an_interval_over_seeds_and_examples_holds_the_truth() -> None:
@@ -228,8 +237,8 @@ def test_an_interval_over_seeds_and_examples_holds_the_truth() -> None:
     truth = scipy.stats.norm.cdf(1 / np.sqrt(1 + 0.25 + 0.04 + 0.09))
     held = []
     for _ in range(300):
-        found = summarise_over_examples(resample_means(correct(generator, 3, 100, 0.2, 1)[0], resamples=300))
-        held.append(found.low <= truth <= found.high)
+        low, high = over_examples_too(resample_means(correct(generator, 3, 100, 0.2, 1)[0], resamples=300))
+        held.append(low <= truth <= high)
     assert 0.9 <= np.mean(held) <= 0.99
 
 
@@ -251,7 +260,7 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_order() -> None:
             assert (pair.p, pair.corrected_p, pair.verdict) == (same.p, same.corrected_p, same.verdict)
         for name, runs in resample_methods(mixed, metric, resamples=50).items():
             again = resample_methods({name: methods[name]}, metric, resamples=50)[name]
-            assert summarise_over_examples(runs) == summarise_over_examples(again)
+            assert over_examples_too(runs) == over_examples_too(again)
         other = compare(resample_methods(methods, metric, seed=1, resamples=50))
         assert [pair.p for pair in other] != [pair.p for pair in found.values()]
 
@@ -271,12 +280,18 @@ def test_any_metric_can_be_bootstrapped() -> None:
     generator = np.random.default_rng(0)
     references = generator.normal(size=300)
     near, far = references + generator.normal(0, 0.3, (2, 300)), references + generator.normal(0, 1.5, (2, 300))
-    found = paired_bootstrap(METRICS["spearman"], near, far, references, resamples=300)
+
+    def bootstrapped(metric: Metric, a: np.ndarray, b: np.ndarray, higher: bool = True) -> Comparison:
+        methods = {
+            "A": resample_metric(metric, a, references, 0, 300),
+            "B": resample_metric(metric, b, references, 0, 300),
+        }
+        return compare(methods, higher)[0]
+
+    found = bootstrapped(METRICS["spearman"], near, far)
     assert (found.verdict, found.low > 0) == ("A better", True)
-    assert paired_bootstrap(METRICS["spearman"], far, near, references, resamples=300).verdict == "B better"
-    root = paired_bootstrap(
-        lambda p, r: float(np.sqrt(((p - r) ** 2).mean())), near, far, references, False, resamples=300
-    )
+    assert bootstrapped(METRICS["spearman"], far, near).verdict == "B better"
+    root = bootstrapped(lambda p, r: float(np.sqrt(((p - r) ** 2).mean())), near, far, False)
     assert (root.verdict, root.difference < 0) == ("A better", True)
 
 

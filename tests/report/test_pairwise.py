@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 from run_directories import store_of, write_run
 
-from harness.report import pairwise, scores, tables
+from harness.report import cells, pairwise, scores, tables
+from harness.report.definitions import Analysis, Pairs
+from harness.report.family import FALSE_DISCOVERY, HOLM, TOO_UNSTABLE
 from harness.report.runs import load_runs
 from harness.tracking.record import PREDICTIONS_FILE
 
@@ -33,17 +35,17 @@ def first_right(count: int) -> np.ndarray:
     return np.arange(ROWS) < count
 
 
-def compared(folder: Path) -> tuple[pd.DataFrame, list[pairwise.Pairwise]]:
+def compared(folder: Path, pairs: Pairs = Pairs.all) -> tuple[pd.DataFrame, list[pairwise.Pairwise]]:
     frame = load_runs(folder)
     summary = scores.summary(frame)
-    found = pairwise.compare_tasks(frame, summary)
+    found = pairwise.compare_tasks(frame, summary, pairs=pairs)
     return pairwise.annotated(summary, found), found
 
 
 @pytest.fixture
 def three_methods(tmp_path: Path) -> Path:
-    """Two runs each: full and lora one example apart, head right on half as many."""
-    for method, counts in (("full", (180, 182)), ("lora", (179, 181)), ("head", (100, 102))):
+    """Three runs each: full and lora one example apart, head right on fewer by far."""
+    for method, counts in (("full", (180, 182, 181)), ("lora", (179, 181, 180)), ("head", (101, 103, 102))):
         for seed, count in enumerate(counts):
             run_with(tmp_path, first_right(count), method=method, seed=seed)
     return tmp_path
@@ -54,7 +56,7 @@ def test_methods_share_a_letter_unless_told_apart(three_methods: Path) -> None:
     summary, [found] = compared(three_methods)
     rows = summary.set_index("configuration")
     assert rows.loc[["full", "lora", "head"], "groups"].tolist() == ["a", "a", "b"]
-    assert rows.loc[["full", "lora", "head"], "standing"].tolist() == [pairwise.BEST, pairwise.LEVEL, ""]
+    assert rows.loc[["full", "lora", "head"], "standing"].tolist() == [pairwise.BEST, pairwise.ALIKE, ""]
     assert (rows.loc["majority class", "groups"], found.rows, len(found.comparisons)) == ("", ROWS, 3)
     assert set(rows.loc[["full", "head"], "interval"]) == {"seeds and examples"}
 
@@ -73,17 +75,18 @@ def test_the_tables_say_what_could_not_be_told(three_methods: Path) -> None:
     summary, found = compared(three_methods)
     [table] = tables.score_tables(summary, found)
     groups, best = (table.columns.index(name) for name in ("groups", "best"))
-    assert [(row[0], row[groups], row[best]) for row in table.rows[:3]] == [
+    assert [(row[0], row[groups], row[best][0]) for row in table.rows[:3]] == [
         ("full", "a", "★"),
         ("lora", "a", "≈"),
-        ("head", "b", ""),
+        ("head", "b", "0"),
     ]
-    assert "Minimum detectable difference: 0.04" in table.caption
+    assert "Minimum detectable difference: 0.0" in table.caption
+    assert "(found every other time), with other seeds, other examples and the correction for 3 comp" in table.caption
     [against] = tables.pair_tables(found)
     assert against.title == "micro/sentiment: against full"
     assert [(row[0], row[1], row[-1]) for row in against.rows] == [
         ("lora", "-0.0050", "no detectable difference"),
-        ("head", "-0.4000", "worse"),
+        ("head", "-0.3950", "worse"),
     ]
 
 
@@ -117,21 +120,98 @@ def test_runs_on_other_examples_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_single_runs_are_compared_as_such(tmp_path: Path) -> None:
-    """With one seed no interval is invented, and the comparison says that it is about these runs."""
+    """With one seed no interval, letter or mark is invented, and the comparison says that it is about these runs."""
     run_with(tmp_path, first_right(180), method="full")
     run_with(tmp_path, first_right(100), method="lora")
     summary, [found] = compared(tmp_path)
     [table] = tables.score_tables(summary, [found])
     assert table.rows[0][:5] == ("full", "0.9000", "n=1", "1", "n=1")
-    assert found.groups == {"full": "a", "lora": "b"}
-    assert found.notes[-1] == "Where a method has one run, its comparisons are about that run on other examples only."
+    assert (found.groups, found.level, set(summary["standing"])) == ({}, frozenset(), {""})
+    assert ("groups" in table.columns, "best" in table.columns) == (False, False)
+    assert found.comparisons[0].verdict == "full better in these runs"
+    assert tables.pair_tables([found])[0].rows[0][-1] == "worse in these runs"
+    assert "about these runs on other examples only" in found.notes[-1]
+
+
+def test_two_runs_show_both_scores_and_no_interval(tmp_path: Path) -> None:
+    """A variance of two runs has one degree of freedom: what was measured is shown, and nothing is marked."""
+    for method, counts in (("full", (180, 150)), ("lora", (100, 110))):
+        for seed, count in enumerate(counts):
+            run_with(tmp_path, first_right(count), method=method, seed=seed, majority=0.4)
+    summary, [found] = compared(tmp_path)
+    [table] = tables.score_tables(summary, [found])
+    place = table.columns.index("95% interval")
+    assert [row[place] for row in table.rows[:2]] == ["0.7500, 0.9000", "0.5000, 0.5500"]
+    assert summary["low"].isna().all()
+    assert (found.groups, found.chances, set(summary["standing"])) == ({}, {}, {""})
+
+
+def test_a_method_with_a_collapsed_run_is_not_tested(three_methods: Path) -> None:
+    """It says how many collapsed in place of an interval; it has neither letter nor mark and does not count."""
+    for seed, count in enumerate((170, 100, 175)):
+        run_with(three_methods, first_right(count), method="bitfit", seed=seed)
+    summary, [found] = compared(three_methods)
+    [table] = tables.score_tables(summary, [found])
+    row = next(row for row in table.rows if row[0] == "bitfit")
+    assert row[table.columns.index("95% interval")] == "1 of 3 collapsed"
+    assert row[table.columns.index("± sd")] == cells.NONE
+    assert ("bitfit" in found.groups, "bitfit" in found.chances) == (False, False)
+    verdicts = {pair.verdict for pair in found.comparisons if "bitfit" in (pair.a, pair.b)}
+    assert verdicts == {TOO_UNSTABLE}
+    assert "Too unstable to say, and not tested: bitfit (a run collapsed or diverged)." in found.notes
+    assert "for 3 comparisons in it" in table.caption
+
+
+def test_a_method_whose_runs_differ_far_more_is_not_tested(tmp_path: Path) -> None:
+    """Its spread is no luck beside that of the others."""
+    for number, method in enumerate(("full", "lora", "ia3", "head", "houlsby")):
+        for seed, more in enumerate((0, 1, 2)):
+            run_with(tmp_path, first_right(170 - number + more), method=method, seed=seed)
+    for seed, count in enumerate((110, 150, 190)):
+        run_with(tmp_path, first_right(count), method="bitfit", seed=seed)
+    _, [found] = compared(tmp_path, Pairs.baseline)
+    assert {pair.verdict for pair in found.comparisons if "bitfit" in (pair.a, pair.b)} == {TOO_UNSTABLE}
+    assert "bitfit (its runs differ more than those of the others)" in " ".join(found.notes)
+    assert found.blocked
+
+
+def test_each_is_held_against_the_baseline_unless_all_pairs_are_asked_for(three_methods: Path) -> None:
+    """Two tests of three methods, not three; letters need all of them."""
+    summary, [found] = compared(three_methods, Pairs.baseline)
+    assert [(pair.a, pair.b) for pair in found.comparisons] == [("full", "lora"), ("full", "head")]
+    assert (found.groups, found.every_pair) == ({}, False)
+    [table] = tables.score_tables(summary, [found])
+    assert "groups" not in table.columns
+    assert "over the 2 pairs with the baseline" in tables.pair_tables([found])[0].caption
+    assert sum(found.chances.values()) == pytest.approx(1)
+
+
+def test_a_table_says_whether_it_confirms_or_explores(tmp_path: Path) -> None:
+    """Of more than ten methods it explores, unless it is told what it is for."""
+    for number in range(11):
+        for seed in range(3):
+            run_with(
+                tmp_path, first_right(150 + number + seed), method="full" if not number else f"m{number}", seed=seed
+            )
+    frame = load_runs(tmp_path)
+    summary = scores.summary(frame)
+    [explored] = pairwise.compare_tasks(frame, summary)
+    [confirmed] = pairwise.compare_tasks(frame, summary, analysis=Analysis.confirmatory)
+    assert (explored.correction, confirmed.correction) == (FALSE_DISCOVERY, HOLM)
+    [first], [second] = tables.pair_tables([explored]), tables.pair_tables([confirmed])
+    assert ("q, BH" in first.columns, "p, Holm" in second.columns) == (True, True)
+    assert ("Exploratory: q by Benjamini" in first.caption, "Confirmatory: p corrected" in second.caption) == (
+        True,
+        True,
+    )
 
 
 def test_thousands_of_methods_are_cut_to_the_best_and_the_baseline(tmp_path: Path) -> None:
     """Pairs grow with the square: only so many of the best are compared, and full fine-tuning always."""
-    run_with(tmp_path, first_right(10), method="full")
-    for number in range(pairwise.MOST_METHODS + 2):
-        run_with(tmp_path, first_right(100 + number), method=f"m{number:02d}")
+    for seed in range(3):
+        run_with(tmp_path, first_right(10 + seed), method="full", seed=seed, majority=None)
+        for number in range(pairwise.MOST_METHODS + 2):
+            run_with(tmp_path, first_right(100 + number + seed), method=f"m{number:02d}", seed=seed, majority=None)
     summary, [found] = compared(tmp_path)
     assert len(found.groups) == pairwise.MOST_METHODS
     [table] = tables.score_tables(summary, [found])
@@ -144,11 +224,12 @@ def test_thousands_of_methods_are_cut_to_the_best_and_the_baseline(tmp_path: Pat
 def test_lower_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
     """Of two losses the lower one is the best, and a higher one is worse than it."""
     for method, loss in (("full", 1.0), ("lora", 2.0)):
-        losses = loss + np.arange(ROWS) % 7 / 100
-        found = {"primary_metric": "loss", "validation": {"loss": float(losses.mean())}}
-        run_dir = write_run(tmp_path, method=method, scores=found)
-        table = pd.DataFrame({"split": "validation", "idx": range(ROWS), "loss": losses})
-        table.to_parquet(run_dir / PREDICTIONS_FILE, index=False)
+        for seed in range(3):
+            losses = loss + np.arange(ROWS) % 7 / 100 + seed / 50
+            found = {"primary_metric": "loss", "validation": {"loss": float(losses.mean())}}
+            run_dir = write_run(tmp_path, method=method, scores=found, seed=seed)
+            table = pd.DataFrame({"split": "validation", "idx": range(ROWS), "loss": losses})
+            table.to_parquet(run_dir / PREDICTIONS_FILE, index=False)
     summary, found = compared(tmp_path)
     assert summary["configuration"].tolist() == ["full", "lora"]
     assert summary["standing"].tolist() == [pairwise.BEST, ""]
@@ -162,7 +243,7 @@ def test_predictions_are_found_in_a_store(tmp_path: Path) -> None:
     ]
     frame = scores.load(store_of(tmp_path, *dirs))
     [found] = pairwise.compare_tasks(frame, scores.summary(frame))
-    assert found.groups == {"full": "a", "lora": "b"}
+    assert [pair.verdict for pair in found.comparisons] == ["full better in these runs"]
 
 
 def test_predictions_of_a_server_are_elsewhere() -> None:

@@ -111,22 +111,40 @@ def test_the_first_sentence_names_the_best_and_whether_it_stands_out() -> None:
 
     def found(best: str, level: set[str], names: tuple[str, ...] = ("lora", "full", "head")) -> Pairwise:
         groups = dict.fromkeys(names, "a") if best else {}
-        return Pairwise("t", "accuracy", "validation", 100, (), {}, groups, best, frozenset(level), "full", ())
+        chances = {best: 0.6} if best else {}
+        return Pairwise(
+            "t",
+            "accuracy",
+            "validation",
+            100,
+            (),
+            {},
+            groups,
+            best,
+            frozenset(level),
+            "full",
+            (),
+            "Holm",
+            True,
+            chances,
+        )
 
     said = [
         markdown.verdicts(summary, [one]) for one in (found("lora", {"full"}), found("lora", set()), found("", set()))
     ]
     assert said == [
-        "On t lora is best with 0.9000 accuracy, not told apart from full.",
-        "On t lora is best with 0.9000 accuracy, told apart from all 2 others.",
-        "On t lora is best with 0.9000 accuracy; nothing tells whether by more than chance, as no predictions can be "
-        "compared.",
+        "On t lora has the highest score observed, 0.9000 accuracy (the best with probability 0.60), not told apart "
+        "from full.",
+        "On t lora has the highest score observed, 0.9000 accuracy (the best with probability 0.60), told apart from "
+        "all 2 others tested.",
+        "On t lora has the highest score observed, 0.9000 accuracy; nothing tells whether by more than chance, as no "
+        "predictions can be compared.",
     ]
     assert markdown.verdicts(summary, [found("lora", set(), ("lora", "head"))]).endswith(
-        "told apart from the other; 1 more was not compared."
+        "told apart from the other tested; 1 more was not compared."
     )
     assert markdown.verdicts(summary, [found("full", set(), ("full", "head"))]).startswith(
-        "On t full is best of those compared with 0.8900"
+        "On t full has the highest score observed of those compared, 0.8900"
     )
     assert markdown.verdicts(summary.head(1), [found("", set())]) == ""
 
@@ -136,13 +154,13 @@ def test_what_was_varied_has_a_row_a_value(tmp_path: Path) -> None:
     options = [{"rank": rank, "alpha": rank, "target_modules": targets, "dropout": 0.1}
                for targets in (["query"], ["query", "value"]) for rank in (16, 2)]  # fmt: skip
     runs = [
-        write_run(tmp_path / "runs", seed=seed, score=0.8 + seed / 10, options=chosen)
+        write_run(tmp_path / "runs", seed=seed, score=0.75 + seed / 10, options=chosen)
         for chosen in options
-        for seed in range(2)
+        for seed in range(3)
     ]
     frame = harness.load_runs(tmp_path / "runs")
     [table] = tables.option_tables(scores.summary(frame), scores.options(frame))
-    assert len(runs) == 8
+    assert len(runs) == 12
     assert table.title == "micro/sentiment: rank, target modules"
     assert table.columns[:4] == ("method", "rank", "target modules", "accuracy")
     assert [row[:4] for row in table.rows] == [

@@ -10,14 +10,12 @@ import scipy.stats
 
 from harness.report.stats import (
     average_ranks,
-    bootstrap_interval,
+    benjamini_hochberg,
     count_outcomes,
     holm,
     interquartile_mean,
     letters,
     mcnemar,
-    minimum_detectable_difference,
-    probability_of_improvement,
     summarise,
     win_rates,
 )
@@ -56,13 +54,12 @@ def test_values_that_are_not_finite_do_not_count() -> None:
 
 
 def test_the_order_of_values_changes_no_bit() -> None:
-    """Shuffled values have the very same summary and bootstrap interval."""
+    """Shuffled values have the very same summary."""
     generator = np.random.default_rng(0)
     for _ in range(50):
         values = generator.normal(size=7)
         shuffled = generator.permutation(values)
         assert summarise(values) == summarise(shuffled)
-        assert bootstrap_interval(values, resamples=50) == bootstrap_interval(shuffled, resamples=50)
 
 
 def test_t_covers_the_mean_of_a_few_seeds_and_a_percentile_interval_does_not() -> None:
@@ -71,32 +68,10 @@ def test_t_covers_the_mean_of_a_few_seeds_and_a_percentile_interval_does_not() -
     for n, expected in ((2, 0.5), (3, 0.75), (5, 0.83)):
         worlds = generator.normal(size=(800, n))
         summaries = [summarise(world) for world in worlds]
-        percentile = [bootstrap_interval(world, resamples=400) for world in worlds]
+        drawn = [world[generator.integers(0, n, (400, n))].mean(axis=1) for world in worlds]
+        percentile = [np.quantile(means, [0.025, 0.975]) for means in drawn]
         assert np.mean([found.low <= 0 <= found.high for found in summaries]) == pytest.approx(0.95, abs=0.025)
         assert np.mean([low <= 0 <= high for low, high in percentile]) == pytest.approx(expected, abs=0.04)
-
-
-def test_the_bootstrap_is_seeded() -> None:
-    """The same seed gives the same interval, another seed another one, and the mean lies within."""
-    values = np.random.default_rng(0).normal(size=50)
-    low, high = bootstrap_interval(values, seed=1)
-    assert (low, high) == bootstrap_interval(values, seed=1)
-    assert (low, high) != bootstrap_interval(values, seed=2)
-    assert low < np.mean(values) < high
-
-
-def test_the_bootstrap_agrees_with_the_normal_interval_on_many_values() -> None:
-    """On a thousand values the percentile interval is close to mean ± 1.96 standard errors."""
-    values = np.random.default_rng(0).normal(size=1000)
-    expected = np.mean(values) + np.array([-1.96, 1.96]) * scipy.stats.sem(values)
-    assert bootstrap_interval(values, resamples=4000) == pytest.approx(tuple(expected), abs=0.01)
-
-
-def test_the_bootstrap_agrees_with_scipy() -> None:
-    """SciPy's percentile bootstrap of the same values has the same ends, up to what resampling leaves."""
-    values = np.random.default_rng(3).exponential(size=60)
-    theirs = scipy.stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0))
-    assert bootstrap_interval(values) == pytest.approx(tuple(theirs.confidence_interval), abs=0.02)
 
 
 def test_collapsed_and_diverged_runs_are_counted() -> None:
@@ -152,6 +127,19 @@ def test_a_pair_without_a_test_does_not_count() -> None:
     assert len(holm([])) == 0
 
 
+def test_benjamini_and_hochberg_agree_with_a_worked_case_and_with_scipy() -> None:
+    """0.01 x 4 / 1 lowered to 0.02 x 4 / 2; NaN stays NaN and does not count; any others as SciPy has them."""
+    assert benjamini_hochberg([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.04, 0.04, 0.04, 0.04])
+    found = benjamini_hochberg([0.01, NAN, 0.04])
+    assert found[[0, 2]] == pytest.approx([0.02, 0.04])
+    assert math.isnan(found[1])
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        p = generator.beta(0.3, 2, size=generator.integers(1, 60))
+        assert benjamini_hochberg(p) == pytest.approx(scipy.stats.false_discovery_control(p))
+        assert (benjamini_hochberg(p) <= holm(p) + 1e-15).all()
+
+
 def test_holm_keeps_the_order_and_lies_between_p_and_bonferroni() -> None:
     """A smaller p never becomes the larger one; rejections are those of the step-down rule as Holm states it."""
     generator = np.random.default_rng(0)
@@ -167,36 +155,6 @@ def test_holm_keeps_the_order_and_lies_between_p_and_bonferroni() -> None:
                 break
             rejected += 1
         assert (found <= 0.05).sum() == rejected
-
-
-@pytest.mark.parametrize(
-    ("rows", "accuracy", "points"), [(277, 0.80, 4.7), (408, 0.90, 2.9), (872, 0.945, 1.5), (5463, 0.925, 0.7)]
-)
-def test_what_a_data_set_can_show(rows: int, accuracy: float, points: float) -> None:
-    """RTE, MRPC, SST-2 and QNLI at usual accuracies: half-widths of 4.7, 2.9, 1.5 and 0.7 points."""
-    assert round(100 * minimum_detectable_difference(rows, accuracy), 1) == points
-
-
-def test_the_difference_is_found_as_often_as_was_asked_for() -> None:
-    """Of simulated data sets that differ by it, a paired t test finds 8 in 10 at power 0.8 and every other at 0.5."""
-    generator = np.random.default_rng(0)
-    rows, accuracy = 800, 0.8
-    for power in (0.5, 0.8):
-        difference = minimum_detectable_difference(rows, accuracy, power=power)
-        a = generator.random((2000, rows)) < accuracy - difference / 2
-        # Half of B's rows are A's, so that the two are correlated by a half.
-        fresh = generator.random(a.shape) < accuracy + 1.5 * difference
-        b = np.where(generator.random(a.shape) < 0.5, a, fresh)
-        p = scipy.stats.ttest_rel(b.astype(float), a.astype(float), axis=1).pvalue
-        assert (p < 0.05).mean() == pytest.approx(power, abs=0.05)
-
-
-def test_an_impossible_data_set_is_refused() -> None:
-    """An accuracy in percent, and no rows, are named."""
-    with pytest.raises(ValueError, match="accuracy=80"):
-        minimum_detectable_difference(277, 80)
-    with pytest.raises(ValueError, match="rows=0"):
-        minimum_detectable_difference(0, 0.8)
 
 
 def test_a_letter_that_tells_nothing_is_dropped() -> None:
@@ -253,32 +211,6 @@ def test_letters_do_not_run_out() -> None:
 # --- Many tasks -----------------------------------------------------------------------------------------------------
 
 
-def test_the_probability_of_improvement_agrees_with_mann_and_whitney() -> None:
-    """It is the mean over tasks of U over the number of pairs, with different numbers of runs too."""
-    generator = np.random.default_rng(0)
-    a, b = generator.integers(0, 5, (4, 3)), generator.integers(0, 5, (6, 3))
-    expected = np.mean(
-        [scipy.stats.mannwhitneyu(a[:, task], b[:, task], method="asymptotic").statistic / 24 for task in range(3)]
-    )
-    assert probability_of_improvement(a, b).value == pytest.approx(expected)
-
-
-def test_the_probability_of_improvement_of_worked_cases() -> None:
-    """Always better is 1, ties are a half, and of either order one is 1 less the other."""
-    a, b = np.array([[3.0, 1.0], [4.0, 1.0]]), np.array([[1.0, 1.0], [2.0, 1.0]])
-    assert probability_of_improvement(a, b).value == 0.75
-    assert probability_of_improvement(b, a).value == 0.25
-    assert probability_of_improvement(a, b, higher_is_better=False).value == 0.25
-    assert probability_of_improvement(a, b, higher_is_better=[False, True]).value == 0.25
-
-
-def test_tasks_that_one_method_lacks_are_left_out() -> None:
-    """A hole takes its task out of the comparison; nothing in common is no number."""
-    a, b = np.array([[3.0, NAN], [4.0, NAN]]), np.array([[1.0, 9.0], [2.0, 9.0]])
-    assert probability_of_improvement(a, b).value == 1
-    assert math.isnan(probability_of_improvement(a[:, 1:], b[:, 1:]).value)
-
-
 def test_the_interquartile_mean_is_that_of_the_middle_half() -> None:
     """Of 1 to 8 the middle half is 3 to 6; an outlier does not move it; NaN does not count."""
     scores = np.array([[1.0, 3, 5, 7], [2, 4, 6, 1000], [NAN] * 4])
@@ -289,10 +221,10 @@ def test_the_interquartile_mean_is_that_of_the_middle_half() -> None:
 def test_one_run_a_task_has_no_interval() -> None:
     """The estimate stands alone where a task has a single run; no score at all has no estimate."""
     one = np.array([[0.2, 0.4, 0.6]])
-    for found in (interquartile_mean(one), probability_of_improvement(one, one)):
-        assert math.isfinite(found.value)
-        assert math.isnan(found.low)
-        assert math.isnan(found.high)
+    found = interquartile_mean(one)
+    assert math.isfinite(found.value)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
     assert math.isnan(interquartile_mean(np.full((2, 2), NAN)).value)
 
 
@@ -300,21 +232,19 @@ def test_intervals_over_tasks_do_not_depend_on_the_order_of_runs_and_tasks() -> 
     """Shuffled runs (each task's by themselves) and tasks give the same numbers to the last bit; a seed others."""
     generator = np.random.default_rng(0)
     for _ in range(20):
-        a, b = generator.normal(size=(3, 6)), generator.normal(size=(4, 6))
-        order = generator.permutation(6)
-        mixed_a, mixed_b = generator.permuted(a, axis=0)[:, order], generator.permuted(b, axis=0)[:, order]
-        found = probability_of_improvement(a, b, resamples=100)
-        assert found == probability_of_improvement(mixed_a, mixed_b, resamples=100)
-        assert interquartile_mean(a, resamples=100) == interquartile_mean(mixed_a, resamples=100)
-        assert interquartile_mean(a, resamples=100) != interquartile_mean(a, seed=1, resamples=100)
-        assert 0 <= found.low <= found.value <= found.high <= 1
+        a = generator.normal(size=(3, 6))
+        mixed = generator.permuted(a, axis=0)[:, generator.permutation(6)]
+        found = interquartile_mean(a, resamples=100)
+        assert found == interquartile_mean(mixed, resamples=100)
+        assert found != interquartile_mean(a, seed=1, resamples=100)
+        assert found.low <= found.value <= found.high
 
 
 def test_the_interval_of_the_interquartile_mean_covers() -> None:
-    """Three runs of each of eight tasks: the interval holds the truth 92 times in a hundred."""
+    """Three runs of each of eight tasks: the interval holds the truth at least 93 times in a hundred."""
     generator = np.random.default_rng(0)
     found = [interquartile_mean(generator.normal(size=(3, 8)), resamples=400) for _ in range(400)]
-    assert np.mean([one.low <= 0 <= one.high for one in found]) == pytest.approx(0.92, abs=0.03)
+    assert 0.93 <= np.mean([one.low <= 0 <= one.high for one in found]) <= 0.995
 
 
 def test_average_ranks_share_ties() -> None:

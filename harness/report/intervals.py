@@ -1,0 +1,98 @@
+"""Intervals on a mean score that stay where scores can be.
+
+A share, such as an accuracy, gets Wilson's interval (1927, J. Amer. Statist. Assoc. 22) with Student's quantile and as
+many examples as its variance is worth; a correlation the interval of Fisher's z; a loss that of its logarithm.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from harness.report.spread import FEWEST_RUNS, seed_part
+from harness.report.stats import TAILS
+from harness.training.metrics import higher_is_better
+
+# Between -1 and 1.
+CORRELATIONS = ("matthews_correlation", "pearson", "spearman")
+
+
+def over_seeds(
+    metric: str,
+    scores: Sequence[float] | np.ndarray,
+    seeds: Any = None,
+    data_seeds: Any = None,
+    rows_variance: float = 0.0,
+    rows: int = 0,
+) -> tuple[float, float]:
+    """The 95% interval on the mean of some runs: of other seeds, and of other examples where their variance is given.
+
+    Args:
+        metric: Decides where scores can be.
+        scores: One a run; NaN below three of them, as two have hardly a variance.
+        seeds: As for `seed_part`.
+        data_seeds: As for `seed_part`.
+        rows_variance: What other examples add to the mean's variance.
+        rows: How many examples; 0 where it is not known.
+    """
+    values = np.sort(np.asarray(scores, dtype=float)) if seeds is None else np.asarray(scores, dtype=float)
+    if len(values) < FEWEST_RUNS:
+        return math.nan, math.nan
+    part = seed_part(values, seeds, data_seeds)
+    total = part.variance + rows_variance
+    spread = part.variance**2 / part.freedom + (rows_variance**2 / (rows - 1) if rows > 1 else 0.0)
+    freedom = total**2 / spread if spread > 0 else float(len(values) - 1)
+    return inside(metric, math.fsum(values) / len(values), total, freedom, rows)
+
+
+def over_examples(metric: str, score: float, rows: int) -> tuple[float, float]:
+    """The 95% interval of one run's share of so many examples, were it asked others (Wilson); NaN of other metrics."""
+    if not _is_share(metric) or rows < 1 or not 0 <= score <= 1:
+        return math.nan, math.nan
+    return _wilson(score, float(rows), math.inf)
+
+
+def inside(metric: str, mean: float, variance: float, freedom: float, rows: int = 0) -> tuple[float, float]:
+    """The 95% interval on a mean of a known variance, within the metric's range.
+
+    Args:
+        metric: Its name.
+        mean: The estimate.
+        variance: Its own, not that of single runs.
+        freedom: Degrees of freedom that it is known with.
+        rows: Examples, for a share that is 0 or 1, or whose runs all agree: 60 right of 60 are not certain.
+    """
+    from scipy.stats import t
+
+    error = math.sqrt(variance)
+    if _is_share(metric) and 0 <= mean <= 1:
+        worth = mean * (1 - mean) / variance if variance > 0 else math.inf
+        if rows and not 0 < mean < 1:
+            worth = float(rows)
+        return (mean, mean) if math.isinf(worth) else _wilson(mean, worth, freedom)
+    reach = float(t.ppf(TAILS[1], freedom)) * error
+    if metric.rpartition(".")[2] in CORRELATIONS and -1 < mean < 1:
+        reach /= 1 - mean**2
+        return math.tanh(math.atanh(mean) - reach), math.tanh(math.atanh(mean) + reach)
+    if not higher_is_better(metric) and mean > 0:
+        return mean * math.exp(-reach / mean), mean * math.exp(reach / mean)
+    return mean - reach, mean + reach
+
+
+def _is_share(metric: str) -> bool:
+    """Whether its scores are between 0 and 1, as those of all metrics of this harness but correlations and losses."""
+    from harness.training.metrics import METRICS
+
+    name = metric.rpartition(".")[2]
+    return name in {*METRICS, "reward_accuracy"} - {*CORRELATIONS}
+
+
+def _wilson(mean: float, worth: float, freedom: float) -> tuple[float, float]:
+    from scipy.stats import t
+
+    square = float(t.ppf(TAILS[1], freedom)) ** 2 / max(worth, 1e-9)
+    centre = (mean + square / 2) / (1 + square)
+    half = math.sqrt(square * (mean * (1 - mean) + square / 4)) / (1 + square)
+    # At the very ends the root leaves the last bit.
+    return max(0.0, centre - half), min(1.0, centre + half)
