@@ -173,7 +173,6 @@ def _one_step(
     import torch
 
     autocast = choose_precision(experiment.train.precision, torch.device(step.device))
-
     file_bytes = adapter.saved_bytes()
     trained = prepare_trained(adapter)
     optimizer = adapter.optimizer(trained, experiment.train) or make_optimizer(trained, experiment.train)
