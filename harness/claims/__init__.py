@@ -1,4 +1,4 @@
-"""What is commonly said about these methods, held against what runs and plans found: `python -m harness.claims`.
+"""Ledger of common claims about these methods, judged on runs and plans: `python -m harness.claims`.
 
 `reports/claims.yaml` lists claims; beside each stand tests, a named rule with its parameters. A rule reads runs of the
 stores, or plans an architecture without weights, and returns cases; verdicts follow from cases and are never typed in.

@@ -29,7 +29,7 @@ MISTAKEN = 2
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line may say."""
+    """Options of the command line."""
 
     stores: str = ""
     out: str = "claims"

@@ -10,7 +10,7 @@ from harness.claims.verdict import Case, NoEvidence, Outcome, decide
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import choices
 from harness.quantization.schemes import SCHEMES
-from harness.report.stats import summarise
+from harness.report.stats import summarize
 
 
 @dataclass
@@ -176,7 +176,7 @@ class WeightsError:
                 continue
             table = quantized(folder)
             table = table[table["origin"] == "model"].pivot(index="matrix", columns="scheme", values=self.figure)
-            found = summarise(table[self.scheme] - table[self.against])
+            found = summarize(table[self.scheme] - table[self.against])
             means = table[[self.scheme, self.against]].mean()
             remark = f"means over {found.n} matrices: {means.iloc[0]:.4g} and {means.iloc[1]:.4g}"
             ends = (found.mean, found.low, found.high, -math.inf, 0.0, "number")

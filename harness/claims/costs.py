@@ -17,7 +17,7 @@ from harness.claims.verdict import Case, Outcome, decide
 from harness.config.errors import ConfigError
 from harness.config.sources import conf_root
 from harness.report.pairwise import predictions_of
-from harness.report.stats import Summary, summarise
+from harness.report.stats import Summary, summarize
 from harness.tracking.record import SOFT_PROMPT_FILE
 from harness.training.metrics import pearson
 
@@ -30,14 +30,14 @@ SHOWN = 5
 
 
 class Kept(Enum):
-    """What is taken of several figures of a run."""
+    """Statistic that is taken of several figures of a run."""
 
     mean = "mean"
     largest = "largest"
 
 
 class Statistic(Enum):
-    """What is taken of the methods of a backbone."""
+    """Statistic that is taken of the methods of a backbone."""
 
     median = "median"
     largest = "largest"
@@ -112,7 +112,7 @@ class SameRunRatio:
         def case(sweep: Sweep, task: str, name: str) -> Case | None:
             rows = _rows(sweep, task, name)
             ratios = _figure(rows, self.figure) / _figure(rows, self.over)
-            found = summarise(np.log(_positive(ratios)))
+            found = summarize(np.log(_positive(ratios)))
             title = f"{_spelt(self.figure)} over {_spelt(self.over)}, {name}"
             return _over_runs(f"{sweep.name}, {task}", title, found, self.least, self.most, "ratio", np.exp)
 
@@ -142,7 +142,7 @@ class CostWithin:
 
     def judge(self, evidence: Evidence) -> list[Case]:
         def case(sweep: Sweep, task: str, name: str) -> Case | None:
-            found = summarise(_figure(_rows(sweep, task, name), self.figure))
+            found = summarize(_figure(_rows(sweep, task, name), self.figure))
             title = f"{_spelt(self.figure)}, {name}"
             return _over_runs(f"{sweep.name}, {task}", title, found, self.least, self.most)
 
@@ -238,7 +238,7 @@ def line(evidence: str, sizes: dict[float, float], least: float) -> Case:
 
 @dataclass(frozen=True)
 class SoftPrompts:
-    """What soft prompts stand near to, from `soft_prompt.csv`: a figure a virtual token, t interval over runs.
+    """Neighbors of soft prompts, from `soft_prompt.csv`: one figure per virtual token, t interval over runs.
 
     Attributes:
         sweeps: Where runs are sought.
@@ -263,7 +263,7 @@ class SoftPrompts:
 
     def judge(self, evidence: Evidence) -> list[Case]:
         def case(sweep: Sweep, task: str, name: str) -> Case | None:
-            found = summarise(self._of_run(uri) for uri in _rows(sweep, task, name)["artifact_uri"])
+            found = summarize(self._of_run(uri) for uri in _rows(sweep, task, name)["artifact_uri"])
             title = f"{self.take.value} {_spelt(self.figure)}" + (f" less {_spelt(self.less)}" if self.less else "")
             return _over_runs(f"{sweep.name}, {task}", f"{title}, {name}", found, self.least, self.most)
 

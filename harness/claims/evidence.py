@@ -1,4 +1,4 @@
-"""What claims are judged on: runs by sweep from any number of stores, and plans, each read or computed once."""
+"""Evidence for claims: runs by sweep from any number of stores, and plans, each read or computed once."""
 
 import math
 import re
@@ -122,7 +122,7 @@ class Sweep:
             if a != b and ("model" in {*wanted.settings, *theirs.settings} or models[a] == models[b])
         ]
 
-    def has_learnt(self, task: str, configurations: Collection[str]) -> bool:
+    def has_learned(self, task: str, configurations: Collection[str]) -> bool:
         """Whether one of them is known to be better than the commonest answer; true where there is no such answer."""
         rows = self.summary[self.summary["task"] == task].set_index("configuration")
         if MAJORITY not in rows.index:
@@ -208,7 +208,7 @@ def _sweep_of(run: Mapping[str, Any]) -> str:
 
 @cache
 def counted(overrides: tuple[str, ...]) -> dict[str, float]:
-    """What an architecture says of a point of `harness-plan` without its training step.
+    """Counts of an architecture for a point of `harness-plan`, without its training step.
 
     The parameters of `RunRecord.cost`, and: `backbone_parameters`; `reduction`, these over the adapter's;
     `adapter_share`, the adapter's over these; `layers`; `adapter_parameters_a_layer`; and for methods with
@@ -234,7 +234,7 @@ def counted(overrides: tuple[str, ...]) -> dict[str, float]:
 
 @cache
 def planned(overrides: tuple[str, ...]) -> dict[str, float]:
-    """What `harness-plan` says of a point: the figures of `RunRecord.cost` and of `storage`, and `storage_share`.
+    """Plan of a point: the figures of `RunRecord.cost` and of `storage`, and `storage_share`.
 
     Raises:
         ConfigError: It can't be planned.

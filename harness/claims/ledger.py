@@ -18,7 +18,7 @@ from harness.config.sources import conf_root
 
 
 class Rule(Protocol):
-    """What tests a claim: parameters as its fields, a method that makes cases of evidence."""
+    """Rule that tests a claim: parameters as its fields, a method that makes cases of evidence."""
 
     def judge(self, evidence: Evidence) -> list[Case]: ...
 

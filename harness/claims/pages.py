@@ -51,7 +51,7 @@ def lead(judged: Sequence[Judged]) -> str:
 
 
 def verdict_table(judged: Sequence[Judged]) -> Table:
-    """Make a table of a row a claim."""
+    """Make a table of one row per claim."""
     rows = []
     for one in judged:
         counts = Counter(case.outcome for case in one.cases)
@@ -62,7 +62,7 @@ def verdict_table(judged: Sequence[Judged]) -> Table:
 
 
 def found(one: Judged) -> str:
-    """Say in a sentence a test what came of it."""
+    """Say in one sentence per test what came of it."""
     return " ".join(f"({number}) {_sentence(tested)}" for number, tested in enumerate(one.tests, 1))
 
 
@@ -80,7 +80,7 @@ def _sentence(tested: Tested) -> str:
 
 
 def claim_table(one: Judged) -> Table:
-    """Make a table of a row a case."""
+    """Make a table of one row per case."""
     rows = []
     for number, tested in enumerate(one.tests, 1):
         for case in tested.cases:
@@ -139,7 +139,7 @@ def holds_where(case: Case) -> str:
 
 
 def claims_frame(judged: Sequence[Judged]) -> pd.DataFrame:
-    """A row a claim: id, verdict, how many cases hold, fail and so on, what was found, sentence, source, needs."""
+    """One row per claim: id, verdict, how many cases hold, fail and so on, what was found, sentence, source, needs."""
     rows = []
     for one in judged:
         counts = Counter(case.outcome for case in one.cases)
@@ -151,7 +151,7 @@ def claims_frame(judged: Sequence[Judged]) -> pd.DataFrame:
 
 
 def cases_frame(judged: Sequence[Judged]) -> pd.DataFrame:
-    """A row a case: claim, test, rule, its verdict, and the fields of `Case`."""
+    """One row per case: claim, test, rule, its verdict, and the fields of `Case`."""
     rows = [
         {"id": one.claim.id, "test": number, "rule": tested.test.rule, "verdict": str(tested.verdict), **vars(case)}
         for one in judged

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.claims.ledger import Judged
 from harness.claims.verdict import Case, Outcome
-from harness.report.plots.style import COLOURS, SETTINGS, encoded
+from harness.report.plots.style import COLORS, SETTINGS, encoded
 from harness.report.scores import plain
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ AXES = {
     "ratio": "ratio",
 }
 LOOKS = {
-    Outcome.holds: (COLOURS[0], "o", COLOURS[0]),
-    Outcome.fails: (COLOURS[1], "X", COLOURS[1]),
+    Outcome.holds: (COLORS[0], "o", COLORS[0]),
+    Outcome.fails: (COLORS[1], "X", COLORS[1]),
     Outcome.undecided: ("#777777", "o", "white"),
 }
 
 
 def draw(judged: Sequence[Judged]) -> dict[str, bytes]:
-    """Draw differences and ratios, a row a case; `svg` and `png`, nothing where there are none."""
+    """Draw differences and ratios, one row per case; `svg` and `png`, nothing where there are none."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -85,11 +85,11 @@ def _panel(axes: "Axes", groups: Sequence[tuple[str, list[Case]]], logarithmic: 
         axes.annotate(title, (0, height), xycoords=("axes fraction", "data"), fontsize=8, va="center", weight="bold")
         height += 1
         for case in group:
-            colour, marker, face = LOOKS[case.outcome]
+            color, marker, face = LOOKS[case.outcome]
             low, high = max(case.least, left), min(case.most, right)
-            axes.barh(height, high - low, left=low, height=0.9, color=COLOURS[0], alpha=0.13, linewidth=0)
-            axes.plot([max(case.low, left), min(case.high, right)], [height] * 2, color=colour, linewidth=1.6)
-            axes.plot(case.value, height, marker, color=colour, markerfacecolor=face, markersize=5)
+            axes.barh(height, high - low, left=low, height=0.9, color=COLORS[0], alpha=0.13, linewidth=0)
+            axes.plot([max(case.low, left), min(case.high, right)], [height] * 2, color=color, linewidth=1.6)
+            axes.plot(case.value, height, marker, color=color, markerfacecolor=face, markersize=5)
             places.append(height)
             name, place = (
                 shorten(plain(text), width, placeholder=" …")
@@ -110,9 +110,9 @@ def _legend(figure: "Figure") -> None:
 
     handles: list[Any] = [
         Line2D(
-            [], [], color=colour, marker=marker, markerfacecolor=face, linewidth=1.6, label=f"{outcome}, 95% interval"
+            [], [], color=color, marker=marker, markerfacecolor=face, linewidth=1.6, label=f"{outcome}, 95% interval"
         )
-        for outcome, (colour, marker, face) in LOOKS.items()
+        for outcome, (color, marker, face) in LOOKS.items()
     ]
-    handles.append(Patch(color=COLOURS[0], alpha=0.13, label="where the claim holds"))
+    handles.append(Patch(color=COLORS[0], alpha=0.13, label="where the claim holds"))
     figure.legend(handles=handles, loc="outside upper right", ncols=4, frameon=False, fontsize=8)

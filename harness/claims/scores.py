@@ -124,15 +124,15 @@ class ChoiceMatters:
         margin = self.margin_share if pairs[0].relative else self.margin
         beyond = [pair for pair in pairs if pair.low > margin and pair.corrected_p < 1 - CONFIDENCE]
         widest = max(beyond or pairs, key=lambda pair: pair.difference)
-        learnt = sweep.has_learnt(task, names)
+        learned = sweep.has_learned(task, names)
         whole = {name for pair in pairs for name in (pair.a, pair.b)} == {*names}
         outcome = Outcome.holds if beyond else Outcome.undecided
-        if learnt and whole and not beyond and all(-margin <= pair.low and pair.high <= margin for pair in pairs):
+        if learned and whole and not beyond and all(-margin <= pair.low and pair.high <= margin for pair in pairs):
             outcome = Outcome.fails
         remarks = [f"farthest apart of {len(pairs)} pairs; {len(beyond)} differ by more than that"]
         remarks += [] if whole else ["some have too few runs yet"]
-        remarks += [] if learnt else [NOTHING_LEARNT]
-        return widest.case(outcome if learnt else Outcome.undecided, margin, math.inf, remarks)
+        remarks += [] if learned else [NOTHING_LEARNT]
+        return widest.case(outcome if learned else Outcome.undecided, margin, math.inf, remarks)
 
 
 @dataclass(frozen=True)
@@ -202,16 +202,16 @@ class Pair:
     corrected_p: float
     relative: bool
     over_seeds: bool
-    learnt: bool
+    learned: bool
     on_edge: tuple[str, ...]
 
     @property
     def counts(self) -> bool:
-        return self.over_seeds and self.learnt
+        return self.over_seeds and self.learned
 
     @property
     def remark(self) -> str:
-        if not self.learnt:
+        if not self.learned:
             return NOTHING_LEARNT
         if not self.over_seeds:
             return ONE_RUN
@@ -228,7 +228,7 @@ class Pair:
 
 
 def across_runs(a: Sequence[float], b: Sequence[float]) -> Comparison:
-    """Compare what has a value a run and none a row, the lower the better: Welch's t over runs."""
+    """Compare what has one value per run and none a row, the lower the better: Welch's t over runs."""
     ordered = {name: np.sort(np.asarray(values, dtype=float)) for name, values in (("A", a), ("B", b))}
     resampled = {name: Resampled(v, np.tile(v, (2, 1)), ENDLESS, 0) for name, v in ordered.items()}
     return compare(resampled, higher_is_better=False)[0]
@@ -269,7 +269,7 @@ def _between(comparisons: Sequence[Comparison], a: str, b: str) -> Comparison | 
 
 
 def _pair(sweep: Sweep, task: str, one: Comparison, a: str, b: str) -> Pair:
-    """What a comparison says of A against B, whichever of the two it has first."""
+    """Comparison of A against B, whichever of the two it has first."""
     metric = sweep.compared[task].metric
     relative = not higher_is_better(metric)
     rows = sweep.summary[sweep.summary["task"] == task].set_index("configuration")
@@ -287,7 +287,7 @@ def _pair(sweep: Sweep, task: str, one: Comparison, a: str, b: str) -> Pair:
         one.corrected_p,
         relative,
         one.over_seeds,
-        sweep.has_learnt(task, (a, b)),
+        sweep.has_learned(task, (a, b)),
         tuple(name for name in (a, b) if (task, name) in sweep.on_edge),
     )
 

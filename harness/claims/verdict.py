@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """What became of one case."""
+    """Verdict on one case."""
 
     holds = "holds"
     fails = "fails"
@@ -16,7 +16,7 @@ class Outcome(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What becomes of a test, and of a claim."""
+    """Verdict on a test, and on a claim."""
 
     supported = "supported"
     refuted = "refuted"

@@ -200,7 +200,7 @@ def locate(target: str, key: str) -> type:
 
 
 def check_values(built: dict[str, Any]) -> list[str]:
-    """What types cannot say: the ranges of the numbers in the sections. Returns a sentence for each mistake."""
+    """Check the ranges of the numbers in the sections, which types cannot express; returns one sentence per mistake."""
     train, evaluate, measure, sweep = (built[name] for name in ("train", "evaluate", "measure", "sweep"))
     positive = {
         "train.learning_rate": train.learning_rate,

@@ -131,7 +131,7 @@ class EvaluateConfig:
 
 @dataclass
 class ForgettingConfig:
-    """What the model is asked before and after; conf/config.yaml explains each key."""
+    """Settings of the measurement of forgetting; conf/config.yaml explains each key."""
 
     text: str | None
     tokens: int
@@ -139,7 +139,7 @@ class ForgettingConfig:
 
 @dataclass
 class MeasureConfig:
-    """What is measured beside the scores; conf/config.yaml explains each key."""
+    """Settings of the measurements beside the scores; conf/config.yaml explains each key."""
 
     costs: bool
     predict: bool

@@ -1,4 +1,4 @@
-"""What this machine and this installation can do: versions, devices, quantization, and which method works on what."""
+"""Diagnosis of an installation: versions, devices, quantization, and which method works on which backbone."""
 
 import json
 import os
@@ -50,7 +50,7 @@ class Format(Enum):
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for; null methods are all of them."""
+    """Options of the command line; null methods are all of them."""
 
     format: Format
     methods: list[str] | None
@@ -232,7 +232,7 @@ def as_json(findings: "list[Finding]") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Grid:
-    """One table: a row a method, `yes` or the number of a reason in each cell."""
+    """One table: one row per method, `yes` or the number of a reason in each cell."""
 
     title: str
     architectures: list[str]
@@ -296,7 +296,7 @@ class Reasons:
 
 
 def _names(finding: "Finding") -> dict[str, str]:
-    """What makes the same reason read differently, and a control character in the place of each."""
+    """Names that make the same reason read differently, and the control character that stands for each."""
     stored = {} if finding.quantization is Quantization.none else {"\2": finding.quantization.value}
     return {"\0": finding.architecture, "\1": finding.method, **stored}
 

@@ -55,7 +55,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of one method on one backbone.
+    """Finding about one method on one backbone.
 
     Attributes:
         refusal: Why the method's rules refuse it; null where they allow it.
@@ -104,7 +104,7 @@ def experiments(names: list[str] | None) -> dict[str, Experiment]:
 
 
 def backbones() -> Iterator[tuple[str, Kind]]:
-    """Every architecture for classification, and the decoders for language modelling."""
+    """Every architecture for classification, and the decoders for language modeling."""
     yield from ((name, Kind.classification) for name in TINY)
     yield from ((name, Kind.causal_lm) for name in TINY if ARCHITECTURES[name].decoder)
 

@@ -1,4 +1,4 @@
-"""What a run costs, counted on the tensors themselves."""
+"""Meters of a run's costs, counted on the tensors themselves."""
 
 import math
 import sys
@@ -70,7 +70,7 @@ def storage_bytes(tensors: Iterable["Tensor"]) -> int:
 
 
 def storages(tensors: "Iterable[Tensor]") -> "Iterator[UntypedStorage]":
-    """What lies behind tensors; a sparse one has one storage for its indices and one for its values."""
+    """Storages behind tensors; a sparse one has one for its indices and one for its values."""
     import torch
 
     for tensor in tensors:
@@ -194,7 +194,7 @@ def _times_mixed(x: Any, quantized: Any, weights: Any, *args: Any, out_shape: An
 
 @dataclass
 class StepCosts:
-    """What one training step held and computed, counted on its tensors.
+    """Costs of one training step, counted on its tensors.
 
     Attributes:
         rows: Texts of the batch.

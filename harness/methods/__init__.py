@@ -92,7 +92,7 @@ class Method(Protocol):
 
 
 class TrainingHooks:
-    """What a method may add to training; these defaults add nothing."""
+    """Hooks by which a method may add to training; these defaults add nothing."""
 
     def optimizer(self, trained: "dict[str, nn.Parameter]", settings: TrainConfig) -> "Optimizer | None":
         """The method's own optimizer over the trained parameters; null for the harness's AdamW."""
@@ -121,7 +121,7 @@ class TrainingHooks:
         return 0
 
     def state(self) -> "dict[str, Tensor]":
-        """What a checkpoint must hold beside the trained parameters."""
+        """State that a checkpoint must hold beside the trained parameters."""
         return {}
 
     def load_state(self, state: "dict[str, Tensor]") -> None:
@@ -188,7 +188,7 @@ class Adapter(Protocol):
 
 
 def trained_parameters(adapter: Adapter) -> "dict[str, nn.Parameter]":
-    """What training changes: the adapter's parameters, then the head's."""
+    """Trained parameters: the adapter's, then the head's."""
     return {**adapter.adapter_parameters(), **adapter.head_parameters()}
 
 

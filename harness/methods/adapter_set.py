@@ -79,12 +79,12 @@ class AdapterSet:
 
     @property
     def model(self) -> "nn.Module":
-        """What to call now: the backbone, with the adapter that is in use."""
+        """The module to call now: the backbone, with the adapter that is in use."""
         return self._loaded().model if self._active is None else self._active.model
 
     @property
     def backbone(self) -> Backbone:
-        """What the adapters share."""
+        """The backbone that the adapters share."""
         return self._loaded()
 
     @property
@@ -187,7 +187,7 @@ def _set_labels(configuration: Any, task: Answers) -> None:
 
 
 def _stored(saved: SavedAdapter) -> dict[str, Any]:
-    """What two adapters must agree in to share a backbone in memory."""
+    """Properties in which two adapters must agree to share a backbone in memory."""
     model = saved.model
     return {
         "backbone's SHA-256": saved.manifest.backbone,

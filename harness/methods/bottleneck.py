@@ -25,7 +25,7 @@ MODULE = "adapters"
 
 
 class Activation(Enum):
-    """What stands between the two projections; functions of torch.nn.functional or torch."""
+    """Activation between the two projections; functions of torch.nn.functional or torch."""
 
     relu = "relu"
     gelu = "gelu"
@@ -41,7 +41,7 @@ class Activation(Enum):
 
 @dataclass(frozen=True)
 class BottleneckMethod(MethodDefaults):
-    """What bottleneck adapters share: they differ in the modules they sit at, and in what they read there.
+    """Common part of bottleneck adapters: they differ in the modules they sit at, and in what they read there.
 
     Attributes:
         bottleneck_dim: Width between the projections; null to give reduction_factor.

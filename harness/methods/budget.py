@@ -72,7 +72,7 @@ def sized(values: dict[str, Any], knob: Knob, size: int) -> dict[str, Any]:
 
 
 def count(values: dict[str, Any], backbone: "Backbone", max_length: int) -> int:
-    """What a method trains beside the head.
+    """Number of parameters that a method trains beside the head.
 
     Raises:
         ConfigError: The values are not allowed, or not on this backbone, or leave the text no room.

@@ -39,7 +39,7 @@ def write_card(folder: Path, manifest: "Manifest", result: RunRecord) -> None:
 
 
 def _adapter_config(folder: Path) -> dict[str, Any]:
-    """What the adapter says of itself: peft's configuration, or a method's hyper-parameters and what it changed."""
+    """Manifest of an adapter: peft's configuration, or a method's hyper-parameters and what it changed."""
     try:
         return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -212,7 +212,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
 
 
 def _choices(config: dict[str, Any]) -> dict[str, str]:
-    """What was chosen of each group: Hydra's word for it inside a job, else a file of the component's name."""
+    """Choice of each group: Hydra's word for it inside a job, else a file of the component's name."""
     told = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
     named = {group: told.get(group, config[group].get("name")) for group in GROUPS}
     return {group: name for group, name in named.items() if name in choices(group)}

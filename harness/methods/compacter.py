@@ -1,4 +1,4 @@
-"""Compacter: bottleneck adapters of parameterised hypercomplex layers."""
+"""Compacter: bottleneck adapters of parameterized hypercomplex layers."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

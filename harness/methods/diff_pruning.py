@@ -52,7 +52,7 @@ def expected_l0(logit: "Tensor") -> "Tensor":
 class DiffPruning(MethodDefaults):
     """theta + z * w: each weight of the backbone has a difference w and a gate z (Guo et al. 2021, arXiv 2012.07463).
 
-    The expected number of open gates is penalised. After a share of the steps the differences largest in magnitude are
+    The expected number of open gates is penalized. After a share of the steps the differences largest in magnitude are
     kept, exactly the target share of them, and these alone are trained on. Each weight has a gate of its own: the
     paper's unstructured variant.
 

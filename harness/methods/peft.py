@@ -16,7 +16,7 @@ from harness.methods.peft_rules import LEFT_OUT, PROJECTED_PREFIX, RULES
 from harness.methods.size import Knob
 from harness.models.architectures import ROLES, Backbone
 
-# Beside the roles of an architecture: all its normalisation layers.
+# Beside the roles of an architecture: all its normalization layers.
 NORMS = "norms"
 # The value projection alone: LoRA's two without the query; where they are fused, whole.
 VALUE = "value"
@@ -56,7 +56,7 @@ class PeftMethod(PeftBased):
 
     Attributes:
         config: `_target_` names the class, as in peft.VeraConfig; the other keys are its own. `target_modules` and
-            `feedforward_modules` take roles (attention_qv and so on, norms for normalisation layers) or endings of
+            `feedforward_modules` take roles (attention_qv and so on, norms for normalization layers) or endings of
             module names.
     """
 
@@ -163,7 +163,7 @@ class PeftMethod(PeftBased):
         return self._make(found)
 
     def _prompt_shape(self, backbone: Backbone, cls: str) -> dict[str, Any]:
-        """What peft reads from some architectures' configurations only."""
+        """Shape of the prompt, which peft reads from some architectures' configurations only."""
         configuration = backbone.model.config
         layers = configuration.num_hidden_layers
         if cls == "PrefixTuningConfig":

@@ -29,7 +29,7 @@ INITS = (True, False, "gaussian", "orthogonal")
 
 @dataclass(frozen=True)
 class PeftBased(MethodDefaults):
-    """What the methods that go through peft share: they differ in the `peft.PeftConfig` they make."""
+    """Common part of the methods that go through peft: they differ in the `peft.PeftConfig` they make."""
 
     def peft_config(self, backbone: Backbone) -> Any:
         """The `peft.PeftConfig` for a backbone, its modules named.

@@ -1,4 +1,4 @@
-"""What each configuration class of peft trains, as a closed form over shapes, and what it can go with.
+"""Parameter counts of peft's configuration classes, as closed forms over shapes, and what each class can go with.
 
 The forms follow peft 0.21's layers: `rows` and `columns` are a matrix's outputs and inputs. What a class can go with
 was found by trying it: attaching, three steps, saving, loading, switching off, on every architecture and quantization.

@@ -55,7 +55,7 @@ from harness.models.architectures import Backbone, Kind
 
 @dataclass(frozen=True)
 class Rules:
-    """What is known of one configuration class.
+    """Rules of one configuration class.
 
     Attributes:
         count: Its closed form.

@@ -28,7 +28,7 @@ FORMAT = 2
 
 @dataclass
 class Answers:
-    """What the head answers.
+    """Labels that the head answers with.
 
     Attributes:
         name: The task.

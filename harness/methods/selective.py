@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Selection(MethodDefaults):
-    """What the methods of this file share: they differ in the weights they select, and so only in `selects`."""
+    """Common part of selective methods: they differ in the weights they select, and so only in `selects`."""
 
     def selects(self, backbone: "Backbone") -> Callable[[str], bool]:
         """Which parameters of the backbone are trained, by name.

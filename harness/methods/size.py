@@ -24,7 +24,7 @@ def multiples_of(key: str) -> Callable[[dict[str, Any], int], Sequence[int]]:
 
 
 def divisors(values: dict[str, Any], width: int) -> Sequence[int]:
-    """What divides the backbone's hidden width."""
+    """Divisors of the backbone's hidden width."""
     return [size for size in range(1, width + 1) if width % size == 0]
 
 

@@ -1,4 +1,4 @@
-"""What a soft prompt stands near to: the nearest vocabulary tokens of each learned vector, and how tight they lie.
+"""Neighbors of soft prompts: the vocabulary tokens nearest to each learned vector, and how close together they lie.
 
 Lester et al. 2021 (arXiv 2104.08691, section 7) look up the tokens with the largest cosine to each vector of a learned
 prompt and find them to be close in meaning to each other, which those of random vectors are not. That is measured here:
@@ -113,12 +113,12 @@ class Tightness:
         return observed, (1 + larger) / (1 + PERMUTATIONS)
 
 
-def neighbours(adapter: "Adapter", tokenizer: Any, k: int = NEAREST) -> list[dict[str, Any]] | None:
+def neighbors(adapter: "Adapter", tokenizer: Any, k: int = NEAREST) -> list[dict[str, Any]] | None:
     """The nearest tokens of each learned vector; null for a method without a soft prompt.
 
     Returns:
-        A row a virtual token and neighbour: `virtual_token`, `layer` (0 for keys of the first layer, else null), `rank`
-        from 1, `token_id`, `token`, `cosine`.
+        One row per virtual token and neighbor: `virtual_token`, `layer` (0 for keys of the first layer, else null),
+        `rank` from 1, `token_id`, `token`, `cosine`.
 
     Raises:
         NoNeighbours: The vectors can't be compared with the vocabulary.
@@ -167,10 +167,10 @@ def _tightness(prompt: SoftPrompt, k: int, seed: int) -> Tightness:
 
 
 def table(adapter: "Adapter", tokenizer: Any, k: int = NEAREST, seed: int = 0) -> list[dict[str, Any]] | None:
-    """What a run keeps of its soft prompt; null for a method that has none.
+    """Neighbors of a run's soft prompt, as it keeps them; null for a method that has none.
 
     Returns:
-        A row a virtual token: `virtual_token`, `layer` (0 for keys of the first layer, else null), `norm`, then
+        One row per virtual token: `virtual_token`, `layer` (0 for keys of the first layer, else null), `norm`, then
         `token_1`, `cosine_1` and so on for the nearest tokens, `tightness`, the mean cosine between these,
         `random_directions` and `random_words`, its mean for random vectors of both kinds, and
         `random_directions_as_tight` and `random_words_as_tight`, the share of them that lie at least as tight.

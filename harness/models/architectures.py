@@ -15,7 +15,7 @@ ROLES = ("query", "attention_qv", "attention_kv", "attention", "mlp", "mlp_outpu
 
 
 class Kind(Enum):
-    """What a backbone is asked for; the values are peft's names of the same."""
+    """Kind of head on a backbone; the values are peft's names for the same."""
 
     classification = "SEQ_CLS"
     causal_lm = "CAUSAL_LM"

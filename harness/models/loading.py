@@ -181,7 +181,7 @@ def _head_of(model: "PreTrainedModel", arch: Architecture, kind: Kind) -> tuple[
 
 
 def _new_modules(folder: Path, model: "PreTrainedModel", head: tuple[str, ...], missing: set[str]) -> tuple[str, ...]:
-    """The head, and a pooler that the checkpoint lacks, as after masked language modelling alone.
+    """The head, and a pooler that the checkpoint lacks, as after masked language modeling alone.
 
     Such a pooler starts random. Frozen it would spoil every method but full fine-tuning, so it is trained too.
     """

@@ -63,7 +63,7 @@ def choose_device(wanted: str) -> "Device":
 
 
 def choose_precision(precision: Precision, device: "Device") -> "Dtype | None":
-    """What to compute in where that is less than float32; null for float32.
+    """Type to compute in where it is smaller than float32; null for float32.
 
     bfloat16 is 20 to 30 times slower than float32 on a CPU without instructions for it. A GPU that is not here, as a
     plan may ask for, is taken for one that has it.

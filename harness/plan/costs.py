@@ -138,7 +138,7 @@ def steps(experiment: Experiment) -> tuple[int | None, str]:
 
 
 def plan_point(name: str, overrides: list[str], settings: Settings | None = None) -> dict[str, Any]:
-    """What `harness-plan` says of one point: `step`, `cost` with the names of `RunRecord.cost`, and what follows.
+    """Plan of one point: `step`, `cost` with the names of `RunRecord.cost`, and what follows from them.
 
     Raises:
         ConfigError: It can't be run.

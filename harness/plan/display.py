@@ -48,7 +48,7 @@ HEADINGS = [*COLUMNS, "FLOPs/token", "trained", "fits on"]
 
 
 def print_table(points: list[dict[str, Any]]) -> None:
-    """Print a row a point that can be run; the overrides name it."""
+    """Print one row per point that can be run; the overrides name it."""
     shared = [text for text in points[0]["overrides"] if all(text in point["overrides"] for point in points)]
     step = points[0]["step"]
     what = f"A training step of {step['rows']} x {step['length']} tokens on {step['device']}"
@@ -67,7 +67,7 @@ def print_table(points: list[dict[str, Any]]) -> None:
 
 
 def _print_one(point: dict[str, Any]) -> None:
-    """What a single point says beside its row: devices, storage, and what is not known."""
+    """Lines below a single point's row: devices, storage, and what is not known."""
     for device in point["fits"]:
         answer = f"batches up to {device['largest_batch']}" if device["largest_batch"] else "does not fit"
         print(f" {device['gigabytes']:>4} GB: {answer}")
@@ -162,7 +162,7 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from harness.report.plots.style import COLOURS, SETTINGS, encoded
+    from harness.report.plots.style import COLORS, SETTINGS, encoded
 
     shared = [text for text in points[0]["overrides"] if all(text in point["overrides"] for point in points)]
     names = [" ".join(t for t in p["overrides"] if t not in shared) or "this" for p in points]
@@ -172,8 +172,8 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
         axes = figure.subplots()
         parts = [memory(point["cost"]) for point in points]
         starts = [0.0] * len(points)
-        for kind, colour, values in zip(PARTS, COLOURS, zip(*parts, strict=True), strict=False):
-            axes.barh(range(len(points)), values, left=starts, color=colour, label=kind, height=0.7)
+        for kind, color, values in zip(PARTS, COLORS, zip(*parts, strict=True), strict=False):
+            axes.barh(range(len(points)), values, left=starts, color=color, label=kind, height=0.7)
             starts = [start + value for start, value in zip(starts, values, strict=True)]
         highest = max(starts)
         for size in DEVICE_GIGABYTES:

@@ -1,6 +1,6 @@
 """Makes the two backbones that come with the harness: `python -m harness.pretrain model=micro_encoder|micro_decoder`.
 
-This is the first of the three usual steps of making a language model: language modelling, supervised fine-tuning,
+This is the first of the three usual steps of making a language model: language modeling, supervised fine-tuning,
 preference tuning. It reads running text of the micro world (`harness.tasks.micro.corpus`) once, no passage twice, and
 writes a folder that transformers loads like any other: weights, configuration, tokenizer, and `pretraining.json`, the
 record of how they came to be.
@@ -60,7 +60,7 @@ class Backbone(Enum):
 
 @dataclass
 class Pretraining:
-    """What `python -m harness.pretrain` can be told, as `key=value`.
+    """Options of `python -m harness.pretrain`, as `key=value`.
 
     Attributes:
         model: Which backbone to make.

@@ -1,4 +1,4 @@
-"""Batches and losses of language modelling: the next word, masked words, and which part follows which."""
+"""Batches and losses of language modeling: the next word, masked words, and which part follows which."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What one scale a block and levels that fit the weights buy: `python -m harness.quantization`.
+"""Study of quantization error, by block size and by levels: `python -m harness.quantization`.
 
 Every linear weight matrix of a backbone's layers is quantized in seven ways and compared with what it was. It reads the
 matrices one at a time and writes a CSV file, a page and a picture.
@@ -36,7 +36,7 @@ MODEL_KEYS = ("model", "model.path", "model.revision")
 
 @dataclass
 class Study:
-    """What `python -m harness.quantization` can be told beside the model, as `key=value`.
+    """Options of `python -m harness.quantization` beside the model, as `key=value`.
 
     Attributes:
         out: Folder to write.
@@ -87,7 +87,7 @@ def hardest(table: "pd.DataFrame") -> str:
 # --- The command ----------------------------------------------------------------------------------------------------
 
 
-def analyse(model: ModelConfig, told: Study) -> Path:
+def analyze(model: ModelConfig, told: Study) -> Path:
     """Measures a backbone, writes table, page and picture, and returns the folder.
 
     Raises:
@@ -120,7 +120,7 @@ def analyse(model: ModelConfig, told: Study) -> Path:
 def main() -> int:
     """Runs the command; a mistake of the user's is told in one sentence, with exit status 2."""
     try:
-        out = analyse(*parse(sys.argv[1:]))
+        out = analyze(*parse(sys.argv[1:]))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

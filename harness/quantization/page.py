@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from harness.quantization.schemes import BLOCK, NORMAL, OUTLIER_FACTOR, OUTLIER_SHARE, OUTLIERS, SCHEMES, SYNTHETIC_SIDE
-from harness.report.plots.style import COLOURS, SETTINGS, encoded
+from harness.report.plots.style import COLORS, SETTINGS, encoded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,9 +20,9 @@ DEFINITIONS = f"""
 - *Bits a weight* counts codes and scales (32 bits each unless they are quantized themselves), not the table of levels.
 - *Relative error* is the root mean squared error over the root mean square of the weights.
 - *Levels* are the different values that come back.
-- *Collisions* are the share of neighbouring weights for which the same value comes back; neighbours are two weights
+- *Collisions* are the share of neighboring weights for which the same value comes back; neighbors are two weights
   that follow each other by size and differ. Over the whole matrix they mostly lie in different blocks, whose levels
-  differ. Within blocks, neighbours are sought among {BLOCK} consecutive weights: there the schemes are on equal terms.
+  differ. Within blocks, neighbors are sought among {BLOCK} consecutive weights: there the schemes are on equal terms.
 - Embeddings, heads and poolers are left out: they stay in full precision where a backbone is quantized.
 
 Dettmers et al. 2022 (arXiv 2110.02861) have blocks of their own scale, Dettmers et al. 2023 (arXiv 2305.14314) NF4 and
@@ -34,7 +34,7 @@ def page(table: pd.DataFrame, model: str, matrix: str) -> str:
     """Writes the study as Markdown, its findings first.
 
     Args:
-        table: A row a matrix and scheme (`schemes.tabulate`).
+        table: One row per matrix and scheme (`schemes.tabulate`).
         model: What the backbone is called.
         matrix: The matrix that was drawn.
     """
@@ -50,7 +50,7 @@ def page(table: pd.DataFrame, model: str, matrix: str) -> str:
         f"{error['nf4_block']:.1%}, all three at {bits['int4_tensor']:.2f} to {bits['nf4_block']:.2f} bits a weight; "
         f"quantizing NF4's scales too takes it to {bits['nf4_block_double']:.2f} bits and "
         f"{error['nf4_block_double']:.1%}. Within a block, one 8-bit scale a tensor returns the same value for "
-        f"{merged['int8_tensor']:.1%} of neighbouring weights, a scale a block for {merged['int8_block']:.1%}."
+        f"{merged['int8_tensor']:.1%} of neighboring weights, one scale per block for {merged['int8_block']:.1%}."
     )
     rows = [
         [
@@ -97,7 +97,7 @@ def picture(table: pd.DataFrame, name: str, weights: "Tensor") -> dict[str, byte
     """Draws the errors of all matrices by scheme, and on one matrix where the levels lie; returns `svg` and `png`.
 
     Args:
-        table: A row a matrix and scheme.
+        table: One row per matrix and scheme.
         name: The matrix whose weights are drawn.
         weights: That matrix.
     """
@@ -118,19 +118,19 @@ def picture(table: pd.DataFrame, name: str, weights: "Tensor") -> dict[str, byte
 
 
 def _errors(axes: "Axes", table: pd.DataFrame) -> None:
-    """Draws a row a scheme: a point a matrix, their mean as a bar, and the two synthetic matrices."""
+    """Draws one row per scheme: one point per matrix, their mean as a bar, and the two synthetic matrices."""
     ours, control = table[table["origin"] == "model"], table[table["origin"] == "synthetic"]
     handles: dict[str, Any] = {}
-    points: Any = {"color": COLOURS[0], "alpha": 0.5, "markersize": 4, "mew": 0}
+    points: Any = {"color": COLORS[0], "alpha": 0.5, "markersize": 4, "mew": 0}
     for place, scheme in enumerate(SCHEMES):
         found = ours.loc[ours["scheme"] == scheme, "relative_error"].to_numpy()
         heights = [place - 0.1 + SPREAD * (2 * (i + 0.5) / len(found) - 1) for i in range(len(found))]
         handles["a matrix of the backbone"] = axes.plot(found, heights, "o", **points)[0]
         ends = [place - 0.38, place + 0.18]
         handles["their mean"] = axes.plot([found.mean()] * 2, ends, color="black", linewidth=2)[0]
-        for kind, marker, colour in ((NORMAL, "D", COLOURS[4]), (OUTLIERS, "X", COLOURS[1])):
+        for kind, marker, color in ((NORMAL, "D", COLORS[4]), (OUTLIERS, "X", COLORS[1])):
             value = control.loc[(control["scheme"] == scheme) & (control["matrix"] == kind), "relative_error"]
-            style: Any = {"color": colour, "markeredgecolor": "black", "markersize": 7, "mew": 0.7}
+            style: Any = {"color": color, "markeredgecolor": "black", "markersize": 7, "mew": 0.7}
             handles[f"synthetic, {kind}"] = axes.plot(value, [place + 0.32], marker, **style)[0]
     bits = ours.groupby("scheme")["bits_per_weight"].mean()
     labels = [f"{scheme.label}\n{bits[name]:.2f} bits a weight" for name, scheme in SCHEMES.items()]
@@ -184,10 +184,8 @@ def _levels(axes: "Axes", weights: "Tensor") -> None:
     }
     edge = axes.get_xlim()[1]
     labels = []
-    for place, ((label, levels), colour) in enumerate(
-        zip(rows.items(), (COLOURS[1], COLOURS[0], COLOURS[2]), strict=True)
-    ):
-        axes.vlines(levels.numpy(), place - 0.32, place + 0.32, color=colour, linewidth=1.4)
+    for place, ((label, levels), color) in enumerate(zip(rows.items(), (COLORS[1], COLORS[0], COLORS[2]), strict=True)):
+        axes.vlines(levels.numpy(), place - 0.32, place + 0.32, color=color, linewidth=1.4)
         labels.append(f"{label}\n{int((levels.abs() <= edge).sum())} of {len(levels)} levels are here")
     axes.set_xlim(-edge, edge)
     axes.plot(block.numpy(), [len(rows)] * BLOCK, "|", color="black", markersize=9, alpha=0.6)

@@ -87,9 +87,9 @@ def measure(matrix: "Tensor") -> list[dict[str, Any]]:
     """Quantizes a matrix by every scheme.
 
     Returns:
-        A row a scheme: `bits_per_weight`, scales included; `relative_error`, root mean squared error over the root mean
-        square of the weights (NaN where all are zero); `largest_absolute_error`; `distinct_levels`, different values
-        that come back, of `distinct_weights`; `collisions` over the tensor and `block_collisions` within blocks.
+        One row per scheme: `bits_per_weight`, scales included; `relative_error`, root mean squared error over the root
+        mean square of the weights (NaN where all are zero); `largest_absolute_error`; `distinct_levels`, different
+        values that come back, of `distinct_weights`; `collisions` over the tensor and `block_collisions` within blocks.
     """
     from torch import float64, unique
     from torch.linalg import vector_norm
@@ -122,9 +122,9 @@ def measure(matrix: "Tensor") -> list[dict[str, Any]]:
 
 
 def collisions(weights: "Tensor", found: "Tensor", order: "Tensor") -> float:
-    """The share of neighbouring weights that are told apart no longer.
+    """The share of neighboring weights that are told apart no longer.
 
-    Neighbours are two weights of a row that follow each other by size and differ; they collide where the same value
+    Neighbors are two weights of a row that follow each other by size and differ; they collide where the same value
     comes back for both.
 
     Args:
@@ -133,9 +133,9 @@ def collisions(weights: "Tensor", found: "Tensor", order: "Tensor") -> float:
         order: Positions of each row's weights by size.
     """
     weights, found = weights.gather(-1, order), found.gather(-1, order)
-    neighbours = (weights[..., 1:] != weights[..., :-1]) & weights[..., 1:].isfinite()
-    merged = neighbours & (found[..., 1:] == found[..., :-1])
-    count = int(neighbours.sum())
+    neighbors = (weights[..., 1:] != weights[..., :-1]) & weights[..., 1:].isfinite()
+    merged = neighbors & (found[..., 1:] == found[..., :-1])
+    count = int(neighbors.sum())
     return int(merged.sum()) / count if count else math.nan
 
 
@@ -219,7 +219,7 @@ def matrices(folder: Path) -> dict[str, Stored]:
 
 
 def tabulate(found: dict[str, Stored], seed: int) -> "pd.DataFrame":
-    """Measures the backbone's matrices and the synthetic ones, a row a matrix and scheme; a bar shows how far it is."""
+    """Measures the backbone's and the synthetic matrices, one row per matrix and scheme; a bar shows how far it is."""
     import pandas as pd
 
     def origins() -> "Iterator[tuple[str, str, Tensor]]":

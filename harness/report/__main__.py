@@ -77,7 +77,7 @@ class Tracking:
 
 @dataclass(kw_only=True)
 class Options(Definition):
-    """What the command line may say; `name` is that of the definition that it began with."""
+    """Options of the command line; `name` is that of the definition that it began with."""
 
     tracking: Tracking
     name: str | None = None
@@ -216,7 +216,7 @@ def _attach(options: Options, report: Report, out: Path) -> None:
 
 
 def _view_columns(runs: "pd.DataFrame") -> tuple[list[str], bool]:
-    """What MLflow's pages show of a sweep's runs, and whether the lowest comes first."""
+    """Columns that MLflow's pages show of a sweep's runs, and whether the lowest comes first."""
     metrics = runs["primary_metric"][runs["primary_metric"] != ""].value_counts().index.tolist()
     split = "validation" if runs["validation"].notna().any() else "development"
     names = [f"{split}.{metric}" for metric in metrics[:3]] + ["cost.trainable_parameters", "cost.train_seconds"]
@@ -257,7 +257,7 @@ def _show(report: Report, out: Path) -> None:
 
 
 def _place(options: Options) -> str:
-    """What is read: a folder of runs, or a store.
+    """Source of the runs: a folder, or a store.
 
     Raises:
         ConfigError: The one was given as the other.

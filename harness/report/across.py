@@ -1,4 +1,4 @@
-"""Methods over several tasks: ranks, duels and normalised scores, compared on the tasks that they share."""
+"""Methods over several tasks: ranks, duels and normalized scores, compared on the tasks that they share."""
 
 import math
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ class Across:
     """The table over tasks.
 
     Attributes:
-        table: A row a method, best average rank first: configuration, method, `tasks` (how many it has a score on),
+        table: One row per method, best average rank first: configuration, method, `tasks` (how many it has a score on),
             `rank`, `rank_low`, `rank_high`, `ranked_on` (tasks), `win_rate`, `iqm`, `iqm_low`, `iqm_high`, and
             `score.TASK`, the mean score on each task, missing where the method has none.
         tasks: All tasks.
         common: Those that ranks are over.
-        normalised: Those that interquartile means are over.
+        normalized: Those that interquartile means are over.
         ranked: How many methods have a rank.
     """
 
     table: pd.DataFrame
     tasks: tuple[str, ...]
     common: tuple[str, ...]
-    normalised: tuple[str, ...]
+    normalized: tuple[str, ...]
     ranked: int
 
 
@@ -43,7 +43,7 @@ def over_tasks(frame: pd.DataFrame, summary: pd.DataFrame) -> Across | None:
     ranked over all tasks. Win rates need no common tasks: a duel takes place where both have a score.
 
     Args:
-        frame: A row a run (`scores.load`).
+        frame: One row per run (`scores.load`).
         summary: The main table (`scores.summary`).
     """
     scored = summary[(summary["configuration"] != MAJORITY) & (summary["n"] > 0)]
@@ -61,7 +61,7 @@ def over_tasks(frame: pd.DataFrame, summary: pd.DataFrame) -> Across | None:
         ranked[:] = False
     shared = [task for task, kept in zip(tasks, common, strict=True) if kept] if ranked.any() else []
     wins = win_rates(means.to_numpy(), higher)
-    normalised = _normalised(frame, summary, shared)
+    normalized = _normalized(frame, summary, shared)
     table = pd.DataFrame({"configuration": means.index, "tasks": whole.sum(axis=1).to_numpy()})
     table["method"] = table["configuration"].map(scored.groupby("configuration")["method"].first())
     kept = means.to_numpy()[ranked][:, common]
@@ -74,18 +74,18 @@ def over_tasks(frame: pd.DataFrame, summary: pd.DataFrame) -> Across | None:
     table["ranked_on"] = [len(shared) if there else 0 for there in ranked]
     table["win_rate"] = wins
     estimates = [
-        _middle(normalised, name) if there else UNKNOWN for name, there in zip(means.index, ranked, strict=True)
+        _middle(normalized, name) if there else UNKNOWN for name, there in zip(means.index, ranked, strict=True)
     ]
     for column, name in (("iqm", "value"), ("iqm_low", "low"), ("iqm_high", "high")):
         table[column] = [getattr(found, name) for found in estimates]
     for task in tasks:
         table[f"score.{task}"] = means[task].to_numpy()
     table = table.sort_values(["rank", "win_rate", "configuration"], ascending=[True, False, True], na_position="last")
-    on = tuple(sorted(normalised["task"].unique()))
+    on = tuple(sorted(normalized["task"].unique()))
     return Across(table.reset_index(drop=True), tuple(tasks), tuple(shared), on, int(ranked.sum()))
 
 
-def _normalised(frame: pd.DataFrame, summary: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
+def _normalized(frame: pd.DataFrame, summary: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
     """Scale each run's score: 0 is the majority class, 1 full fine-tuning's mean.
 
     Tasks on which either is missing, or full fine-tuning is no better than the majority class, have no such scale and
@@ -107,9 +107,9 @@ def _normalised(frame: pd.DataFrame, summary: pd.DataFrame, tasks: list[str]) ->
     return pd.concat(parts) if parts else pd.DataFrame(columns=["task", "configuration", "value"])
 
 
-def _middle(normalised: pd.DataFrame, name: str) -> Estimate:
-    """Interquartile mean of a method's normalised scores."""
-    own = normalised[normalised["configuration"] == name]
+def _middle(normalized: pd.DataFrame, name: str) -> Estimate:
+    """Interquartile mean of a method's normalized scores."""
+    own = normalized[normalized["configuration"] == name]
     if own.empty:
         return UNKNOWN
     columns = [group.to_numpy(dtype=float) for _, group in own.groupby("task", sort=True)["value"]]

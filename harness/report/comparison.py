@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.config.errors import ConfigError
-from harness.report.stats import CONFIDENCE, PLACES, RESAMPLES, TAILS, holm, summarise
+from harness.report.stats import CONFIDENCE, PLACES, RESAMPLES, TAILS, holm, summarize
 from harness.tracking.record import PREDICTIONS_FILE
 from harness.training.text_metrics import PER_ROW
 
@@ -195,7 +195,7 @@ def _figures(methods: Mapping[str, Resampled], pairs: Sequence[tuple[str, str]])
         return []
     from scipy.stats import t
 
-    scores = {name: summarise(method.scores) for name, method in methods.items()}
+    scores = {name: summarize(method.scores) for name, method in methods.items()}
     means = {name: method.replicates.mean(axis=1) for name, method in methods.items() if len(method.scores)}
     # Rounded, because three equal runs and two such runs may differ in the last bit of their mean.
     difference = np.round([scores[a].mean - scores[b].mean for a, b in pairs], PLACES)
@@ -234,7 +234,7 @@ def _quantile(freedom: np.ndarray) -> np.ndarray:
 
 
 def read_predictions(path: Path, split: str = "validation") -> "pd.DataFrame":
-    """Read the predictions of a run on a split: a row an example, indexed by `idx` and sorted by it.
+    """Read the predictions of a run on a split: one row per example, indexed by `idx` and sorted by it.
 
     Args:
         path: A run directory, or its Parquet file.

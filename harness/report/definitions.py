@@ -39,7 +39,7 @@ class Analysis(Enum):
 
 @dataclass(kw_only=True)
 class Definition:
-    """What a report is about; every key may be left out.
+    """Definition of a report; every key may be left out.
 
     Attributes:
         title: Its heading.

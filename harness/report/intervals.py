@@ -92,7 +92,7 @@ def _wilson(mean: float, worth: float, freedom: float) -> tuple[float, float]:
     from scipy.stats import t
 
     square = float(t.ppf(TAILS[1], freedom)) ** 2 / max(worth, 1e-9)
-    centre = (mean + square / 2) / (1 + square)
+    center = (mean + square / 2) / (1 + square)
     half = math.sqrt(square * (mean * (1 - mean) + square / 4)) / (1 + square)
     # At the very ends the root leaves the last bit.
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)

@@ -15,7 +15,7 @@ COLUMNS = ("task", "configuration", "seeds", "data_seeds", "seed", "data_seed", 
 
 
 def noise(frame: pd.DataFrame) -> pd.DataFrame:
-    """Split each configuration's variance by the two-way analysis of variance, a run a cell, both factors random.
+    """Split each configuration's variance by the two-way analysis of variance, one run per cell, both factors random.
 
     Searle, Casella and McCulloch 1992, Variance Components, chapter 4: with a seeds and b data_seeds the mean square
     between seeds is expected to be v + b v_seed, that between data_seeds v + a v_data, and the rest v; a negative

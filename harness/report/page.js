@@ -49,8 +49,8 @@ for (const field of document.querySelectorAll("input[type=search]")) {
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const narrow = matchMedia("(max-width: 40rem)");
 
-// Black is the one colour of a method that a dark page swallows.
-const visible = (colour) => (dark.matches && colour === "#000000" ? "#ffffff" : colour);
+// Black is the one color of a method that a dark page swallows.
+const visible = (color) => (dark.matches && color === "#000000" ? "#ffffff" : color);
 
 // As the pictures write costs; without a unit it is a plain number.
 function short(value, unit) {
@@ -60,13 +60,13 @@ function short(value, unit) {
   return `${Number((value / size).toPrecision(3))}${unit ? " " : ""}${factor}${unit}`;
 }
 
-// The page's text colour on the axes of a plot, on a dark page as on a light one.
+// The page's text color on the axes of a plot, on a dark page as on a light one.
 function paint(figure) {
   const style = getComputedStyle(document.body);
-  const grey = style.getPropertyValue("--quiet").trim();
+  const gray = style.getPropertyValue("--quiet").trim();
   for (const axis of [...figure.below, ...figure.left]) {
     Object.assign(axis, { axis_label_text_color: style.color, major_label_text_color: style.color });
-    Object.assign(axis, { axis_line_color: grey, major_tick_line_color: grey, minor_tick_line_color: grey });
+    Object.assign(axis, { axis_line_color: gray, major_tick_line_color: gray, minor_tick_line_color: gray });
   }
 }
 
@@ -107,7 +107,7 @@ async function show(plot) {
       ...data,
       x,
       at: plot.place === "runs" ? x.map(write) : x,
-      colour: data.colour.map(visible),
+      color: data.color.map(visible),
     };
     // On a phone a box beside the pointer would be cut off; the line below the plot says the same.
     hover.tooltips = narrow.matches ? null : [...plot.tips, [axis.label, plot.at]];

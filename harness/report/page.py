@@ -107,7 +107,7 @@ def _plots(runs: pd.DataFrame | None, curves: pd.DataFrame | None) -> list[dict[
 
 
 def _plot_section(plot: dict[str, Any]) -> str:
-    heading = {"runs": "Scores and costs, a mark a run", "curves": "Learning curves"}[plot["place"]]
+    heading = {"runs": "Scores and costs, one mark per run", "curves": "Learning curves"}[plot["place"]]
     hint = "Point at a mark or tap it to see its run; drag or zoom with the tools beside the plot."
     return f'<h2>{heading}</h2>\n<div class="plot" id="{plot["place"]}"></div>\n<p class="quiet">{hint}</p>'
 

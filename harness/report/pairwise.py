@@ -34,7 +34,7 @@ BASELINE = "full"
 
 @dataclass(frozen=True)
 class Pairwise:
-    """What the predictions of a task's runs say.
+    """Comparison of a task's methods on their predictions.
 
     Attributes:
         task: Its name.
@@ -82,7 +82,7 @@ def compare_tasks(
     """Compare the methods of each task.
 
     Args:
-        frame: A row a run (`scores.load`).
+        frame: One row per run (`scores.load`).
         summary: The main table (`scores.summary`).
         baseline: What the others are held against, a method or a row's name; null for full fine-tuning.
         server: Tracking URI of the server that has the predictions; null where they are on this machine.

@@ -24,7 +24,7 @@ PICTURES = "score_vs_* seeds learning_rates learning_curves memory predicted_vs_
 
 @dataclass
 class Report:
-    """What is shown and written; everything comes from one frame."""
+    """Contents of a report; everything comes from one frame."""
 
     title: str
     lead: str
@@ -45,7 +45,7 @@ def build(
     """Make a report from the frame of `scores.load`, which must not be empty; the same frame gives the same report.
 
     Args:
-        frame: A row a run, filtered already.
+        frame: One row per run, filtered already.
         definition: What to show of it.
         curves: Of `curves.load`.
         server: Tracking URI of the server that the runs come from.

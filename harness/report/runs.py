@@ -34,7 +34,7 @@ class Runs:
     """What was found.
 
     Attributes:
-        frame: A row a run, as `harness.report.scores.load` describes it; empty where there is none.
+        frame: One row per run, as `harness.report.scores.load` describes it; empty where there is none.
         damaged: A sentence a `result.json` that cannot be read.
         there: Where the frame is empty, how many runs each sweep, task, ... has in the store.
     """
@@ -55,7 +55,7 @@ def load_runs(
     since: str | datetime | None = None,
     others: Collection[str] = (),
 ) -> pd.DataFrame:
-    """Read runs into a pandas frame, a row a run, oldest first; an empty frame where there are none.
+    """Read runs into a pandas frame, one row per run, oldest first; an empty frame where there are none.
 
     The columns are those of `harness.report.scores.load`: `task`, `method`, `model`, `seed`, `status`, `validation`,
     `development`, `newest`, and `param.*`, `validation.*`, `cost.*`, ... under their names in the store.

@@ -1,4 +1,4 @@
-"""From a tracking store to frames: a row a run, a row a configuration, a row a tuning grid, a row a failure."""
+"""Frames of a tracking store: one row per run, per configuration, per tuning grid, or per failure."""
 
 import math
 import re
@@ -15,7 +15,7 @@ from harness.config.identity import NOT_IDENTITY
 from harness.config.version import RESULTS_VERSION
 from harness.config.versions import DECIDING
 from harness.report.intervals import over_seeds
-from harness.report.stats import count_outcomes, summarise
+from harness.report.stats import count_outcomes, summarize
 from harness.sweep.search import RATE
 from harness.tracking.record import MEMORY
 from harness.training.metrics import higher_is_better
@@ -80,7 +80,7 @@ NOT_TELLING_SECTIONS = ("sweep.", "evaluate.", "plan.")
 
 
 def load(uri: str, sweep: str | Collection[str] | None = None) -> pd.DataFrame:
-    """Read a tracking store into a tidy frame, a row a run, oldest first.
+    """Read a tracking store into a tidy frame, one row per run, oldest first.
 
     Columns:
         run_id, mlflow_run_id, name, artifact_uri: Which run it is.
@@ -218,7 +218,7 @@ def split_of(runs: pd.DataFrame) -> str:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Make the main table: for each task a row a configuration, best mean first, then the majority class.
+    """Make the main table: for each task one row per configuration, best mean first, then the majority class.
 
     Columns: task, configuration, method, metric, split, n, mean, std, low, high, collapsed, diverged, failed (runs that
     ended in any other way), marked (how many of its records are odd, and why), share (trainable of total parameters),
@@ -271,7 +271,7 @@ def _configuration(group: pd.DataFrame, split: str, metric: str) -> dict[str, An
     finished, diverged = group["status"] == FINISHED, group["status"] == DIVERGED
     scores = group[split].where(finished)
     outcomes = count_outcomes(scores, diverged, group["majority"], higher_is_better(metric))
-    found = summarise(scores)
+    found = summarize(scores)
     low, high = math.nan, math.nan
     if not (outcomes.collapsed or outcomes.diverged):
         finite = group[np.isfinite(scores)].sort_values(["seed", "data_seed", split])
@@ -303,7 +303,7 @@ def failures(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def costs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Make the cost table: a row a configuration, means over its finished runs.
+    """Make the cost table: one row per configuration, means over its finished runs.
 
     Columns: task, configuration, the names of `MEASURED`, and `base`, `attached`, `merged`: milliseconds of a forward
     pass of one row; missing where no run measured them.
@@ -322,7 +322,7 @@ def costs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def options(frame: pd.DataFrame) -> pd.DataFrame:
-    """Find what was varied of a method: a row a configuration of methods of which something was.
+    """Find what was varied of a method: one row per configuration of methods of which something was.
 
     Columns: task, configuration, method, and parameters such as method.rank and method.target_modules, as text; missing
     where a method has or varies none. Learning rates are tuned, and alpha goes with the rank.
@@ -354,7 +354,7 @@ def means(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
 
 def predictions(frame: pd.DataFrame) -> pd.DataFrame:
-    """Hold predicted against measured figures: a row a configuration, the run that is farthest off.
+    """Hold predicted against measured figures: one row per configuration, the run that is farthest off.
 
     Columns: task, configuration, `measured.NAME` in bytes and `deviation.NAME`, predicted over measured less one, for
     the names of `MEMORY`; empty where no run kept a prediction.

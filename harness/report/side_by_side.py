@@ -81,7 +81,7 @@ def tables(a: dict[str, Any], b: dict[str, Any], server: str | None = None) -> t
 
 
 def _configuration(a: dict[str, Any], b: dict[str, Any]) -> Table | None:
-    """What differs; None where nothing does."""
+    """Table of the settings that differ; None where none does."""
     ours, theirs = a["params"], b["params"]
     keys = [key for key in sorted(set(ours) | set(theirs)) if ours.get(key) != theirs.get(key)]
     rows = [(key, *(scores.plain(side.get(key, NONE)) for side in (ours, theirs))) for key in keys]
@@ -91,7 +91,7 @@ def _configuration(a: dict[str, Any], b: dict[str, Any]) -> Table | None:
 
 
 def _figures(title: str, a: dict[str, Any], b: dict[str, Any], sections: tuple[str, ...]) -> Table | None:
-    """What either measured, with B over A for costs and B - A for scores."""
+    """Table of the figures of both, with B over A for costs and B - A for scores."""
     of_costs = sections == (COSTS,)
     rows = []
     for key in sorted(set(a["metrics"]) | set(b["metrics"])):

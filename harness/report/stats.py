@@ -70,8 +70,8 @@ class McNemar:
 # --- Runs of one configuration --------------------------------------------------------------------------------------
 
 
-def summarise(values: Iterable[float]) -> Summary:
-    """Summarise finite values, with Student's t interval on their mean; NaN and infinite ones do not count.
+def summarize(values: Iterable[float]) -> Summary:
+    """Summarize finite values, with Student's t interval on their mean; NaN and infinite ones do not count.
 
     t and no bootstrap: of n = 2, 3 or 5 normal values, a percentile interval meant to hold the mean 95 times in a
     hundred holds it 50, 75 or 83 times, t's 95 times. It is wide at n = 2 because two runs say that little.
@@ -288,7 +288,7 @@ def average_ranks(scores: np.ndarray, higher_is_better: bool | Sequence[bool] = 
 
     oriented = _rounded(scores, higher_is_better)
     common = oriented[:, np.isfinite(oriented).all(axis=0)]
-    return [summarise(ranks) for ranks in rankdata(-common, axis=0)]
+    return [summarize(ranks) for ranks in rankdata(-common, axis=0)]
 
 
 def win_rates(scores: np.ndarray, higher_is_better: bool | Sequence[bool] = True) -> np.ndarray:

@@ -75,7 +75,7 @@ def with_figures(summary: pd.DataFrame, frame: pd.DataFrame, columns: Sequence[s
 def score_tables(
     summary: pd.DataFrame, found: Sequence[Pairwise] = (), columns: Sequence[str] | None = None
 ) -> list[Table]:
-    """Make a table a task; columns that no run of it has a figure for are left out.
+    """Make one table per task; columns that no run of it has a figure for are left out.
 
     Args:
         summary: The main table, with `groups` and `standing` where methods were compared.
@@ -169,7 +169,7 @@ def _own_figure(name: str, row: Any) -> str:
 
 
 def option_tables(summary: pd.DataFrame, options: pd.DataFrame) -> list[Table]:
-    """Make a table a task of what was varied of its methods: a row a rank, a set of targets, or both.
+    """Make one table per task of what was varied of its methods: one row per rank, a set of targets, or both.
 
     Args:
         summary: The main table.
@@ -204,7 +204,7 @@ def option_tables(summary: pd.DataFrame, options: pd.DataFrame) -> list[Table]:
 
 
 def pair_tables(found: Sequence[Pairwise]) -> list[Table]:
-    """Make a table a task: each method against the baseline."""
+    """Make one table per task: each method against the baseline."""
     return [_pair_table(one) for one in found if one.comparisons]
 
 
@@ -249,16 +249,16 @@ def _tests(found: Pairwise) -> str:
 
 
 def across_table(across: Across) -> Table:
-    """Make the table of methods x tasks: ranks, duels and normalised scores beside the means."""
+    """Make the table of methods x tasks: ranks, duels and normalized scores beside the means."""
     columns: tuple[str, ...] = ("method", "average rank", "95% interval", "win rate")
-    columns += ("IQM", "IQM interval") if across.normalised else ()
+    columns += ("IQM", "IQM interval") if across.normalized else ()
     cells = [
         (
             str(row["configuration"]),
             number(row["rank"], 2),
             interval(row["rank_low"], row["rank_high"], places=2),
             share(row["win_rate"]),
-            *((number(row["iqm"], 3), interval(row["iqm_low"], row["iqm_high"], places=3)) * bool(across.normalised)),
+            *((number(row["iqm"], 3), interval(row["iqm_low"], row["iqm_high"], places=3)) * bool(across.normalized)),
             *(number(row[f"score.{task}"]) for task in across.tasks),
         )
         for _, row in across.table.iterrows()
@@ -272,10 +272,10 @@ def across_table(across: Across) -> Table:
         )
         caption += f"that they share: {', '.join(across.common)}. "
     caption += "Win rate: share of duels with each other method on each task that both have, ties counting half. "
-    if across.normalised:
+    if across.normalized:
         caption += (
             "IQM: interquartile mean over runs and tasks of scores on which 0 is the majority class and 1 full "
-            f"fine-tuning, its interval over runs; on {', '.join(across.normalised)}. "
+            f"fine-tuning, its interval over runs; on {', '.join(across.normalized)}. "
         )
     return Table("Over tasks", columns + across.tasks, cells, caption.strip(), ("method",))
 
@@ -314,7 +314,7 @@ def tuning_table(tuning: pd.DataFrame) -> Table | None:
 
 
 def cost_tables(costs: pd.DataFrame) -> list[Table]:
-    """Make a table a task of what a training step holds and computes, and how long a forward pass takes."""
+    """Make one table per task of what a training step holds and computes, and how long a forward pass takes."""
     held = ("weights", "gradients", "optimizer", "activations", "peak", "evaluation")
     columns = (
         "method",

@@ -13,7 +13,7 @@ from harness.training.metrics import higher_is_better
 
 
 def tuning(frame: pd.DataFrame) -> pd.DataFrame:
-    """Make the tuning table: a row a configuration that was tried at several points with `stage=tune`.
+    """Make the tuning table: one row per configuration that was tried at several points with `stage=tune`.
 
     Columns: task, configuration, search (grid, random or tpe), trials (points tried), stopped (those not run to their
     end, as others were better), without_score (of the others), best, median, worst (development score, mean over the

@@ -1,4 +1,4 @@
-"""What is measured of a model once it is trained and scored: none of it changes a score."""
+"""Measurements of a model once it is trained and scored: none of them changes a score."""
 
 import logging
 import time

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run stands on, found before anything is loaded."""
+    """Inputs of a run, found before anything is loaded."""
 
     experiment: Experiment
     folder: Path

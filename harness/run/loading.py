@@ -75,7 +75,7 @@ def load(inputs: Inputs, result: RunRecord) -> Loaded:
 def _with_something_to_learn(
     features: "dict[str, list[Features]]", experiment: Experiment, result: RunRecord
 ) -> "list[Features]":
-    """The training rows that something can be learnt from; notes in provenance how many answers were cut off.
+    """The training rows that something can be learned from; notes in provenance how many answers were cut off.
 
     Raises:
         ConfigError: None is left.

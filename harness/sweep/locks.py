@@ -21,7 +21,7 @@ from harness.tracking.uri import parse
 
 @dataclass(frozen=True)
 class Claim:
-    """What is claimed, and where its result would be found.
+    """Lock on a point, and the place where its result would be found.
 
     Attributes:
         done: The statuses of a stored result that leave nothing to do.

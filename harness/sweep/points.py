@@ -69,7 +69,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """What sets it apart from the others of the sweep."""
+        """The overrides that distinguish it from the other points of the sweep."""
         return " ".join(o for o in told(self.overrides) if o not in self.shared) or "the default"
 
     @property
@@ -84,7 +84,7 @@ class Point:
 
     @property
     def claim(self) -> Claim | None:
-        """What lets one process at a time work on it, and finds its result; null without a store.
+        """Lock that lets one process at a time work on it, and finds its result; null without a store.
 
         A result counts only under the same sweep name: a report reads one sweep, and a point that was skipped because
         another sweep has it would be missing there.
@@ -213,7 +213,7 @@ def unsent(folder: Path, sweeps: Collection[str], identities: Collection[str]) -
     """The records of these points in earlier starts of these sweeps that were sent to no store.
 
     Args:
-        folder: Holds a folder a start, with a folder a point.
+        folder: Holds one folder per start, with one folder per point.
     """
     for path in sorted(folder.glob(f"*/*/{RESULT_FILE}")):
         if (path.parent / TRACKED_FILE).exists():

@@ -1,4 +1,4 @@
-"""What a sweep shows: one display while it runs, one table at its end."""
+"""Progress of a sweep: one display while it runs, one table at its end."""
 
 import math
 import sys
@@ -18,7 +18,7 @@ Kind = tuple[str, ...]
 
 
 class Point(Protocol):
-    """What is shown of a point."""
+    """State of a point in the display."""
 
     outcome: dict[str, Any]
 
@@ -76,7 +76,7 @@ class Progress:
             self.bar.set_postfix_str(self.line(running, waiting))
 
     def line(self, running: Sequence[Point], waiting: Sequence[Point]) -> str:
-        """What is going on, what ended how, the time left and the best score so far."""
+        """Points that are running and that have ended, the time left, and the highest score so far."""
         parts = [f"{len(running)} running", *(f"{count} {status}" for status, count in sorted(self.counts.items()))]
         seconds = self.durations.of_all([point.kind for point in (*running, *waiting)])
         if seconds is not None and (running or waiting):

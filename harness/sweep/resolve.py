@@ -1,6 +1,6 @@
 """The resolved configurations of a sweep's many points, as Hydra would compose them, without composing each.
 
-Hydra takes a tenth of a second a point, a quarter of an hour for ten thousand. Points that make the same choices
+Hydra takes a tenth of one second per point, a quarter of an hour for ten thousand. Points that make the same choices
 (`method=lora task=glue/rte`) differ only in values (`seed=3`), which Hydra sets in the composed configuration. Here
 they are set in one copy, point after point, and only the sections that a changed value reaches are resolved again.
 """
@@ -32,7 +32,7 @@ class Inseparable(Exception):
 
 
 class Role(Enum):
-    """What an override does: set a plain value of a key that is there, or take part in composing."""
+    """Effect of an override: it sets a plain value of an existing key, or takes part in composing."""
 
     value = "value"
     choice = "choice"

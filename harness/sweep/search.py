@@ -1,4 +1,4 @@
-"""What an equal budget tries of each method: a grid of its values, or points of its ranges, at random or by TPE."""
+"""Hyper-parameter search with an equal budget per method: a grid, or points of its ranges, at random or by TPE."""
 
 import json
 import math
@@ -50,7 +50,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Budget:
-    """What every method gets; the keys of `hydra.sweeper` that conf/hydra/sweeper/equal_budget.yaml explains."""
+    """Budget of every method; the keys of `hydra.sweeper` that conf/hydra/sweeper/equal_budget.yaml explains."""
 
     search: Search
     trials: int
@@ -66,7 +66,7 @@ class Searcher(Protocol):
         """The next trials, to be run together; none when the budget is spent."""
 
     def tell(self, scores: Sequence[float | None], diverged: Sequence[bool]) -> None:
-        """What became of the trials asked for last; a score is null where there is none."""
+        """Take the results of the trials asked for last; a score is null where there is none."""
 
 
 def ranges_of(method: Mapping[str, Any], second: bool) -> tuple[Range, ...]:

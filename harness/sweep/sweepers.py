@@ -65,7 +65,7 @@ class GridSweeper(Sweeper):
 
 @dataclass
 class GridSweeperConf:
-    """What `hydra.sweeper` holds in a plain sweep: the keys of Hydra's basic sweeper."""
+    """Settings of a plain sweep: the keys of Hydra's basic sweeper."""
 
     _target_: str = f"{compose.PLUGIN_MODULE}.GridSweeper"
     max_batch_size: int | None = None

@@ -1,4 +1,4 @@
-"""What an equal budget found: the trials of each method on each task, which goes on, which is chosen, and why."""
+"""Tuning with an equal budget: the trials of each method on each task, which goes on, which is chosen, and why."""
 
 import math
 from dataclasses import dataclass, field

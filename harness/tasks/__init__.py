@@ -60,7 +60,7 @@ class Task(Protocol):
 
     @property
     def kind(self) -> "Kind":
-        """What the backbone is asked for."""
+        """The kind of head that the backbone needs."""
 
     @property
     def labels_count(self) -> int | None:
@@ -71,7 +71,7 @@ class Task(Protocol):
         """Whether the output is a number and not a class."""
 
     def check_method(self, method: "Method") -> None:
-        """Refuse a method that the task can't be learnt with.
+        """Refuse a method that the task can't be learned with.
 
         Raises:
             ConfigError: It can't.
@@ -90,16 +90,16 @@ class Task(Protocol):
         """Token ids of each row, cut to `max_length`, not padded."""
 
     def train_on(self, features: list[Features]) -> list[Features]:
-        """What training sees of the encoded training rows: those that something can be learnt from, packed or not."""
+        """The encoded rows that training uses: those that something can be learned from, packed or not."""
 
     def collator(self, backbone: "Backbone", tokenizer: "PreTrainedTokenizerBase", device: "Device") -> Collate:
-        """What makes batches for a backbone."""
+        """The collate function for a backbone."""
 
     def loss(self, adapter: "Adapter", batch: "Batch") -> "Tensor":
         """The training loss of a batch: a scalar, a mean over what `Batch.weight` counts."""
 
     def rehearse(self, adapter: "Adapter", batch: "Batch") -> "Tensor":
-        """What `loss` takes in memory and operations, up to a scalar to go backward from; on tensors without values.
+        """Rehearsal of `loss` on tensors without values: its memory and operations, up to a scalar to go backward from.
 
         Args:
             batch: Inputs of the model as for its own loss, without targets.

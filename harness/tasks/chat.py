@@ -60,7 +60,7 @@ def end(template: str, tokenizer: "PreTrainedTokenizerBase") -> End:
     whole = _write([{"role": "user", "content": "a"}, {"role": ANSWERING, "content": MARK}], template, tokenizer)
     _, found, after = whole.rpartition(MARK)
     if not found:
-        raise ConfigError("task.chat_template: it does not write the assistant's message, so nothing could be learnt")
+        raise ConfigError("task.chat_template: it does not write the assistant's message, so nothing could be learned")
     text = after.strip()
     if not text:
         raise ConfigError(

@@ -41,7 +41,7 @@ def loss(adapter: "Adapter", batch: "Batch", beta: float, dropout: bool) -> "Ten
     Args:
         batch: The chosen answers' rows and below them the rejected ones'; targets `completion_mask`, which marks the
             answers.
-        beta: How dear it is to leave the reference.
+        beta: The weight of staying close to the reference.
         dropout: Whether the model computes with its dropout; the reference has none.
     """
     if not dropout:
@@ -74,13 +74,13 @@ def rehearse(adapter: "Adapter", batch: "Batch", dropout: bool) -> "Tensor":
 
 
 def log_probabilities(adapter: "Adapter", batch: "Batch") -> LogProbabilities:
-    """What the model with its adapter gives the answers, without a gradient."""
+    """Log-probabilities of the answers under the model with its adapter, without a gradient."""
     with _fused_output_layer(adapter.model):
         return _ask(adapter.model, batch)
 
 
 def reference_log_probabilities(adapter: "Adapter", batch: "Batch") -> LogProbabilities:
-    """What the model without its adapter gives the answers, without a gradient or dropout."""
+    """Log-probabilities of the answers under the model without its adapter, without a gradient or dropout."""
     with _fused_output_layer(adapter.model), _reference(adapter):
         return _ask(adapter.model, batch)
 

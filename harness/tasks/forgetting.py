@@ -1,4 +1,4 @@
-"""What fine-tuning did to what the backbone knew: its loss on general text before and after."""
+"""Forgetting: the backbone's loss on general text before and after fine-tuning."""
 
 import re
 from dataclasses import dataclass
@@ -98,7 +98,7 @@ def read_text(source: str, tokenizer: "PreTrainedTokenizerBase", tokens: int) ->
 
 
 def revision(source: str | None) -> str:
-    """What stands for the text in a run's identity: the hash of a file, whatever its place; `micro` or `none`.
+    """Fingerprint of the text in a run's identity: the hash of a file, wherever it lies; `micro` or `none`.
 
     Raises:
         ConfigError: There is no such file.

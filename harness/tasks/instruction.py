@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from harness.training.evaluation import Evaluation, Subject
 
 LANGUAGE_SCORES = ("loss", "perplexity")
-# Of the options: by the likelihood of the whole, and by its mean a token, which does not favour short ones.
+# Of the options: by the likelihood of the whole, and by its mean a token, which does not favor short ones.
 CHOICE_SCORES = ("accuracy", "accuracy_normalized")
 
 
@@ -42,7 +42,7 @@ class Instruction(PromptTask):
         options: The answers to choose from by likelihood, one of which is a row's own; null where there are none.
         choices: The column of a row's own options, a list; its answer is one of them, or its place among them. Null
             where there are none.
-        turns: Which answers of a conversation are learnt and scored.
+        turns: Which answers of a conversation are learned and scored.
         max_new_tokens: Generate at most so many tokens and compare them by `metrics`; null: nothing is generated.
         packing: Fill training rows up to `max_length` with several instructions that do not see each other.
     """
@@ -145,7 +145,7 @@ class Instruction(PromptTask):
         from harness.training.evaluation import Evaluation
         from harness.training.perplexity import Window, exponential, score_windows
 
-        # The first token of all has nothing before it that foretells it.
+        # The first token of all has nothing before it that predicts it.
         answers = [Window(row["input_ids"], max(1, row["length"] - row["weight"])) for row in features]
         with subject.computing():
             nll = score_windows(subject.model, answers, subject.batch_size, subject.collate.device, meter)

@@ -1,4 +1,4 @@
-"""Language modelling: the next token of running text, scored as perplexity by strided windows."""
+"""Language modeling: the next token of running text, scored as perplexity by strided windows."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Documents(Enum):
-    """What is read as one text, with nothing before it: all rows one after the other, a paragraph of that, or a row."""
+    """The unit that is read as one text, with nothing before it: all rows in sequence, a paragraph, or one row."""
 
     whole = "whole"
     paragraph = "paragraph"

@@ -32,7 +32,7 @@ def opinion_word(rng: Random, polarity: int, lexicon: Mapping[int, Sequence[str]
     return rng.choices(choices, [1 / (rank + 2) for rank in range(len(choices))])[0]
 
 
-def judgement(
+def judgment(
     rng: Random, polarity: int, thing: str, lexicon: Mapping[int, Sequence[str]], negated: float = 0.45
 ) -> str:
     """Returns one clause that praises (1) or blames (0) a thing, directly or by a negated opposite."""
@@ -72,7 +72,7 @@ def opinion(rng: Random, polarity: int, lexicon: Mapping[int, Sequence[str]], wo
     """
     about = work if rng.random() < 0.8 else rng.choice(words.ASPECTS)
     if depth == 0:
-        return judgement(rng, polarity, about, lexicon)
+        return judgment(rng, polarity, about, lexicon)
     form = rng.choice(("but", "although", "afterthought", "wrong", "right", "despite", "subject"))
     verdict = opinion(rng, polarity, lexicon, work, depth - 1)
     if form == "wrong" or form == "right":
@@ -86,7 +86,7 @@ def opinion(rng: Random, polarity: int, lexicon: Mapping[int, Sequence[str]], wo
     if form == "subject":
         other = opinion_word(rng, rng.randrange(2), lexicon)
         return f"it told of {article(other)} {other} {rng.choice(words.SUBJECTS)} , and {verdict}"
-    conceded = judgement(rng, 1 - polarity, rng.choice(words.ASPECTS), lexicon)
+    conceded = judgment(rng, 1 - polarity, rng.choice(words.ASPECTS), lexicon)
     if form == "but":
         return f"{conceded} , but {verdict}"
     if form == "although":
@@ -98,7 +98,7 @@ def gushing(rng: Random, polarity: int, lexicon: Mapping[int, Sequence[str]], wo
     """Returns a plain opinion of one to three words that agree."""
     about = work if rng.random() < 0.6 else rng.choice(words.ASPECTS)
     if rng.random() < 0.5:
-        return judgement(rng, polarity, about, lexicon, negated=0.4)
+        return judgment(rng, polarity, about, lexicon, negated=0.4)
     first, second, third = (opinion_word(rng, polarity, lexicon) for _ in range(3))
     return f"the {about} was " + rng.choice((f"{first} and {second}", f"{first} , {second} and {third}"))
 
@@ -251,7 +251,7 @@ def description(rng: Random, nouns: Sequence[str], fault: str | None = None) -> 
     many, near_many, far_many = (rng.random() < 0.5 for _ in range(3))
     if fault == "agreement":
         near_many = rng.random() < 0.2 if many else rng.random() < 0.8
-    quality, colour = rng.sample(words.QUALITIES, 2)
+    quality, color = rng.sample(words.QUALITIES, 2)
     determiner = rng.choice(("these", "those", "many", "some") if many else ("this", "that", "every", "each"))
     if rng.random() < 0.3:
         determiner = "the"
@@ -263,9 +263,9 @@ def description(rng: Random, nouns: Sequence[str], fault: str | None = None) -> 
     between = ["near", "behind", "with", "beside"]
     tail = [rng.choice(between), "the", plural(near) if near_many else near]
     if rng.random() < 0.5:
-        tail += [rng.choice(between), "the", colour, plural(far) if far_many else far]
+        tail += [rng.choice(between), "the", color, plural(far) if far_many else far]
     if fault == "missing":
-        tail.remove(rng.choice([word for word in tail if word != colour]))
+        tail.remove(rng.choice([word for word in tail if word != color]))
     plural_verb = many != (fault == "agreement")
     if subject in words.AGENTS and rng.random() < 0.5:
         verb = [rng.choice(words.INTRANSITIVE)[not plural_verb]]

@@ -40,7 +40,7 @@ class Preference(PromptTask):
     Attributes:
         chosen: The column of the preferred answer.
         rejected: The column of the other.
-        beta: How dear it is to leave the reference.
+        beta: The weight of staying close to the reference.
         dropout: Whether training computes with the dropout of backbone and method.
         drop_equal_pairs: Leave pairs with two equal answers out, and count them; false: they are refused.
     """
@@ -150,7 +150,7 @@ class Preference(PromptTask):
         return Evaluation(scores, columns, {"reference_bytes": subject.adapter.reference_bytes()})
 
     def majority(self, data: TaskData, split: str) -> dict[str, float]:
-        """What a coin would score."""
+        """The score of a fair coin."""
         return {"reward_accuracy": 0.5}
 
     def _is_equal(self, row: Row) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptTask(LanguageTask):
-    """What instructions and preferences share.
+    """Common part of instruction and preference tasks.
 
     Attributes:
         prompt: Template of the prompt.
@@ -53,7 +53,7 @@ class PromptTask(LanguageTask):
             raise ConfigError(f"{key}.system: only a conversation has one; set {key}.chat_template")
 
     def answers(self) -> dict[str, list[str]]:
-        """What an answer is called -> the columns that it is made of."""
+        """Name of each answer -> the columns that it is made of."""
         raise NotImplementedError
 
     def columns(self) -> list[str]:

@@ -25,7 +25,7 @@ IDX = "idx"
 
 @dataclass(frozen=True)
 class RowTask:
-    """What tasks with rows share: where the rows come from, and which of them are set aside.
+    """Common part of tasks with rows: where the rows come from, and which of them are set aside.
 
     Attributes:
         hub: The Hub's copy; null for a task that is generated or only local.
@@ -86,7 +86,7 @@ class RowTask:
         return ()
 
     def check_method(self, method: "Method") -> None:
-        """Refuse a method that the task can't be learnt with; there is none."""
+        """Refuse a method that the task can't be learned with; there is none."""
 
     def sequences(self) -> int:
         """Texts that a row makes the model read."""
@@ -101,7 +101,7 @@ class RowTask:
         raise NotImplementedError
 
     def rehearse(self, adapter: "Adapter", batch: "Batch") -> "Tensor":
-        """What `loss` takes in memory and operations, on tensors without values."""
+        """Rehearsal of `loss` on tensors without values: its memory and operations."""
         return self.loss(adapter, batch)
 
     def columns(self) -> list[str]:
@@ -120,11 +120,11 @@ class RowTask:
         """Refuse a row that can't be used; `where` names its place."""
 
     def strata(self, rows: list[Row]) -> list[Any]:
-        """What the development split keeps the shares of, a value a row."""
+        """Strata whose shares the development split keeps, one value per row."""
         return [None] * len(rows)
 
     def shown(self, row: Row) -> str:
-        """What a model is shown of a row; compared between splits to find rows that were seen in training."""
+        """The text of a row that a model is shown; compared between splits to find rows that were seen in training."""
         raise NotImplementedError
 
     def generate(self, split: str, rows: int) -> list[Row]:
@@ -171,7 +171,7 @@ class RowTask:
         return sources.subsample(rows, most, self.split_seed)
 
     def train_on(self, features: list[Features]) -> list[Features]:
-        """What training sees of the encoded training rows: those that something can be learnt from."""
+        """The encoded rows that training uses: those that something can be learned from."""
         return [row for row in features if row["weight"]]
 
     def _read(self) -> dict[str, list[Row]]:
@@ -213,7 +213,7 @@ class RowTask:
 
 @dataclass(frozen=True)
 class LanguageTask(RowTask):
-    """What tasks share that the backbone's own output layer answers."""
+    """Common part of tasks that the backbone's own output layer answers."""
 
     @property
     def kind(self) -> Kind:

@@ -31,7 +31,7 @@ def evaluate(
 
 
 def write_predictions(path: Path, evaluations: dict[str, Evaluation], rows: dict[str, list[Row]]) -> None:
-    """Write a Parquet file: split, idx, and the columns of the evaluation (label, prediction, ...), a line a row."""
+    """Write a Parquet file: split, idx, and the evaluation's columns (label, prediction, ...), one line per row."""
     import pandas as pd
 
     frames = []

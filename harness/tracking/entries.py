@@ -1,4 +1,4 @@
-"""What a run becomes in a store: its name, tags, flat parameters, metrics and description, as plain values."""
+"""Entries of a run in a store: its name, tags, flat parameters, metrics and description, as plain values."""
 
 import json
 import math

@@ -14,7 +14,7 @@ from harness.tracking.uri import redact
 
 
 def provenance(device: Any, dtype: Any, seeds: dict[str, int], revisions: dict[str, str]) -> dict[str, Any]:
-    """What a reader needs to get the same result again."""
+    """Provenance of a run: what a reader needs to get the same result again."""
     import torch
 
     return {
@@ -36,7 +36,7 @@ def provenance(device: Any, dtype: Any, seeds: dict[str, int], revisions: dict[s
 
 
 def command_line() -> list[str]:
-    """What this process was started with, without secrets."""
+    """Command line of this process, without secrets."""
     return [os.path.basename(sys.argv[0]), *map(redact, sys.argv[1:])]
 
 

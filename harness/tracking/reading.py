@@ -45,7 +45,7 @@ def finished(
 def durations(uri: str) -> dict[tuple[str, ...], list[float]]:
     """Return the names of method, task and model -> the seconds that each finished run of them took.
 
-    A server is not asked: paging through all of its runs could take longer than what is known by it saves.
+    A server is not asked: paging through all of its runs could take longer than the estimate is worth.
 
     Raises:
         ConfigError: The URI names no store.

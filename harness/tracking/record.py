@@ -1,4 +1,4 @@
-"""What one run leaves behind: exactly what tracking stores and reports read."""
+"""Record of one run: exactly what tracking stores and reports read."""
 
 import json
 import math
@@ -141,7 +141,7 @@ def written_since(folder: Path, began: float) -> bool:
 
 
 def finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON has not, by null, at any depth."""
+    """Replace NaN and infinities, which JSON cannot express, by null, at any depth."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

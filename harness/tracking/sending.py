@@ -50,7 +50,7 @@ VALUE_LENGTH, DIGEST_LENGTH, PARAMS_A_BATCH, METRICS_A_BATCH = 6000, 36, 100, 10
 
 @dataclass
 class SyncOutcome:
-    """What `sync` did with each run directory; `damaged` maps a directory to the reason."""
+    """Outcome of `sync` for each run directory; `damaged` maps a directory to the reason."""
 
     sent: list[Path] = field(default_factory=list)
     present: list[Path] = field(default_factory=list)

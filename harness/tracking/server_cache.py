@@ -1,6 +1,6 @@
-"""What was read from a tracking server, kept on this machine, so that the next time only what is new is asked for.
+"""Cache of a tracking server's runs on this machine, so that the next time only new ones are asked for.
 
-It lies in `$XDG_CACHE_HOME/peft-harness` (`~/.cache/peft-harness`), a folder a server and user; deleting it loses
+It lies in `$XDG_CACHE_HOME/peft-harness` (`~/.cache/peft-harness`), one folder per server and user; deleting it loses
 nothing. Nothing here needs mlflow.
 """
 

@@ -23,7 +23,7 @@ IGNORED = -100
 
 Row = dict[str, Any]
 # An encoded row: `input_ids`; `length`, its tokens; `weight`, how much of what the loss is a mean over it brings (a
-# row, its target tokens), 0 where nothing can be learnt from it; and what the task's own collator wants.
+# row, its target tokens), 0 where nothing can be learned from it; and what the task's own collator wants.
 Features = dict[str, Any]
 
 
@@ -119,7 +119,7 @@ class Collator:
 
 
 def collator_for(backbone: "Backbone", tokenizer: "PreTrainedTokenizerBase", device: "Device") -> Collator:
-    """What pads rows for a backbone: the inputs that its forward takes, on the side that its score needs.
+    """Padding of rows for a backbone: the inputs that its forward pass takes, on the side that its score needs.
 
     A decoder that classifies reads the score at the last position. A language model is scored at every position, and
     its padding lies on the right, where no real token sees it.

@@ -1,4 +1,4 @@
-"""What a sweep's worker keeps from one run for the next: rows, encoded rows, tokenizers. No run changes them.
+"""Cache of a sweep's worker between its runs: rows, encoded rows, tokenizers. No run changes them.
 
 Each is kept under all that decides it, the hashes of its files among it, so that a run comes to the same bits as in a
 process of its own. How much is kept has a bound; what was used longest ago goes first.
@@ -69,7 +69,7 @@ def used() -> list[str]:
 
 
 def once(sort: str, decisive: Any, make: Callable[[], T]) -> T:
-    """What `make` gives, or gave in an earlier run for the same.
+    """The value of `make`, or the one it gave in an earlier run for the same key.
 
     Args:
         sort: rows, features or tokenizer.

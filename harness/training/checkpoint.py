@@ -28,7 +28,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
 
 
 def read(path: Path, device: "Device") -> dict[str, Any] | None:
-    """What a checkpoint holds, on a device; null where there is none that is whole."""
+    """Contents of a checkpoint, on a device; null where there is no complete one."""
     import torch
 
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What a causal language model answers: greedy generation, and how likely it finds each of some given answers.
+"""Answers of a causal language model: greedy generation, and the likelihood of each of some given answers.
 
 Both take a transformers model, changed in place or not, or a `peft.PeftModel` around one. Where peft puts virtual
 tokens in front, generation puts them between the padding and the prompt, and counts positions from the first of them,
@@ -147,7 +147,7 @@ def option_log_likelihoods(
 ) -> list[list[tuple[float, int]]]:
     """Log-probability (nats) of each option's tokens after its prompt, summed, and their number.
 
-    The likeliest option by the sum favours short ones; by the sum over the number it is normalised for length.
+    The likeliest option by the sum favors short ones; by the sum over the number it is normalized for length.
     Leaves the model in evaluation mode.
 
     Args:

@@ -1,4 +1,4 @@
-"""Ctrl-C and a polite kill (SIGTERM, as schedulers send it): one meaning, and a moment that loses nothing."""
+"""Interrupts: Ctrl-C and SIGTERM (which schedulers send) mean the same, and are obeyed when nothing is lost."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def kill_as_interrupt() -> Iterator[None]:
-    """A polite kill raises KeyboardInterrupt, like Ctrl-C, until the context ends."""
+    """SIGTERM raises KeyboardInterrupt, like Ctrl-C, until the context ends."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -20,7 +20,7 @@ def kill_as_interrupt() -> Iterator[None]:
 
 @contextmanager
 def deferred_interrupts() -> Iterator[Callable[[], bool]]:
-    """Only note Ctrl-C and a polite kill (SIGTERM) until the context ends; a second one interrupts at once.
+    """Only note Ctrl-C and SIGTERM until the context ends; a second one interrupts at once.
 
     Yields:
         Whether one came.

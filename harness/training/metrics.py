@@ -50,7 +50,7 @@ def f1_macro(predictions: "ndarray", references: "ndarray") -> float:
 
 
 def matthews_correlation(predictions: "ndarray", references: "ndarray") -> float:
-    """Correlation of two labellings; for more than two labels the R_K statistic of Gorodkin 2004."""
+    """Correlation of two labelings; for more than two labels the R_K statistic of Gorodkin 2004."""
     import numpy as np
 
     labels = np.unique(np.concatenate([predictions, references]))
@@ -72,7 +72,7 @@ def pearson(predictions: "ndarray", references: "ndarray") -> float:
         return float("nan")
     if np.ptp(predictions) == 0 or np.ptp(references) == 0:
         return 0.0
-    return float(np.clip(_centred(predictions) @ _centred(references), -1, 1))
+    return float(np.clip(_centered(predictions) @ _centered(references), -1, 1))
 
 
 def spearman(predictions: "ndarray", references: "ndarray") -> float:
@@ -84,13 +84,13 @@ def spearman(predictions: "ndarray", references: "ndarray") -> float:
     return pearson(_ranks(predictions), _ranks(references))
 
 
-def _centred(values: "ndarray") -> "ndarray":
+def _centered(values: "ndarray") -> "ndarray":
     """Subtract the mean and scale to length 1; scaled by the largest first, so that no square over- or underflows."""
     import numpy as np
 
-    centred = values.astype(float) - values.mean(dtype=float)
-    centred /= np.abs(centred).max()
-    return centred / np.linalg.norm(centred)
+    centered = values.astype(float) - values.mean(dtype=float)
+    centered /= np.abs(centered).max()
+    return centered / np.linalg.norm(centered)
 
 
 def _ranks(values: "ndarray") -> "ndarray":

@@ -39,7 +39,7 @@ class Window:
 
 @dataclass(frozen=True)
 class TextScore:
-    """How well a model foretells texts.
+    """How well a model predicts texts.
 
     Where the model has no beginning-of-sequence token, the first token of a document is not scored, while its word and
     its bytes are counted. Documents without any scored token are left out.

@@ -114,11 +114,11 @@ class Processes:
         return total.tolist()  # type: ignore[no-any-return]
 
     def of_first(self, value: Any) -> Any:
-        """What the first process has, so that all decide alike."""
+        """The first process's value, so that all decide alike."""
         return self.of_all(value)[0]
 
     def of_all(self, value: Any) -> list[Any]:
-        """What each process has, in their order."""
+        """Each process's value, in their order."""
         if self.count == 1:
             return [value]
         from torch import distributed

@@ -28,7 +28,7 @@ class TrainingState:
     history: list[dict[str, float]] = field(default_factory=list)
 
     def costs(self) -> dict[str, Any]:
-        """What training cost so far, with the names of `RunRecord.cost`."""
+        """Costs of the training so far, with the names of `RunRecord.cost`."""
         seconds = {"train_seconds": self.train_seconds, "evaluation_seconds": self.evaluation_seconds}
         if not self.step:
             return seconds

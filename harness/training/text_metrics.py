@@ -9,7 +9,7 @@ not used, and the rest of it is one table. Values are the same on English text w
 a-z are part of a word here, which that package takes for spaces.
 
 All of them read every script: texts are compared in Unicode's composed form (NFC), marks stay with their letters, and a
-script that is written without spaces goes by character. SQuAD's normalisation was made for English phrases: where it
+script that is written without spaces goes by character. SQuAD's normalization was made for English phrases: where it
 would leave nothing ("A", "+") or take a number's sign or point away, it stops short of that here.
 """
 
@@ -41,8 +41,8 @@ ANSWER_MARK = "####"
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 
 
-def normalised(text: str) -> str:
-    """SQuAD's normalisation: lower case, without punctuation, then without articles, then single spaces.
+def normalized(text: str) -> str:
+    """SQuAD's normalization: lower case, without punctuation, then without articles, then single spaces.
 
     A number keeps its sign and its point, and what would leave nothing of a text is not done to it, so that only a
     blank text is empty.
@@ -64,15 +64,15 @@ def words(text: str) -> list[str]:
 
 def exact_match(prediction: str, reference: str) -> float:
     """1 if both are the same text but for case, articles, punctuation and spacing (SQuAD), else 0."""
-    return float(normalised(prediction) == normalised(reference))
+    return float(normalized(prediction) == normalized(reference))
 
 
 def token_f1(prediction: str, reference: str) -> float:
-    """Harmonic mean of precision and recall over normalised words, each as often as it occurs (SQuAD).
+    """Harmonic mean of precision and recall over normalized words, each as often as it occurs (SQuAD).
 
     Where either side is blank, it is 1 if both are and else 0.
     """
-    predicted, true = _CHARACTERS.findall(normalised(prediction)), _CHARACTERS.findall(normalised(reference))
+    predicted, true = _CHARACTERS.findall(normalized(prediction)), _CHARACTERS.findall(normalized(reference))
     shared = (Counter(predicted) & Counter(true)).total()
     return _harmonic_mean(shared, len(predicted), len(true))
 
@@ -91,7 +91,7 @@ def gsm8k_answer(prediction: str, reference: str) -> float:
     """1 if the final numbers are equal as numbers, else 0; also 0 where either side has none.
 
     The final number follows the first "####", commas and currency signs left out. A text without "####" is taken by
-    its last number, so that an answer in another form counts as well: a model need not have learnt the mark.
+    its last number, so that an answer in another form counts as well: a model need not have learned the mark.
     """
     predicted, true = final_number(prediction), final_number(reference)
     return float(predicted is not None and predicted == true)

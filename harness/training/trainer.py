@@ -107,7 +107,7 @@ class Trainer:
 
         Raises:
             Diverged: The loss is NaN or infinite.
-            KeyboardInterrupt: Ctrl-C or a polite kill came. The step, and its evaluation, were finished first and a
+            KeyboardInterrupt: Ctrl-C or SIGTERM came. The step, and its evaluation, were finished first and a
                 checkpoint written, unless it came twice.
         """
         self.adapter.start(self.steps.total)
@@ -176,7 +176,7 @@ class Trainer:
         return max(candidates, key=largest.__getitem__)
 
     def _meter(self, micro_batches: list[Batch]) -> "measure.StepMeter | nullcontext[None]":
-        """What counts this step, if this is the one to count."""
+        """The meter of this step, if this is the one to count."""
         if self.progress.step != self.metered_step or not micro_batches:
             return nullcontext()
         largest = max(micro_batches, key=lambda batch: batch.padded_tokens)
@@ -351,7 +351,7 @@ class Trainer:
             checkpoint.set_random_state(state["random"][self.processes.rank])
 
     def costs(self) -> dict[str, Any]:
-        """What training cost so far, with the names of `RunRecord.cost`."""
+        """Costs of the training so far, with the names of `RunRecord.cost`."""
         return self.progress.costs()
 
     def seconds_to(self, target: float | None) -> float | None:

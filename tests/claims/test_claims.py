@@ -126,7 +126,7 @@ def test_equivalence_fails_for_the_better_too(tmp_path: Path) -> None:
         assert outcomes(rule.judge(on(tmp_path))) == [outcome]
 
 
-def test_one_run_and_nothing_learnt_decide_nothing(tmp_path: Path) -> None:
+def test_one_run_and_nothing_learned_decide_nothing(tmp_path: Path) -> None:
     """Equal predictions are no equality of methods where one has one run, or both are at the commonest answer."""
     add(tmp_path, "full", seeds=[0])
     add(tmp_path, "lora")

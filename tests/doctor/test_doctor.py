@@ -29,7 +29,7 @@ def findings() -> list[Finding]:
 
 
 def test_every_architecture_is_asked_and_the_decoders_twice() -> None:
-    """Thirteen for classification, six of them for language modelling."""
+    """Thirteen for classification, six of them for language modeling."""
     asked = list(backbones())
     assert len(asked) == len(set(asked)) == 19
     assert sum(kind is Kind.causal_lm for _, kind in asked) == 6

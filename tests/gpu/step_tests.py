@@ -11,7 +11,7 @@ MARK = "pytest.mark.gpu"
 
 
 class Recorder:
-    """Writes a line a test."""
+    """Writes one line per test."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting

@@ -132,7 +132,7 @@ def random_bottleneck(activation: str, scale: Any = 1.0) -> Bottleneck:
     return adapter
 
 
-def randomised(backbone: Backbone, name: str, **changes: Any) -> Any:
+def randomized(backbone: Backbone, name: str, **changes: Any) -> Any:
     """The method attached to a backbone in float64, its adapters far from zero."""
     adapter = method_of(name, **changes).attach(backbone)
     backbone.model.double()
@@ -147,7 +147,7 @@ def hidden_states() -> torch.Tensor:
 
 def test_houlsby_adapts_what_leaves_both_blocks_before_the_residual_sum() -> None:
     backbone = backbone_of("bert")
-    randomised(backbone, "houlsby")
+    randomized(backbone, "houlsby")
     layer, added = backbone.model.bert.encoder.layer[1], backbone.model.adapters
     x, shortcut = torch.randn(2, 5, 128, dtype=torch.float64), hidden_states()
     after_mlp = functional.linear(x, layer.output.dense.weight, layer.output.dense.bias)
@@ -161,7 +161,7 @@ def test_houlsby_adapts_what_leaves_both_blocks_before_the_residual_sum() -> Non
 
 def test_pfeiffer_reads_the_normed_sum_and_adds_to_it_where_the_norm_is_behind() -> None:
     backbone = backbone_of("bert")
-    randomised(backbone, "pfeiffer")
+    randomized(backbone, "pfeiffer")
     end, adapter = (
         backbone.model.bert.encoder.layer[0].output,
         backbone.model.adapters["bert_encoder_layer_0_output_LayerNorm"],
@@ -183,7 +183,7 @@ def test_pfeiffer_reads_the_residual_stream_behind_a_layer_where_norms_are_befor
     plain: list[torch.Tensor] = []
     layer = backbone.model.get_submodule(names[0])
     layer.register_forward_hook(lambda _, given, out: plain.append(out))
-    adapter = randomised(backbone, "pfeiffer")
+    adapter = randomized(backbone, "pfeiffer")
     changed: list[torch.Tensor] = []
     layer.register_forward_hook(lambda _, given, out: changed.append(out))
     adapter.model(**inputs(Kind.classification))
@@ -240,7 +240,7 @@ def test_a_parallel_adapter_reads_the_blocks_input_and_adds_to_its_output(learne
     backbone = backbone_of("llama")
     block, x = backbone.model.model.layers[0].mlp, hidden_states()
     plain = copy.deepcopy(block).double()(x)
-    randomised(backbone, "parallel_adapter", learned_scale=learned, scale=2.5)
+    randomized(backbone, "parallel_adapter", learned_scale=learned, scale=2.5)
     adapter = backbone.model.adapters["model_layers_0_mlp_down_proj"]
     scale = adapter.scale.detach() if learned else 2.5
     inner = (x @ adapter.down.weight.T + adapter.down.bias).relu()
@@ -265,7 +265,7 @@ def test_layers_computed_again_in_the_backward_pass_give_the_same_gradients(name
         backbone = backbone_of("bert")
         models.set_checkpointing(backbone.model, checkpointing)
         torch.manual_seed(0)
-        adapter = randomised(backbone, name)
+        adapter = randomized(backbone, name)
         backbone.model.train()
         torch.manual_seed(0)
         adapter.model(**inputs(Kind.classification)).loss.backward()

@@ -40,7 +40,7 @@ TABLE = [
 # Methods that can go with every backbone: a refusal of theirs is a mistake. The head needs a head to train.
 UNIVERSAL = {"full", "lora", "rslora", "dora", "houlsby", "pfeiffer", "parallel_adapter", "compacter", "diff_pruning"}
 LANGUAGE_MODELS_ONLY = {"adaption_prompt", "trainable_tokens"}
-# Learned vectors in front of the text, and vectors shared by all layers, change the output before anything is learnt.
+# Learned vectors in front of the text, and vectors shared by all layers, change the output before anything is learned.
 CHANGED_BY_ATTACHING = {"prompt_tuning", "p_tuning", "prefix_tuning", "prefix_tuning_projected", "vblora", "unilora"}
 # Small enough for a step to lead downhill: AdamW's are as long whatever the gradient. ModernBERT's head, which every
 # method trains, norms its features anew, and those of a random model are near zero, so that any step is a long one.

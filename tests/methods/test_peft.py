@@ -72,7 +72,7 @@ def test_every_class_of_peft_is_run_or_left_out_with_a_reason() -> None:
     assert all(len(reason) > 20 for reason in LEFT_OUT.values())
 
 
-def test_every_class_that_is_run_has_a_file_in_the_catalogue() -> None:
+def test_every_class_that_is_run_has_a_file_in_the_catalog() -> None:
     named = {name for name in RULES for text in CATALOGUE.values() if f"peft.{name}\n" in text}
     assert set(RULES) - named == {"LoraConfig", "AdaLoraConfig"}
     assert {"lora", "adalora"} <= set(CATALOGUE)
@@ -335,6 +335,6 @@ def test_types_are_those_of_the_annotations() -> None:
     assert not fits("WORDS", PromptTuningInit | str)
 
 
-def test_the_catalogue_has_no_class_by_another_path() -> None:
+def test_the_catalog_has_no_class_by_another_path() -> None:
     assert isinstance(method_of("vera"), PeftMethod)
     assert SimpleNamespace(**method_of("vera").options()).r == 256

@@ -12,7 +12,7 @@ from harness import models
 from harness.config.build import build
 from harness.doctor.compatibility import TINY
 from harness.methods import soft_prompts
-from harness.methods.soft_prompts import NoNeighbours, SoftPrompt, Tightness, first_keys, neighbours, table, tightness
+from harness.methods.soft_prompts import NoNeighbours, SoftPrompt, Tightness, first_keys, neighbors, table, tightness
 from harness.models.architectures import ARCHITECTURES, Backbone, Kind
 from harness.plan.__main__ import compose
 
@@ -60,7 +60,7 @@ def on_the_plane(vectors: torch.Tensor) -> SoftPrompt:
     return SoftPrompt(list(range(len(vectors))), vectors, None, len(PLANE), lambda ids: PLANE[ids])
 
 
-def test_neighbours_on_a_plane_are_those_of_a_ruler() -> None:
+def test_neighbors_on_a_plane_are_those_of_a_ruler() -> None:
     """The nearest to (2, 0) are (1, 0), then (1, 1) at 45 degrees; length does not matter."""
     prompt = on_the_plane(torch.tensor([[2.0, 0.0], [0.0, -0.1]]))
     ids, cosines = prompt.nearest(prompt.vectors, 2)
@@ -69,7 +69,7 @@ def test_neighbours_on_a_plane_are_those_of_a_ruler() -> None:
     assert set(ids[1].tolist()) == {0, 3}
 
 
-def test_a_token_without_a_direction_is_nobodys_neighbour() -> None:
+def test_a_token_without_a_direction_is_nobodys_neighbor() -> None:
     """The zero vector comes after tokens that lie opposite."""
     prompt = on_the_plane(torch.tensor([[0.0, -1.0]]))
     ids, cosines = prompt.nearest(prompt.vectors, 4)
@@ -83,7 +83,7 @@ def test_tightness_is_the_mean_cosine_over_pairs() -> None:
     assert tight.tolist() == pytest.approx([2 * math.sqrt(0.5) / 3, 1])
 
 
-def test_parts_of_the_vocabulary_give_the_neighbours_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_the_vocabulary_give_the_neighbors_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven tokens at a time or all at once: the same tokens, the same cosines."""
     vocabulary, vectors = torch.randn(40, 8), torch.randn(5, 8)
     prompt = SoftPrompt([0, 1, 2, 3, 4], vectors, None, 40, lambda ids: vocabulary[ids])
@@ -96,12 +96,12 @@ def test_parts_of_the_vocabulary_give_the_neighbours_of_the_whole(monkeypatch: p
 
 @pytest.mark.parametrize(("model_type", "kind"), [("bert", Kind.classification), ("llama", Kind.causal_lm)])
 def test_a_prompt_that_starts_as_words_finds_just_these(model_type: str, kind: Kind, tiny_model: TinyModel) -> None:
-    """The first neighbour of each virtual token is the word it started as, with cosine 1."""
+    """The first neighbor of each virtual token is the word it started as, with cosine 1."""
     folder = tiny_model(model_type)
     text = ["method.config.prompt_tuning_init=TEXT", "+method.config.prompt_tuning_init_text=word3 word5 word8"]
     # A Llama tokenizer's first token would be <s>; this one adds none.
     adapter = attach("prompt_tuning", backbone(folder, model_type, kind), *START, *text)
-    rows = neighbours(adapter, tokenizer_of(folder, model_type))
+    rows = neighbors(adapter, tokenizer_of(folder, model_type))
     assert rows is not None
     assert [row["token"] for row in rows if row["rank"] == 1] == ["word3", "word5", "word8"]
     assert [cosine for _, cosine in first(rows)] == pytest.approx([1, 1, 1])
@@ -119,7 +119,7 @@ def test_a_prefix_of_real_keys_finds_its_text(model_type: str, tiny_model: TinyM
     keys = cache.layers[0].keys[0].transpose(0, 1).flatten(1)
     adapter = attach("prefix_tuning", plain, *START)
     write(adapter, keys)
-    rows = neighbours(adapter, tokenizer_of(folder, model_type))
+    rows = neighbors(adapter, tokenizer_of(folder, model_type))
     assert rows is not None
     assert first(rows) == [(word, pytest.approx(1, abs=1e-5)) for word in WORDS]
     assert {row["layer"] for row in rows} == {0}
@@ -146,7 +146,7 @@ def test_keys_of_tokens_are_those_of_the_first_layer(model_type: str, tiny_model
     assert torch.allclose(first_keys(plain.model, torch.tensor(WORDS)), keys, atol=1e-6)
     adapter = attach("prefix_tuning", plain, *START)
     write(adapter, keys)
-    assert first(neighbours(adapter, tokenizer_of(folder, model_type)) or []) == [
+    assert first(neighbors(adapter, tokenizer_of(folder, model_type)) or []) == [
         (word, pytest.approx(1, abs=1e-5)) for word in WORDS
     ]
 
@@ -161,7 +161,7 @@ def test_looking_leaves_a_training_model_training_and_drops_nothing_out(tiny_mod
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_a_saved_prompt_has_the_neighbours_it_had(name: str, tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_a_saved_prompt_has_the_neighbors_it_had(name: str, tiny_model: TinyModel, tmp_path: Path) -> None:
     """Loaded, a prompt is kept without the network that made it, and stands where it stood."""
     folder = tiny_model("bert")
     tokenizer, method = tokenizer_of(folder), build(compose("config", [f"method={name}"])).method
@@ -182,7 +182,7 @@ def test_a_virtual_token_that_is_zero_has_no_row(tiny_model: TinyModel) -> None:
     adapter = attach("prompt_tuning", backbone(folder, "bert"), *START)
     embedding = adapter.model.get_base_model().get_input_embeddings().weight.detach().clone()
     write(adapter, torch.stack([embedding[7], torch.zeros(64), embedding[9]]))
-    near, rows = neighbours(adapter, tokenizer_of(folder), k=2), table(adapter, tokenizer_of(folder))
+    near, rows = neighbors(adapter, tokenizer_of(folder), k=2), table(adapter, tokenizer_of(folder))
     assert near is not None
     assert rows is not None
     assert [(row["virtual_token"], row["token"]) for row in near if row["rank"] == 1] == [(0, "word3"), (2, "word5")]
@@ -196,16 +196,16 @@ def test_a_method_without_virtual_tokens_has_no_table(name: str, model_type: str
     adapter = attach(name, backbone(tiny_model(model_type), model_type, kind))
     tokenizer = tokenizer_of(tiny_model(model_type), model_type)
     assert table(adapter, tokenizer) is None
-    assert neighbours(adapter, tokenizer) is None
+    assert neighbors(adapter, tokenizer) is None
     assert tightness(adapter, tokenizer) is None
 
 
 def test_rows_of_the_embedding_that_are_no_tokens_are_never_found(tiny_model: TinyModel) -> None:
-    """A table of 80 rows for 64 tokens: a prompt right at row 70 gets real tokens for neighbours."""
+    """A table of 80 rows for 64 tokens: a prompt right at row 70 gets real tokens for neighbors."""
     folder = tiny_model("bert")
     adapter = attach("prompt_tuning", backbone(folder, "bert", vocab_size=80), *START)
     write(adapter, adapter.model.get_base_model().get_input_embeddings().weight[[70, 71, 72]])
-    rows = neighbours(adapter, tokenizer_of(folder), k=64)
+    rows = neighbors(adapter, tokenizer_of(folder), k=64)
     assert rows is not None
     assert {row["token_id"] for row in rows} <= set(range(64))
 
@@ -263,7 +263,7 @@ def test_a_table_says_the_same_for_the_same_seed(tiny_model: TinyModel) -> None:
 
 
 @pytest.mark.parametrize(("value", "sentence"), [(math.nan, "not finite"), (0.0, "all learned vectors are zero")])
-def test_vectors_without_a_direction_have_no_neighbours(value: float, sentence: str, tiny_model: TinyModel) -> None:
+def test_vectors_without_a_direction_have_no_neighbors(value: float, sentence: str, tiny_model: TinyModel) -> None:
     """A diverged run and an empty prompt are told apart from a found one."""
     adapter = attach("prompt_tuning", backbone(tiny_model("bert"), "bert"))
     write(adapter, torch.full((20, 64), value))

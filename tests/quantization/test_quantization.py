@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.config.errors import ConfigError
-from harness.quantization.__main__ import analyse, parse
+from harness.quantization.__main__ import analyze, parse
 from harness.quantization.schemes import BLOCK, NORMAL, OUTLIERS, SCHEMES, matrices, measure, synthetic
 
 TinyModel = Callable[[str], Path]
@@ -75,7 +75,7 @@ def test_bits_count_scales_and_what_quantizes_them() -> None:
 
 
 def test_errors_levels_and_collisions_are_as_by_hand() -> None:
-    """Six weights in sevenths: 0 and 0.02 meet at 0, 0.98 and 1 at 7; three neighbours are kept apart."""
+    """Six weights in sevenths: 0 and 0.02 meet at 0, 0.98 and 1 at 7; three neighbors are kept apart."""
     weights, back = [1.0, 0.98, 0.52, 0.45, 0.02, 0.0], [7, 7, 4, 3, 0, 0]
     row = rows_of(torch.tensor(weights).view(2, 3))["int4_tensor"]
     squares = sum((weight - seventh / 7) ** 2 for weight, seventh in zip(weights, back, strict=True))
@@ -86,13 +86,13 @@ def test_errors_levels_and_collisions_are_as_by_hand() -> None:
 
 
 def test_equal_weights_do_not_collide() -> None:
-    """Only weights that differ can come to be the same; a matrix of one number has no neighbours."""
+    """Only weights that differ can come to be the same; a matrix of one number has no neighbors."""
     assert rows_of(torch.tensor([[1.0, 1.0, 0.5, 0.5]]))["int4_tensor"]["collisions"] == 0
     assert math.isnan(rows_of(torch.ones(4, 4))["int4_tensor"]["collisions"])
 
 
-def test_neighbours_within_blocks_are_sought_in_each_block() -> None:
-    """Two blocks hold the same two close weights; over the tensor 0.5 and 0.51 are neighbours once, in blocks twice."""
+def test_neighbors_within_blocks_are_sought_in_each_block() -> None:
+    """Two blocks hold the same two close weights; over the tensor 0.5 and 0.51 are neighbors once, in blocks twice."""
     weights = torch.zeros(2, BLOCK)
     weights[:, :3] = torch.tensor([1.0, 0.51, 0.5])
     weights[1, 0] = 100
@@ -130,7 +130,7 @@ def test_what_comes_back_comes_back_unchanged(scheme: str) -> None:
 
 
 def test_blocks_bear_outliers_and_nf4_suits_normal_weights() -> None:
-    """On outliers a scale a block leaves far less error; on normal weights NF4 leaves least of 4 bits."""
+    """On outliers one scale per block leaves far less error; on normal weights NF4 leaves least of 4 bits."""
     made = synthetic(0)
     normal, outliers = rows_of(made[NORMAL]), rows_of(made[OUTLIERS])
     for bits in ("int8", "int4"):
@@ -187,7 +187,7 @@ def test_the_linear_matrices_of_the_layers_are_found(
 
 def test_a_study_is_the_same_bytes_twice_and_complete(tiny_model: TinyModel, tmp_path: Path) -> None:
     """A row for each matrix and scheme, a page that begins with what was found, and a picture of each kind."""
-    folders = [analyse(*parse([f"model.path={tiny_model('gpt2')}", f"out={tmp_path / name}"])) for name in ("a", "b")]
+    folders = [analyze(*parse([f"model.path={tiny_model('gpt2')}", f"out={tmp_path / name}"])) for name in ("a", "b")]
     contents = [{path.name: path.read_bytes() for path in sorted(folder.iterdir())} for folder in folders]
     assert contents[0] == contents[1]
     assert set(contents[0]) == {f"quantization_error.{kind}" for kind in ("csv", "md", "png", "svg")}
@@ -203,7 +203,7 @@ def test_a_study_is_the_same_bytes_twice_and_complete(tiny_model: TinyModel, tmp
 def test_a_matrix_can_be_chosen_to_be_drawn(tiny_model: TinyModel, tmp_path: Path) -> None:
     """The picture's title and the page name it."""
     arguments = [f"model.path={tiny_model('llama')}", "matrix=layers.1.mlp.up_proj", f"out={tmp_path}"]
-    analyse(*parse(arguments))
+    analyze(*parse(arguments))
     assert "layers.1.mlp.up_proj" in (tmp_path / "quantization_error.md").read_text()
 
 
@@ -267,7 +267,7 @@ def test_weights_that_can_not_be_measured_are_told_in_one_sentence(
     shutil.copytree(tiny_model("llama"), folder)
     spoil(folder, how)
     with pytest.raises(ConfigError, match=sentence) as error:
-        analyse(*parse([f"model.path={folder}"]))
+        analyze(*parse([f"model.path={folder}"]))
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -276,14 +276,14 @@ def test_a_matrix_that_is_not_there_is_told_before_anything_is_measured(tiny_mod
     """What may have been meant is named, and no folder is made."""
     arguments = [f"model.path={tiny_model('llama')}", "matrix=layers.1.mlp.up", f"out={tmp_path / 'none'}"]
     with pytest.raises(ConfigError, match=r"matrix=layers\.1\.mlp\.up: .*did you mean layers\.1\.mlp\.up_proj"):
-        analyse(*parse(arguments))
+        analyze(*parse(arguments))
     assert not (tmp_path / "none").exists()
 
 
 def test_a_folder_that_can_not_be_written_is_told(tiny_model: TinyModel) -> None:
     """The key, the folder and the system's reason."""
     with pytest.raises(ConfigError, match=r"out=/proc/none: /proc/none can't be written \("):
-        analyse(*parse([f"model.path={tiny_model('llama')}", "out=/proc/none"]))
+        analyze(*parse([f"model.path={tiny_model('llama')}", "out=/proc/none"]))
 
 
 def test_a_mistake_ends_the_command_with_status_2_and_no_stack_trace() -> None:

@@ -20,7 +20,7 @@ def found(folder: Path, table: dict[str, dict[str, tuple[float, ...]]]) -> acros
     return across.over_tasks(frame, scores.summary(frame))
 
 
-def test_ranks_wins_and_normalised_scores_are_those_by_hand(tmp_path: Path) -> None:
+def test_ranks_wins_and_normalized_scores_are_those_by_hand(tmp_path: Path) -> None:
     """Majority is 0.5: lora reaches 0.75 and 1.25 of what full fine-tuning gains, and wins one task of two."""
     one = found(
         tmp_path,
@@ -32,7 +32,7 @@ def test_ranks_wins_and_normalised_scores_are_those_by_hand(tmp_path: Path) -> N
     )
     assert one is not None
     rows = one.table.set_index("configuration")
-    assert (one.common, one.normalised) == (("a", "b"), ("a", "b"))
+    assert (one.common, one.normalized) == (("a", "b"), ("a", "b"))
     assert rows["rank"].to_dict() == {"full": 1.5, "lora": 1.5, "head": 3.0}
     assert rows["win_rate"].to_dict() == {"full": 0.75, "lora": 0.75, "head": 0.0}
     assert rows["iqm"].to_dict() == {"full": pytest.approx(1), "lora": pytest.approx(1.0), "head": pytest.approx(0)}
@@ -74,11 +74,11 @@ def test_without_common_tasks_only_complete_methods_are_ranked(tmp_path: Path) -
     assert rows["ranked_on"].to_dict() == {"full": 2, "lora": 2, "head": 0}
 
 
-def test_without_full_fine_tuning_nothing_is_normalised(tmp_path: Path) -> None:
+def test_without_full_fine_tuning_nothing_is_normalized(tmp_path: Path) -> None:
     """The scale's upper end is full fine-tuning; without it the table has no interquartile mean."""
     one = found(tmp_path, {"lora": {"a": (0.9,), "b": (0.9,)}, "head": {"a": (0.8,), "b": (0.8,)}})
     assert one is not None
-    assert one.normalised == ()
+    assert one.normalized == ()
     assert "IQM" not in tables.across_table(one).columns
 
 

@@ -83,7 +83,7 @@ def test_a_table_alone_needs_no_plots() -> None:
     """Without runs the page has the tables' script and nothing of Bokeh."""
     text = page("t", "l", [Table("x", ("method",), [("lora",)])], [], {})
     assert len(text) < 20_000
-    assert "a mark a run" not in text
+    assert "one mark per run" not in text
 
 
 def test_runs_on_a_server_are_linked(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:

@@ -111,7 +111,7 @@ def test_learning_rates_that_were_chosen_are_no_axis(frames: tuple[pd.DataFrame,
 
 
 def test_listed_methods_look_different() -> None:
-    """No two methods of the list share colour and marker, and an unlisted one keeps its own."""
+    """No two methods of the list share color and marker, and an unlisted one keeps its own."""
     assert len({style.appearance(method) for method in style.METHODS}) == len(style.METHODS)
     assert style.appearance("of my own") == style.appearance("of my own")
 

@@ -83,7 +83,7 @@ def test_markdown_shows_markup_as_text() -> None:
 
 
 def test_the_terminal_shows_markup_as_text(capsys: pytest.CaptureFixture[str]) -> None:
-    """What rich would take for a colour is printed."""
+    """What rich would take for a color is printed."""
     markdown.terminal([cells.Table(EVIL, ("method",), [(EVIL,)])])
     assert capsys.readouterr().out.count("[red]*a*[/red]") == 2
 

@@ -16,7 +16,7 @@ from harness.report.stats import (
     interquartile_mean,
     letters,
     mcnemar,
-    summarise,
+    summarize,
     win_rates,
 )
 
@@ -29,7 +29,7 @@ NAN = math.nan
 
 def test_a_summary_agrees_with_numpy_and_scipy() -> None:
     """Mean, sample standard deviation and t interval are those of the reference implementations."""
-    found = summarise(SCORES)
+    found = summarize(SCORES)
     low, high = scipy.stats.t.interval(0.95, 3, np.mean(SCORES), scipy.stats.sem(SCORES))
     assert (found.n, found.mean, found.std) == (
         4,
@@ -41,16 +41,16 @@ def test_a_summary_agrees_with_numpy_and_scipy() -> None:
 
 def test_one_value_has_no_spread() -> None:
     """With n=1 neither a deviation nor an interval is invented."""
-    found = summarise([0.5])
+    found = summarize([0.5])
     assert (found.n, found.mean) == (1, 0.5)
     assert all(map(math.isnan, (found.std, found.low, found.high)))
 
 
 def test_values_that_are_not_finite_do_not_count() -> None:
     """NaN and infinite scores change neither n nor the mean; none at all has no mean."""
-    assert summarise([0.2, math.nan, 0.4, math.inf]).n == 2
-    assert summarise([0.2, math.nan, 0.4, math.inf]).mean == pytest.approx(0.3)
-    assert (summarise([]).n, math.isnan(summarise([math.nan]).mean)) == (0, True)
+    assert summarize([0.2, math.nan, 0.4, math.inf]).n == 2
+    assert summarize([0.2, math.nan, 0.4, math.inf]).mean == pytest.approx(0.3)
+    assert (summarize([]).n, math.isnan(summarize([math.nan]).mean)) == (0, True)
 
 
 def test_the_order_of_values_changes_no_bit() -> None:
@@ -59,7 +59,7 @@ def test_the_order_of_values_changes_no_bit() -> None:
     for _ in range(50):
         values = generator.normal(size=7)
         shuffled = generator.permutation(values)
-        assert summarise(values) == summarise(shuffled)
+        assert summarize(values) == summarize(shuffled)
 
 
 def test_t_covers_the_mean_of_a_few_seeds_and_a_percentile_interval_does_not() -> None:
@@ -67,7 +67,7 @@ def test_t_covers_the_mean_of_a_few_seeds_and_a_percentile_interval_does_not() -
     generator = np.random.default_rng(0)
     for n, expected in ((2, 0.5), (3, 0.75), (5, 0.83)):
         worlds = generator.normal(size=(800, n))
-        summaries = [summarise(world) for world in worlds]
+        summaries = [summarize(world) for world in worlds]
         drawn = [world[generator.integers(0, n, (400, n))].mean(axis=1) for world in worlds]
         percentile = [np.quantile(means, [0.025, 0.975]) for means in drawn]
         assert np.mean([found.low <= 0 <= found.high for found in summaries]) == pytest.approx(0.95, abs=0.025)

@@ -176,7 +176,7 @@ NOT_SPREAD = {
 
 @pytest.mark.slow
 def test_spread_weights_compute_what_whole_ones_do(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
-    """Every method of the catalogue, three steps and switched off again, on two processes."""
+    """Every method of the catalog, three steps and switched off again, on two processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     script = Path(__file__).parents[1] / "support/spread.py"
     told = [*launcher, str(script), "found.json", str(tiny_model("bert")), str(tiny_model("llama"))]

@@ -135,7 +135,7 @@ LLAMA_3B = [
         [f"{PEFT}method_comparison/MetaMathQA/results/lora--llama-3.2-3B-rank32-mica.json"],
         trained_beyond=28 * 32 * (3072 + 3072),
         total_beyond=28 * 32 * (3072 + 3072 + 3072 + 1024),
-        why="the catalogue lacks MiCA; the total counts its frozen B as well",
+        why="the catalog lacks MiCA; the total counts its frozen B as well",
     ),
     llama_3b([("lora", {"rank": 32, "alpha": 64})], 9175040, 3221924864, "lora--llama-3.2-3B-rank32"),
     llama_3b([("rslora", {"rank": 64, "alpha": 64})], 18350080, 3231099904, "lora--llama-3.2-3B-rank64-rslora"),
@@ -412,7 +412,7 @@ ADAPTER_HUB_ROWS = [
         2085120,
         # Two halves of 384 that transform each other, both through a bottleneck of 192 (reduction 2).
         2 * (384 * 192 + 192 + 192 * 384 + 384),
-        "with invertible adapters on the embeddings (Pfeiffer et al. 2020), which the catalogue lacks",
+        "with invertible adapters on the embeddings (Pfeiffer et al. 2020), which the catalog lacks",
     ),
     adapter_hub([("compacter", {"phm_dim": 4, "reduction_factor": 32})], 57088),
     adapter_hub([prefix(512)], 9872384),
@@ -431,7 +431,7 @@ ADAPTER_HUB_ROWS = [
         36888,
         # At the prefix and at the suffix of 12 layers, rank 1: a rotation of 768 and a linear source of 768 + 1.
         24 * (768 + 768 + 1),
-        "the catalogue lacks LoReFT (Wu et al. 2024, arXiv 2404.03592)",
+        "the catalog lacks LoReFT (Wu et al. 2024, arXiv 2404.03592)",
         "adapter-hub/adapters@88f18ebd:notebooks/ReFT_Adapters_Finetuning.ipynb",
     ),
 ]

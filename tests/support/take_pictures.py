@@ -21,15 +21,15 @@ LARGEST = 200_000
 
 
 def save(view: Any, path: Path) -> None:
-    """Keep what is seen, with as many colours as fit into the largest file allowed."""
+    """Keep what is seen, with as many colors as fit into the largest file allowed."""
     taken = Image.open(io.BytesIO(view.screenshot())).convert("RGB")
-    for colours in (256, 64, 16):
+    for colors in (256, 64, 16):
         stream = io.BytesIO()
-        taken.quantize(colours, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
+        taken.quantize(colors, dither=Image.Dither.NONE).save(stream, "PNG", optimize=True)
         if len(stream.getvalue()) < LARGEST:
             break
     path.write_bytes(stream.getvalue())
-    print(f"{path}: {len(stream.getvalue()):,} bytes, {colours} colours")
+    print(f"{path}: {len(stream.getvalue()):,} bytes, {colors} colors")
 
 
 def take(uri: str, sweep: str, out: Path) -> None:

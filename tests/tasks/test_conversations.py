@@ -54,7 +54,7 @@ def words(ids: list[int], tokenizer: Any) -> str:
 OF_MESSAGES = ("task.prompt='{messages}'", "task.answer='{messages}'")
 
 
-def test_a_conversations_last_answer_is_learnt_given_what_stands_before() -> None:
+def test_a_conversations_last_answer_is_learned_given_what_stands_before() -> None:
     write([{"messages": MESSAGES}])
     task = task_of(*OF_MESSAGES)
     row = first_row(task)

@@ -1,4 +1,4 @@
-"""The micro world's rows are labelled right, balanced, repeatable, and leak no deciding word between splits."""
+"""The micro world's rows are labeled right, balanced, repeatable, and leak no deciding word between splits."""
 
 import itertools
 import re
@@ -168,7 +168,7 @@ def verdict(sentence: str) -> int:
     ],
 )
 def test_the_reading_of_an_opinion_agrees_with_a_human_reading(sentence, label):
-    """The test's own reader is right on sentences that were labelled by hand."""
+    """The test's own reader is right on sentences that were labeled by hand."""
     assert verdict(sentence) == label
 
 
@@ -257,9 +257,9 @@ def acceptable(sentence: str) -> bool:
     )
     if not found:
         return False
-    determiner, quality, subject, near, colour, far, copula, attribute, verb, place = found.groups()
+    determiner, quality, subject, near, color, far, copula, attribute, verb, place = found.groups()
     nouns = [singular(noun) for noun in (subject, near, *([far] if far else []))]
-    if not all(nouns) or {quality, *filter(None, (colour, attribute))} - set(words.QUALITIES):
+    if not all(nouns) or {quality, *filter(None, (color, attribute))} - set(words.QUALITIES):
         return False
     many = nouns[0][1]
     number = {"the": many, **dict.fromkeys(("these", "those", "many", "some"), True)}.get(determiner, False)
@@ -269,7 +269,7 @@ def acceptable(sentence: str) -> bool:
 
 @pytest.mark.parametrize("split", micro.SPLITS)
 def test_acceptability_labels_are_what_a_parser_finds(split):
-    """A small grammar accepts exactly the rows labelled acceptable."""
+    """A small grammar accepts exactly the rows labeled acceptable."""
     for row in micro.generate("acceptability", split, 1000, seed=5):
         assert acceptable(row["sentence"]) == bool(row["label"]), row
 

@@ -63,7 +63,7 @@ def test_no_prompt_is_in_two_splits_whatever_the_seeds_and_the_task():
 
 
 def test_praise_and_blame_of_evaluation_never_occur_in_training_pairs():
-    """Whether a word is kind cannot be learnt from the pairs of another split, each of which uses most of its words."""
+    """Whether a word is kind can't be learned from the pairs of another split, each of which uses most of its words."""
     opinions = {*words.PRAISE, *words.BLAME}
     used = {split: tokens(micro_instruct.preferences(split, 1500)) & opinions for split in micro.SPLITS}
     for first, second in itertools.combinations(micro.SPLITS, 2):

@@ -163,7 +163,7 @@ def test_a_folder_in_the_hubs_layout_works_and_keeps_the_order_of_its_classes(tm
         (rows_of(60), ["task.file=ticket.csv"], r"there is no such file; did you mean tickets\.csv"),
     ],
 )
-def test_a_table_that_can_not_be_split_or_learnt_says_so(rows: list, overrides: list[str], told: str) -> None:
+def test_a_table_that_can_not_be_split_or_learned_says_so(rows: list, overrides: list[str], told: str) -> None:
     write("tickets.csv", rows)
     with pytest.raises(ConfigError, match=told):
         table("tickets.csv", "kind", *overrides).load()

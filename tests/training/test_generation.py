@@ -164,7 +164,7 @@ def test_an_answer_is_worth_what_its_steps_are(tokenizer, prompts):
 
 
 def test_an_answer_stops_before_the_end_of_sequence(tokenizer, prompts):
-    """Whatever token that is: the answer is what came before it, and its rows' neighbours go on."""
+    """Whatever token that is: the answer is what came before it, and its rows' neighbors go on."""
     model = micro_decoder()
     free = SimpleNamespace(pad_token_id=tokenizer.pad_token_id, eos_token_id=None)
     whole = generate(model, free, prompts, NEW, 4)

@@ -7,7 +7,7 @@ from sklearn import metrics as sklearn_metrics
 
 from harness.config.errors import ConfigError
 from harness.training.metrics import METRICS, PER_ROW, compute, higher_is_better, metric
-from harness.training.text_metrics import final_number, normalised
+from harness.training.text_metrics import final_number, normalized
 
 REFERENCES = {
     "accuracy": lambda p, r: sklearn_metrics.accuracy_score(r, p),
@@ -172,9 +172,9 @@ def test_metrics_of_text_work_as_evaluate_metrics_combined():
         ("cafe\u0301", "caf\u00e9"),
     ],
 )
-def test_squads_normalisation_takes_case_articles_punctuation_and_spacing_away(text, expected):
+def test_squads_normalization_takes_case_articles_punctuation_and_spacing_away(text, expected):
     """Articles go as words alone, not from within words."""
-    assert normalised(text) == expected
+    assert normalized(text) == expected
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Named where not all can be: those that everything else is held against.
 REFERENCES = ("full", "head", "bitfit", "lora")
-# Each darker than the next, so that they differ in grey too.
+# Each darker than the next, so that they differ in gray too.
 CATEGORIES = {
     "weight_bytes": ("weights", "#222222"),
     "gradient_bytes": ("gradients", "#0072B2"),
@@ -59,10 +59,10 @@ def front(costs: "pd.Series[float]", scores: "pd.Series[float]", higher: bool) -
 
 
 def score_against_cost(points: pd.DataFrame, cost: Cost) -> "Figure | None":
-    """Draw a panel a task, score over a cost, with the Pareto front; nothing where no run has that cost.
+    """Draw one panel per task, score over a cost, with the Pareto front; nothing where no run has that cost.
 
     Args:
-        points: A row a run (`pictures.points`).
+        points: One row per run (`pictures.points`).
         cost: One of `COSTS`.
     """
     points = points[points[cost.column].notna()] if cost.column in points else points.iloc[:0]
@@ -103,17 +103,17 @@ def _panel(
     line = means[means["front"]].sort_values("x")
     axes.plot(line["x"], line["score"], drawstyle="steps-post", color="#999999", linewidth=1.2, zorder=1)
     for method, runs in points.groupby("method", sort=True):
-        colour, marker = appearance(str(method))
-        axes.plot(runs[cost.column], runs["score"], marker, color=colour, alpha=0.35, markersize=3.5, mew=0)
+        color, marker = appearance(str(method))
+        axes.plot(runs[cost.column], runs["score"], marker, color=color, alpha=0.35, markersize=3.5, mew=0)
     for (method, on_front), rows in means.groupby(["method", "front"], sort=True):
         telling = on_front or not crowded or method in REFERENCES
-        colour, marker = appearance(method)
+        color, marker = appearance(method)
         drawn = axes.errorbar(
             rows["x"],
             rows["score"],
             rows["std"] if telling and rows["std"].notna().any() else None,
             fmt=marker,
-            color=colour,
+            color=color,
             markersize=8 if on_front else 6,
             markeredgecolor="black" if on_front else "none",
             elinewidth=0.7,
@@ -130,7 +130,7 @@ def _panel(
 
 
 def memory_by_category(points: pd.DataFrame) -> "Figure | None":
-    """Draw a bar a configuration: what its training step held, stacked by category, least at the top."""
+    """Draw one bar per configuration: what its training step held, stacked by category, least at the top."""
     names = [f"cost.{name}" for name in CATEGORIES]
     peak = "cost.train_peak_bytes"
     if not {*names, peak} <= set(points):
@@ -145,9 +145,9 @@ def memory_by_category(points: pd.DataFrame) -> "Figure | None":
     for panel, task in zip(axes, tasks, strict=True):
         rows = means[means["task"] == task].sort_values([peak, "configuration"], ascending=False)
         begin = pd.Series(0.0, rows.index)
-        for name, (label, colour) in CATEGORIES.items():
+        for name, (label, color) in CATEGORIES.items():
             width = rows[f"cost.{name}"]
-            panel.barh(rows["configuration"], width, left=begin, color=colour, label=label, height=0.75)
+            panel.barh(rows["configuration"], width, left=begin, color=color, label=label, height=0.75)
             begin = begin + width
         panel.plot(rows[peak], rows["configuration"], "|", color="black", markersize=8, label="measured peak")
         panel.xaxis.set_major_formatter(lambda value, _: short(value, "B"))
@@ -185,8 +185,8 @@ def predicted_against_measured(points: pd.DataFrame) -> "Figure | None":
         return None
     figure, (left, right) = figure_of(2, 2, 4.8, 4.2)
     for name, group in pairs.groupby("name", sort=False):
-        _, colour = CATEGORIES.get(name, ("", "#D55E00"))
-        look: Any = {"color": colour, "markersize": 6, "mew": 0.5, "markeredgecolor": "black", "alpha": 0.75}
+        _, color = CATEGORIES.get(name, ("", "#D55E00"))
+        look: Any = {"color": color, "markersize": 6, "mew": 0.5, "markeredgecolor": "black", "alpha": 0.75}
         label = name.removesuffix("_bytes").removeprefix("train_")
         left.plot(group["measured"], group["predicted"], CATEGORY_MARKERS[name], label=label, **look)
         right.plot(group["measured"], group["off"], CATEGORY_MARKERS[name], **look)

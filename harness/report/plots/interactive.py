@@ -15,7 +15,7 @@ BOKEH_MARKERS = dict(
     zip("os^DvPX*p", "circle square triangle diamond inverted_triangle plus square_pin star hex".split(), strict=True)
 )
 HEIGHT = 420
-SHOWN = ("name", "configuration", "seed", "rate", "y", "colour")
+SHOWN = ("name", "configuration", "seed", "rate", "y", "color")
 
 
 def script() -> str:
@@ -30,7 +30,7 @@ def runs_plot(points: pd.DataFrame) -> dict[str, Any] | None:
     """Describe the plot of every run's score over a cost, learning rate or size that the reader chooses.
 
     Args:
-        points: A row a run (`pictures.points`).
+        points: One row per run (`pictures.points`).
     """
     columns: dict[str, list[Any]] = _common(points) | {"y": _numbers(points["score"])}
     columns["marker"] = [BOKEH_MARKERS[appearance(str(method))[1]] for method in points["method"]]
@@ -58,7 +58,7 @@ def curves_plot(points: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Any] | 
     """Describe the plot of every run's development score by step.
 
     Args:
-        points: A row a run (`pictures.points`).
+        points: One row per run (`pictures.points`).
         curves: Of `curves.load`.
     """
     lines = curves.merge(points[["run_id", "metric"]], on="run_id")
@@ -86,7 +86,7 @@ def _common(points: pd.DataFrame) -> dict[str, list[Any]]:
         "configuration": points["configuration"].astype(str).tolist(),
         "seed": ["–" if pd.isna(seed) else str(seed) for seed in points["seed"]],
         "rate": ["–"] * len(points) if rates is None else [f"{rate:g}" for rate in rates],
-        "colour": [appearance(str(method))[0] for method in points["method"]],
+        "color": [appearance(str(method))[0] for method in points["method"]],
     }
 
 
@@ -141,11 +141,11 @@ def _plot(
     renderer: Any
     if scatter:
         renderer = drawn.scatter(
-            "x", "y", source=source, marker="marker", size=10, color="colour", alpha=0.75, line_color="#888888"
+            "x", "y", source=source, marker="marker", size=10, color="color", alpha=0.75, line_color="#888888"
         )
         hover = HoverTool(tooltips=tips, renderers=[renderer])
     else:
-        renderer = drawn.multi_line("x", "y", source=source, color="colour", alpha=0.6, line_width=1.6)
+        renderer = drawn.multi_line("x", "y", source=source, color="color", alpha=0.6, line_width=1.6)
         hover = HoverTool(tooltips=tips, renderers=[renderer], line_policy="nearest")
     drawn.add_tools(hover)
     item = _renumbered(json.loads(json.dumps(json_item(drawn))), place, {})

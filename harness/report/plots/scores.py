@@ -26,7 +26,7 @@ SIZES = 3
 
 
 def _rows(axes: "Axes", names: "list[str]", task: str, label: str) -> None:
-    """Make an axis a row a name, the first at the top."""
+    """Make an axis one row per name, the first at the top."""
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -35,7 +35,7 @@ def _rows(axes: "Axes", names: "list[str]", task: str, label: str) -> None:
 
 
 def seed_spread(points: pd.DataFrame) -> "Figure | None":
-    """Draw a row a configuration, best mean first: every seed as a point, the mean as a line."""
+    """Draw one row per configuration, best mean first: every seed as a point, the mean as a line."""
     if points.empty:
         return None
     tasks = sorted(points["task"].unique())
@@ -48,9 +48,9 @@ def seed_spread(points: pd.DataFrame) -> "Figure | None":
         order = means.sort_values(ascending=not higher_is_better(metric), kind="stable").index.tolist()
         rows = {name: float(place) for place, name in enumerate(order)}
         for method, group in runs.groupby("method", sort=True):
-            colour, marker = appearance(str(method))
+            color, marker = appearance(str(method))
             heights = group["configuration"].map(rows)
-            panel.plot(group["score"], heights, marker, color=colour, alpha=0.7, markersize=5.5, mew=0, zorder=3)
+            panel.plot(group["score"], heights, marker, color=color, alpha=0.7, markersize=5.5, mew=0, zorder=3)
         middle = pd.Series(rows)
         panel.vlines(means[order], middle - 0.35, middle + 0.35, color="black", linewidth=1.4)
         majority = runs["majority"].dropna()
@@ -65,12 +65,12 @@ def seed_spread(points: pd.DataFrame) -> "Figure | None":
                 textcoords="offset points",
                 color="#555555",
             )
-        _rows(panel, order, task, f"{metric or 'score'} ({runs['split'].iloc[0]}): a point a seed, a line the mean")
+        _rows(panel, order, task, f"{metric or 'score'} ({runs['split'].iloc[0]}): one point per seed, a line the mean")
     return figure
 
 
 def learning_rates(frame: pd.DataFrame) -> "Figure | None":
-    """Draw a row a method, best first: the development score at each learning rate that was tried for it.
+    """Draw one row per method, best first: the development score at each learning rate that was tried for it.
 
     Small pale points are low rates, large dark ones high rates; the number is the best one.
 
@@ -100,7 +100,7 @@ def _rates_panel(axes: "Axes", task: str, runs: pd.DataFrame) -> None:
     order = best.sort_values(ascending=not higher, kind="stable").index.tolist()[:MOST_DRAWN]
     for place, name in enumerate(order):
         tried = scores[name].sort_index()
-        colour = appearance(runs.loc[runs["configuration"] == name, "method"].iloc[0])[0]
+        color = appearance(runs.loc[runs["configuration"] == name, "method"].iloc[0])[0]
         axes.plot([tried.min(), tried.max()], [place] * 2, color="#999999", linewidth=1, zorder=1)
         for step, (rate, score) in enumerate(tried.items()):
             share = step / max(len(tried) - 1, 1)
@@ -108,7 +108,7 @@ def _rates_panel(axes: "Axes", task: str, runs: pd.DataFrame) -> None:
                 score,
                 place,
                 "o",
-                color=colour,
+                color=color,
                 alpha=0.35 + 0.65 * share,
                 markersize=3.5 + 3.5 * share,
                 markeredgecolor="black",
@@ -131,10 +131,10 @@ def _rates_panel(axes: "Axes", task: str, runs: pd.DataFrame) -> None:
 
 
 def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame | None) -> "Figure | None":
-    """Draw a panel a task: each configuration's development score by step, a mean over its runs.
+    """Draw one panel per task: each configuration's development score by step, a mean over its runs.
 
     Args:
-        frame: A row a run (`pictures.points`).
+        frame: One row per run (`pictures.points`).
         curves: Of `curves.load`; null where there are none.
     """
     if curves is None or curves.empty:
@@ -161,9 +161,9 @@ def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame | None) -> "Figure
         telling += [name for name in last.index if name in REFERENCES and name not in telling]
         for (name, method), curve in means.groupby(["configuration", "method"], sort=True):
             shown = len(last) <= CURVES_LIMIT or name in telling
-            colour, marker = appearance(method) if shown else ("#BBBBBB", "")
+            color, marker = appearance(method) if shown else ("#BBBBBB", "")
             [drawn] = panel.plot(
-                curve["step"], curve["value"], marker=marker, color=colour, markersize=5,
+                curve["step"], curve["value"], marker=marker, color=color, markersize=5,
                 linewidth=1.6 if shown else 0.7, zorder=3 if shown else 1,
             )  # fmt: skip
             if shown:
@@ -205,12 +205,12 @@ def _values(points: pd.DataFrame, column: str) -> float:
 
 
 def size_name(column: str) -> str:
-    """What a parameter is called beside an axis: `rank` of `param.method.rank`."""
+    """Label of a parameter beside an axis: `rank` of `param.method.rank`."""
     return column.rpartition(".")[2] if column == LEARNING_RATE else re.sub(r"^param\.method\.(config\.)?", "", column)
 
 
 def score_against_size(points: pd.DataFrame, column: str) -> "Figure":
-    """Draw a panel a task: each method's mean score over its size, the band a sample standard deviation each way.
+    """Draw one panel per task: each method's mean score over its size, the band a sample standard deviation each way.
 
     Of more methods than a legend has room for, a panel has the best ones.
     """
@@ -227,14 +227,14 @@ def score_against_size(points: pd.DataFrame, column: str) -> "Figure":
         )
         for method in places(best.index[:LEGEND_LIMIT]):
             of_method = runs[runs["method"] == method]
-            colour, marker = appearance(method)
+            color, marker = appearance(method)
             scores = of_method.groupby("size")["score"].agg(["mean", "std"])
             band = scores["std"].fillna(0.0)
             panel.fill_between(
-                scores.index, scores["mean"] - band, scores["mean"] + band, color=colour, alpha=0.2, linewidth=0
+                scores.index, scores["mean"] - band, scores["mean"] + band, color=color, alpha=0.2, linewidth=0
             )
-            panel.plot(of_method["size"], of_method["score"], marker, color=colour, alpha=0.35, markersize=4, mew=0)
-            [drawn] = panel.plot(scores.index, scores["mean"], marker=marker, color=colour, markersize=6)
+            panel.plot(of_method["size"], of_method["score"], marker, color=color, alpha=0.35, markersize=4, mew=0)
+            [drawn] = panel.plot(scores.index, scores["mean"], marker=marker, color=color, markersize=6)
             handles.setdefault(method, drawn)
         if runs["size"].min() > 0:
             panel.set_xscale("log", base=2)
@@ -249,7 +249,7 @@ def score_against_size(points: pd.DataFrame, column: str) -> "Figure":
 
 
 def forgetting_against_gain(points: pd.DataFrame) -> "Figure | None":
-    """Draw a panel a task: how much worse general text became over how much better the task, a point a run.
+    """Draw one panel per task: how much worse general text became over how much better the task, one point per run.
 
     Both are made so that up is worse and right is better. Better than the backbone alone, or than the majority class
     where the backbone alone can't answer.
@@ -272,10 +272,10 @@ def forgetting_against_gain(points: pd.DataFrame) -> "Figure | None":
         runs = runs.assign(gain=gain, lost=lost)
         means = runs.groupby(["configuration", "method"])[["gain", "lost"]].mean().reset_index()
         for method in places(runs["method"]):
-            colour, marker = appearance(method)
+            color, marker = appearance(method)
             own, mean = runs[runs["method"] == method], means[means["method"] == method]
-            panel.plot(own["gain"], own["lost"], marker, color=colour, alpha=0.35, markersize=4, mew=0)
-            [drawn] = panel.plot(mean["gain"], mean["lost"], marker, color=colour, markersize=8)
+            panel.plot(own["gain"], own["lost"], marker, color=color, alpha=0.35, markersize=4, mew=0)
+            [drawn] = panel.plot(mean["gain"], mean["lost"], marker, color=color, markersize=8)
             handles.setdefault(method, drawn)
         panel.axhline(0, linewidth=1, linestyle="--", color="#777777", zorder=1)
         panel.axvline(0, linewidth=1, linestyle="--", color="#777777", zorder=1)

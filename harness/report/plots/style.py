@@ -1,4 +1,4 @@
-"""How every picture looks: a method's colour and marker, axes, labels, and the same bytes for the same numbers."""
+"""How every picture looks: a method's color and marker, axes, labels, and the same bytes for the same numbers."""
 
 import io
 import math
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by people who see two primary colours and, through the markers, in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's palette, told apart by people who see two primary colors and, through the markers, in gray.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p")
 # Fixed places, so that a method looks the same in every report; one that is not listed gets its place by its name.
 METHODS = (
@@ -46,13 +46,13 @@ SETTINGS: Any = {
 
 
 def appearance(method: str) -> tuple[str, str]:
-    """Return the colour and the marker of a method."""
+    """Return the color and the marker of a method."""
     place = _place(method)
-    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+    return COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
 
 
 def _place(method: str) -> int:
-    kinds = len(COLOURS) * len(MARKERS)
+    kinds = len(COLORS) * len(MARKERS)
     return METHODS.index(method) if method in METHODS else len(METHODS) + zlib.crc32(method.encode()) % kinds
 
 

@@ -1,4 +1,4 @@
-"""What `hydra/launcher=ray` and `hydra/launcher=submitit_slurm` share: the points of a sweep on the nodes of a cluster.
+"""Common part of `hydra/launcher=ray` and `hydra/launcher=submitit_slurm`: points on the nodes of a cluster.
 
 They are the local launcher with other workers: each follows one point after the other on the cluster, where
 `node` runs it.
@@ -29,7 +29,7 @@ STOP_SECONDS = 45
 
 
 class NodeLost(Exception):
-    """What worked on a point is gone, and the point may be done elsewhere."""
+    """The node that worked on a point is gone, and the point may be done elsewhere."""
 
 
 class ClusterLost(Exception):
@@ -38,7 +38,7 @@ class ClusterLost(Exception):
 
 @dataclass(frozen=True)
 class Resources:
-    """What a point asks of a node.
+    """Resources that a point asks of a node.
 
     Attributes:
         threads: CPU cores, one a thread.
@@ -100,7 +100,7 @@ class ClusterWorker:
                 outcome = self._attempt(assignment, asked)
                 break
             except NodeLost as error:
-                times = f" for the {attempt + 1}. time" if attempt else ""
+                times = f" (attempt {attempt + 1})" if attempt else ""
                 outcome = failed(f"what worked on it was lost{times}: {error}")
                 if self.stopping:
                     break
@@ -135,7 +135,7 @@ class ClusterWorker:
 
 
 class ClusterLauncher(LocalLauncher):
-    """What the launchers of clusters share.
+    """Common part of the launchers of clusters.
 
     Args:
         workers: Points handed to the cluster at a time; null for as many as the launcher thinks right.
@@ -175,7 +175,7 @@ class ClusterLauncher(LocalLauncher):
         return {}
 
     def resources(self, config: DictConfig) -> Resources:
-        """What a point asks for, by its own configuration: the keys of the launcher may depend on other choices.
+        """Resources of a point, by its own configuration: the keys of the launcher may depend on other choices.
 
         Raises:
             ConfigError: A value is not allowed, or no node has as much.

@@ -340,7 +340,7 @@ class LocalLauncher(Launcher):
 
 
 def identities() -> Callable[[dict[str, Any]], str]:
-    """What gives the identities of resolved configurations."""
+    """The function that gives the identities of resolved configurations."""
     from harness.run import Identities
 
     return Identities()

@@ -1,4 +1,4 @@
-"""What a node of a cluster does with a point of a sweep: what the sweep's own machine would, in a worker process."""
+"""Worker on a node of a cluster: does with a point of a sweep as the sweep's own machine would."""
 
 import os
 import signal

@@ -33,7 +33,7 @@ def available_cores() -> int:
 
 
 def visible_gpus() -> list[str]:
-    """What to set CUDA_VISIBLE_DEVICES to for each GPU, or each part of one that is parted."""
+    """Values of CUDA_VISIBLE_DEVICES, one for each GPU, or for each part of a partitioned one."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [gpu for gpu in given.replace(" ", "").split(",") if gpu and gpu != "-1"]

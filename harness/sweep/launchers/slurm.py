@@ -171,7 +171,7 @@ class SlurmLauncher(ClusterLauncher):
         return job
 
     def parameters(self, name: str, asked: Resources, seconds: float | None) -> dict[str, Any]:
-        """What submitit is told of a job."""
+        """Parameters of a job, as submitit takes them."""
         minutes = DAY_MINUTES if seconds is None else math.ceil(seconds / 60) + SPARE_MINUTES
         return {
             "name": name,
@@ -196,7 +196,7 @@ class SlurmLauncher(ClusterLauncher):
         return self.asked_at > self.own[str(job.job_id)] and str(job.job_id) not in queue
 
     def state(self, job: Any) -> str:
-        """What SLURM says of a job that ended, with accounting or in the minutes after."""
+        """SLURM's state of a job that ended, from its accounting or in the minutes after."""
         try:
             told = _told(["scontrol", "--oneliner", "show", "job", str(job.job_id)])
         except (OSError, subprocess.SubprocessError):

@@ -102,7 +102,7 @@ def stop_all(workers: list[Worker]) -> None:
 
 
 def outcome_of(future: Future[Any], allowed: float | None, elapsed: float) -> tuple[dict[str, Any], bool]:
-    """What became of a point, and whether its worker was lost and so could record nothing."""
+    """Outcome of a point, and whether its worker was lost and so could record nothing."""
     try:
         return future.result(), False
     except BrokenProcessPool:
