@@ -13,32 +13,49 @@ script that is written without spaces goes by character. SQuAD's normalization w
 would leave nothing ("A", "+") or take a number's sign or point away, it stops short of that here.
 """
 
+import re
 import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
+from functools import cache
+from typing import Any, NamedTuple
 
-import regex as re  # Python's own re knows neither scripts nor marks
-
+_ARTICLES = re.compile(r"(?<!\S)(a|an|the)(?!\S)")
+_MINUS = str.maketrans({"\u2212": "-", "\u2010": "-", "\u2011": "-"})
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 # Scripts that put no space between words.
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
 # A letter's marks, and the joiners that some scripts write within a word.
 _MARKS = r"[\p{M}\u200c\u200d]*"
-_WORDS = re.compile(rf"{_UNSPACED}{_MARKS}|(?:(?!{_UNSPACED})[\p{{L}}\p{{N}}]{_MARKS})+")
-_CHARACTERS = re.compile(rf"{_UNSPACED}{_MARKS}|(?:(?!{_UNSPACED})\S)+")
-_ARTICLES = re.compile(r"(?<!\S)(a|an|the)(?!\S)")
-_MINUS = str.maketrans({"\u2212": "-", "\u2010": "-", "\u2011": "-"})
-_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _PUNCTUATION = rf"[\p{{P}}{re.escape(string.punctuation)}]"
 # What stays: the sign of a number, its point, and the signs that part C from C++ and C#, or a grade from another.
 _MEANT = r"(?<![\w)])-(?=\.?\d)|(?<=\d)\.(?=\d)|(?<!\w)\.(?=\d)|(?<=\p{L}[+#]*)[+#]+(?!\w)|(?<=\b\p{L})-(?!\w)"
-_BETWEEN_DIGITS = re.compile(rf"(?<=\d)(?!\.\d){_PUNCTUATION}+(?=\d)")
-_OTHER_PUNCTUATION = re.compile(rf"(?:{_MEANT})(*SKIP)(*FAIL)|{_PUNCTUATION}")
 _CURRENCY = re.compile(r"[$€£¥₹]\s*")
 ANSWER_MARK = "####"
 # A minus behind a digit, a letter or a bracket subtracts; a comma is part of a number only where it parts thousands.
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+
+
+class _Patterns(NamedTuple):
+    words: Any
+    characters: Any
+    between_digits: Any
+    other_punctuation: Any
+
+
+@cache
+def _patterns() -> _Patterns:
+    # Python's own re knows neither scripts nor marks. Imported here: the command line's help would wait for it.
+    import regex
+
+    return _Patterns(
+        words=regex.compile(rf"{_UNSPACED}{_MARKS}|(?:(?!{_UNSPACED})[\p{{L}}\p{{N}}]{_MARKS})+"),
+        characters=regex.compile(rf"{_UNSPACED}{_MARKS}|(?:(?!{_UNSPACED})\S)+"),
+        between_digits=regex.compile(rf"(?<=\d)(?!\.\d){_PUNCTUATION}+(?=\d)"),
+        other_punctuation=regex.compile(rf"(?:{_MEANT})(*SKIP)(*FAIL)|{_PUNCTUATION}"),
+    )
 
 
 def normalized(text: str) -> str:
@@ -49,7 +66,7 @@ def normalized(text: str) -> str:
     """
     text = " ".join(unicodedata.normalize("NFC", text).lower().translate(_MINUS).split())
     text = _THOUSANDS.sub(lambda number: number.group().replace(",", ""), text)
-    plain = " ".join(_OTHER_PUNCTUATION.sub("", _BETWEEN_DIGITS.sub(" ", text)).split())
+    plain = " ".join(_patterns().other_punctuation.sub("", _patterns().between_digits.sub(" ", text)).split())
     return " ".join(_ARTICLES.sub(" ", plain).split()) or plain or text
 
 
@@ -59,7 +76,7 @@ def words(text: str) -> list[str]:
     Of a text that has neither letters nor digits, what its spaces part.
     """
     text = unicodedata.normalize("NFC", text).lower()
-    return _WORDS.findall(text) or text.split()
+    return _patterns().words.findall(text) or text.split()
 
 
 def exact_match(prediction: str, reference: str) -> float:
@@ -72,7 +89,7 @@ def token_f1(prediction: str, reference: str) -> float:
 
     Where either side is blank, it is 1 if both are and else 0.
     """
-    predicted, true = _CHARACTERS.findall(normalized(prediction)), _CHARACTERS.findall(normalized(reference))
+    predicted, true = (_patterns().characters.findall(normalized(text)) for text in (prediction, reference))
     shared = (Counter(predicted) & Counter(true)).total()
     return _harmonic_mean(shared, len(predicted), len(true))
 
