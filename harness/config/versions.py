@@ -1,11 +1,10 @@
-"""Versions of the packages that results depend on, and which of them nobody has tested."""
+"""Versions of the packages that results depend on, and which of them nobody has tested.
+
+What reads them is imported in functions: the command line's help would wait for it.
+"""
 
 import re
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, requires, version
-
-from packaging.requirements import Requirement
-from packaging.version import Version
 
 from harness.config.sources import conf_root
 
@@ -33,6 +32,8 @@ LOCK = "requirements.lock"
 @lru_cache(maxsize=1)
 def installed_versions() -> dict[str, str | None]:
     """By package; null where one is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
     found: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -59,6 +60,8 @@ def beyond(installed: dict[str, str], newest: dict[str, list[str]], oldest: dict
         newest: The lock's versions by package, one for each range of Pythons.
         oldest: The lower end by package.
     """
+    from packaging.version import Version
+
     said = {}
     for name, found in installed.items():
         # A build's suffix (+cpu, +cu130) is no other version.
@@ -89,6 +92,10 @@ def pins(text: str) -> dict[str, list[str]]:
 @lru_cache(maxsize=1)
 def lowest() -> dict[str, str]:
     """The lower end by package of what this package asks for; empty where it runs without being installed."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    from packaging.requirements import Requirement
+
     try:
         wanted = [Requirement(one) for one in requires("peft-harness") or ()]
     except PackageNotFoundError:

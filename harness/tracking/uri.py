@@ -10,7 +10,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from harness.config.errors import ConfigError
 
@@ -123,6 +122,9 @@ def check(uri: str) -> None:
 
 
 def _check_server(uri: str, given: str) -> None:
+    # Imported here: it brings an HTTP client, for which the command line's help would wait.
+    from urllib.request import getproxies, proxy_bypass
+
     parts = urlsplit(uri)
     host = parts.hostname or ""
     if parts.scheme in getproxies() and not proxy_bypass(host):
