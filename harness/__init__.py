@@ -14,9 +14,9 @@ __all__ = ["AdapterSet", "__version__", "load_adapter", "load_runs"]
 def __getattr__(name: str) -> Any:
     """Import what is public when it is first asked for, so that the commands start at once."""
     if name in ("AdapterSet", "load_adapter"):
-        from harness.methods import saved
+        from harness.methods import adapter_set
 
-        return getattr(saved, name)
+        return getattr(adapter_set, name)
     if name == "load_runs":
         from harness.report import runs
 

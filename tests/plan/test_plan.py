@@ -254,7 +254,7 @@ def test_gradient_checkpointing_lowers_the_peak_of_int8_weights() -> None:
     peaks = {}
     for wanted in ("false", "true"):
         experiment = build(compose("config", [*overrides, f"train.gradient_checkpointing={wanted}"]))
-        peaks[wanted] = planner.costs(experiment, Step(8, 512, "cuda"))[0]
+        peaks[wanted] = costs.costs(experiment, Step(8, 512, "cuda"))[0]
     held = peaks["true"]["weight_bytes"] + peaks["true"]["gradient_bytes"] + peaks["true"]["optimizer_bytes"]
     beside = {wanted: cost["train_peak_bytes"] - held for wanted, cost in peaks.items()}
     assert beside["true"] < beside["false"] / 2

@@ -10,8 +10,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from harness.config import build
-from harness.config.build import component
+from harness.config.build import build, component
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.sources import conf_root

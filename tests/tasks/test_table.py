@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import harness
-from harness.config import build
+from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.run import prepare, run
