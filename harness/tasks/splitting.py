@@ -65,8 +65,8 @@ def part(strata: list[Any], together: list[list[int]], share: float, most: int, 
             break
         if len(chosen) + len(unit) <= wanted:
             chosen.update(unit)
-    if not chosen:
-        # All units are larger than the share: the smallest, as long as most rows stay.
+    if wanted and not chosen:
+        # All units are larger than the share, which is a row at least: the smallest, as long as most rows stay.
         smallest = min(together, key=len)
         chosen.update(smallest if 2 * len(smallest) <= len(strata) else ())
     return chosen

@@ -389,7 +389,7 @@ def test_several_stores_are_one_body_of_evidence(tmp_path: Path) -> None:
     add(tmp_path / "one", "full")
     add(tmp_path / "two", "lora")
     evidence = Evidence([str(tmp_path / "one"), str(tmp_path / "two"), str(tmp_path)], {"grid": "harness -cn grid"})
-    assert len(evidence.sweep("grid").runs) == 4
+    assert len(evidence.sweep("grid").runs) == 6
     assert outcomes(scores.KeepsUp(["grid"], ["lora"], "full", 0.05, 0.05).judge(evidence)) == [HOLDS]
 
 
@@ -500,9 +500,9 @@ def test_the_same_evidence_gives_the_same_bytes_with_everything_escaped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Names from runs and sentences from a ledger are text in the page; every file of two runs is equal."""
-    add(tmp_path / "runs", "full", 3)
-    add(tmp_path / "runs", "lora", 20)
-    add(tmp_path / "runs", EVIL, 2)
+    add(tmp_path / "runs", "full", 3, majority=0.3)
+    add(tmp_path / "runs", "lora", 20, majority=0.3)
+    add(tmp_path / "runs", EVIL, 2, majority=0.3)
     path = spoilt({})
     for name in ("one", "two"):
         assert command.main([f"stores={tmp_path / 'runs'}", f"ledger={path}", f"out={name}"]) == 0
