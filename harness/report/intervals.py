@@ -12,10 +12,7 @@ import numpy as np
 
 from harness.report.spread import FEWEST_RUNS, seed_part
 from harness.report.stats import TAILS
-from harness.training.metrics import higher_is_better
-
-# Between -1 and 1.
-CORRELATIONS = ("matthews_correlation", "pearson", "spearman")
+from harness.training.metrics import RANGE_OF, higher_is_better
 
 
 def over_seeds(
@@ -72,7 +69,7 @@ def inside(metric: str, mean: float, variance: float, freedom: float, rows: int 
             worth = float(rows)
         return (mean, mean) if math.isinf(worth) else _wilson(mean, worth, freedom)
     reach = float(t.ppf(TAILS[1], freedom)) * error
-    if metric.rpartition(".")[2] in CORRELATIONS and -1 < mean < 1:
+    if RANGE_OF.get(metric.rpartition(".")[2]) == "correlation" and -1 < mean < 1:
         reach /= 1 - mean**2
         return math.tanh(math.atanh(mean) - reach), math.tanh(math.atanh(mean) + reach)
     if not higher_is_better(metric) and mean > 0:
@@ -81,11 +78,9 @@ def inside(metric: str, mean: float, variance: float, freedom: float, rows: int 
 
 
 def _is_share(metric: str) -> bool:
-    """Whether its scores are between 0 and 1, as those of all metrics of this harness but correlations and losses."""
-    from harness.training.metrics import METRICS
-
+    """Whether its scores are between 0 and 1."""
     name = metric.rpartition(".")[2]
-    return name in {*METRICS, "reward_accuracy"} - {*CORRELATIONS}
+    return name == "reward_accuracy" or RANGE_OF.get(name) == "share"
 
 
 def _wilson(mean: float, worth: float, freedom: float) -> tuple[float, float]:

@@ -22,8 +22,30 @@ RUN_COSTS = {
     "seconds": ("cost.train_seconds", lambda value: number(value, 1)),
     "peak": ("cost.train_peak_bytes", size),
 }
-
-
+DOCUMENT = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {policy}">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p class="lead">{lead}</p>
+{body}
+<h2>How to read this</h2>
+<ul class="quiet">
+{notes}
+</ul>
+{provenance}
+{data}
+{code}
+</body>
+</html>
+"""
 RUN_COLUMNS = "name task method seed stage status newest development validation mlflow_run_id".split()
 
 
@@ -67,30 +89,17 @@ def page(
     body = "\n".join(sections)
     data = "\n".join(f'<script type="application/json">{_json(plot)}</script>' for plot in plots)
     code = "\n".join(f"<script>{text}</script>" for text in scripts)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {policy}">
-<title>{html.escape(title)}</title>
-<style>{_source("page.css")}</style>
-</head>
-<body>
-<h1>{html.escape(title)}</h1>
-<p class="lead">{html.escape(lead)}</p>
-{body}
-<h2>How to read this</h2>
-<ul class="quiet">
-{listed}
-</ul>
-{_provenance(runs)}
-{data}
-{code}
-</body>
-</html>
-"""
+    return DOCUMENT.format(
+        policy=policy,
+        title=html.escape(title),
+        style=_source("page.css"),
+        lead=html.escape(lead),
+        body=body,
+        notes=listed,
+        provenance=_provenance(runs),
+        data=data,
+        code=code,
+    )
 
 
 def _plots(runs: pd.DataFrame | None, curves: pd.DataFrame | None) -> list[dict[str, Any]]:

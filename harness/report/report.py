@@ -53,7 +53,7 @@ def build(
     Raises:
         ConfigError: A column, the baseline or a picture that was asked for is not there.
     """
-    from harness.report import across, markdown, noise, pairwise, scores
+    from harness.report import across, markdown, noise, pairwise, scores, sections
     from harness.report import tables as render
     from harness.report import tuning as report_tuning
     from harness.report.plots import chosen as pictures
@@ -65,31 +65,31 @@ def build(
     found = pairwise.compare_tasks(frame, summary, definition.baseline, server, *chosen)
     together = across.over_tasks(frame, summary)
     summary = pairwise.annotated(summary, found)
-    costs, predictions = scores.costs(frame), scores.predictions(frame)
-    scatter = noise.noise(frame)
-    extra = [
-        noise.noise_table(scatter),
-        render.prediction_table(predictions),
-        render.tuning_table(tuning),
-        render.failure_table(failures),
-    ]
-    tables = [render.across_table(together)] if together else []
-    tables += render.score_tables(summary, found, definition.columns)
-    tables += render.option_tables(summary, scores.options(frame))
-    tables += render.pair_tables(found) + render.cost_tables(costs)
-    tables += [table for table in extra if table is not None]
+    content = sections.Found(
+        frame=frame,
+        summary=summary,
+        pairwise=found,
+        across=together,
+        options=scores.options(frame),
+        costs=scores.costs(frame),
+        noise=noise.noise(frame),
+        predictions=scores.predictions(frame),
+        tuning=tuning,
+        failures=failures,
+        columns=definition.columns,
+    )
     sweeps = f": {scores.plain(', '.join(definition.sweep))}" if definition.sweep else ""
     title = scores.plain(definition.title or markdown.TITLE + sweeps)
-    frames = {"scores": summary, "costs": costs, "runs": frame.drop(columns=["artifact_uri"]), "tuning": tuning}
+    frames = {"scores": summary, "costs": content.costs, "runs": frame.drop(columns=["artifact_uri"]), "tuning": tuning}
     frames |= {"comparisons": pairwise.pairs(found), **({"across": together.table} if together else {})}
-    frames |= {"predictions": predictions, "failures": failures, "noise": scatter}
+    frames |= {"predictions": content.predictions, "failures": failures, "noise": content.noise}
     notes = (
         markdown.protocol(summary, not tuning.empty) + markdown.odd(frame) + pictures.telling(pictures.points(frame))[1]
     )
     drawn = pictures.draw(frame, curves, definition.plots)
     address = None if server is None else parse(server).uri
     lead = " ".join([markdown.verdicts(summary, found), markdown.opening(frame)]).strip()
-    return Report(title, lead, tables, notes, frames, drawn, curves, address)
+    return Report(title, lead, sections.tabulate(content), notes, frames, drawn, curves, address)
 
 
 def write(report: Report, out: Path) -> None:

@@ -11,6 +11,10 @@ from harness.report.scores import FINISHED, LEARNING_RATE, STOPPED, label
 from harness.sweep.search import RATE, edge
 from harness.training.metrics import higher_is_better
 
+COLUMNS = (
+    "task configuration search trials stopped without_score best median worst chosen chosen_second edge grid used"
+).split()
+
 
 def tuning(frame: pd.DataFrame) -> pd.DataFrame:
     """Make the tuning table: one row per configuration that was tried at several points with `stage=tune`.
@@ -22,24 +26,8 @@ def tuning(frame: pd.DataFrame) -> pd.DataFrame:
     (learning rates tried), used (learning rates that the final runs used).
     """
     runs = frame[frame["newest"] & frame["stage"].isin(["tune", "final"])]
-    columns = [
-        "task",
-        "configuration",
-        "search",
-        "trials",
-        "stopped",
-        "without_score",
-        "best",
-        "median",
-        "worst",
-        "chosen",
-        "chosen_second",
-        "edge",
-        "grid",
-        "used",
-    ]
     if runs.empty or LEARNING_RATE not in runs:
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=COLUMNS)
     keys = searched(runs)
     runs = runs.assign(
         configuration=label(runs, without=keys),
@@ -47,39 +35,40 @@ def tuning(frame: pd.DataFrame) -> pd.DataFrame:
     )
     rows = []
     for (task, name), group in runs[runs["stage"] == "tune"].groupby(["task", "configuration"], sort=True):
-        others = [key for key in keys if key != RATE and group[key].notna().any()]
-        points = [group[key] for key in (RATE, *others)]
-        scores = group["development"].where(group["status"] == FINISHED).groupby(points).mean()
-        scores.index = [point if others else (point,) for point in scores.index]
-        stopped = (group["status"] == STOPPED).groupby(points).any()
-        grid, scored = sorted({point[0] for point in scores.index}), scores.dropna()
-        higher = higher_is_better(group["primary_metric"].iloc[0])
         final = runs[(runs["stage"] == "final") & (runs["task"] == task) & (runs["configuration"] == name)]
-        best, worst = (scored.max(), scored.min()) if higher else (scored.min(), scored.max())
-        # Of equals the smaller values, as the sweeper does: the points are in ascending order.
-        chosen, *second = (scored.idxmax() if higher else scored.idxmin()) if len(scored) else (math.nan,)
-        halted = int((stopped.to_numpy() & scores.isna().to_numpy()).sum())
-        rows.append(
-            {
-                "task": task,
-                "configuration": name,
-                "search": _search(group),
-                "trials": len(scores),
-                "stopped": halted,
-                "without_score": len(scores) - len(scored) - halted,
-                "best": best,
-                "median": scored.median(),
-                "worst": worst,
-                "chosen": float(chosen),
-                "chosen_second": " ".join(
-                    f"{key.removeprefix('method.')}={value:g}" for key, value in zip(others, second, strict=False)
-                ),
-                "edge": edge(chosen, *_ends(group, grid)) if len(grid) > 1 else "",
-                "grid": " ".join(f"{rate:g}" for rate in grid),
-                "used": " ".join(f"{rate:g}" for rate in sorted(final[RATE].dropna().unique())),
-            }
-        )
-    return pd.DataFrame(rows, columns=columns)
+        rows.append({"task": task, "configuration": name, **_tuned(group, final, keys)})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _tuned(group: pd.DataFrame, final: pd.DataFrame, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The row of one configuration, from its trials and its final runs."""
+    others = [key for key in keys if key != RATE and group[key].notna().any()]
+    points = [group[key] for key in (RATE, *others)]
+    scores = group["development"].where(group["status"] == FINISHED).groupby(points).mean()
+    scores.index = [point if others else (point,) for point in scores.index]
+    stopped = (group["status"] == STOPPED).groupby(points).any()
+    grid, scored = sorted({point[0] for point in scores.index}), scores.dropna()
+    higher = higher_is_better(group["primary_metric"].iloc[0])
+    best, worst = (scored.max(), scored.min()) if higher else (scored.min(), scored.max())
+    # Of equals the smaller values, as the sweeper does: the points are in ascending order.
+    chosen, *second = (scored.idxmax() if higher else scored.idxmin()) if len(scored) else (math.nan,)
+    halted = int((stopped.to_numpy() & scores.isna().to_numpy()).sum())
+    return {
+        "search": _search(group),
+        "trials": len(scores),
+        "stopped": halted,
+        "without_score": len(scores) - len(scored) - halted,
+        "best": best,
+        "median": scored.median(),
+        "worst": worst,
+        "chosen": float(chosen),
+        "chosen_second": " ".join(
+            f"{key.removeprefix('method.')}={value:g}" for key, value in zip(others, second, strict=False)
+        ),
+        "edge": edge(chosen, *_ends(group, grid)) if len(grid) > 1 else "",
+        "grid": " ".join(f"{rate:g}" for rate in grid),
+        "used": " ".join(f"{rate:g}" for rate in sorted(final[RATE].dropna().unique())),
+    }
 
 
 def searched(frame: pd.DataFrame) -> tuple[str, ...]:

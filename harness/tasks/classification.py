@@ -70,12 +70,12 @@ class Classification(RowTask):
             raise ConfigError(f"{key}.labels={self.labels}: two or more classes, or none for a number, are needed")
 
     def _check_metrics(self, key: str) -> None:
-        from harness.training.metrics import OF_CLASSES, OF_NUMBERS, OF_TEXTS
+        from harness.training.metrics import COMPARED
 
-        what, allowed = ("a number", OF_NUMBERS) if self.regression else ("a class", OF_CLASSES)
+        what, allowed = ("a number", COMPARED["numbers"]) if self.regression else ("a class", COMPARED["classes"])
         for metric in self.metrics:
             if metric not in allowed:
-                compared = "texts" if metric in OF_TEXTS else "classes" if metric in OF_CLASSES else "numbers"
+                compared = next(kind for kind, names in COMPARED.items() if metric in names)
                 raise ConfigError(
                     f"{key}.metrics={metric}: it compares {compared}, and {what} is predicted; "
                     f"{', '.join(allowed)} are allowed"

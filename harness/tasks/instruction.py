@@ -12,7 +12,7 @@ from harness.tasks.files import as_text
 from harness.tasks.prompts import PromptTask, answer_of
 from harness.tasks.rows import IDX
 from harness.training.batches import IGNORED, Features, Row
-from harness.training.metrics import OF_TEXTS
+from harness.training.metrics import COMPARED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,9 +76,9 @@ class Instruction(PromptTask):
             )
 
         for metric in self.metrics:
-            if metric not in OF_TEXTS:
+            if metric not in COMPARED["texts"]:
                 raise ConfigError(
-                    f"{key}.metrics={metric}: texts are generated, and {', '.join(OF_TEXTS)} compare those; "
+                    f"{key}.metrics={metric}: texts are generated, and {', '.join(COMPARED['texts'])} compare those; "
                     "options have accuracy without being asked"
                 )
 

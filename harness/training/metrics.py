@@ -108,21 +108,58 @@ def _mean_over_rows(score: Callable[[str, str], float]) -> Callable[[Sequence[st
     return mean
 
 
-METRICS: dict[str, Callable[[Any, Any], float]] = {
-    **{function.__name__: function for function in (accuracy, f1, f1_macro, matthews_correlation, pearson, spearman)},
-    **{name: _mean_over_rows(score) for name, score in PER_ROW.items()},
-}
-CORRELATIONS_OF_NUMBERS = (pearson, spearman)
-# What each metric compares.
-OF_NUMBERS = tuple(function.__name__ for function in CORRELATIONS_OF_NUMBERS)
-OF_TEXTS = tuple(PER_ROW)
-OF_CLASSES = tuple(name for name in METRICS if name not in (*OF_NUMBERS, *OF_TEXTS))
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "forgetting.before", "forgetting.after")
+METRICS: dict[str, Callable[[Any, Any], float]] = {}
+# What a metric compares -> names of the metrics.
+COMPARED: dict[str, list[str]] = {"classes": [], "numbers": [], "texts": []}
+# Where its values can be, which decides how intervals are computed: a share from 0 to 1, a correlation from -1 to 1.
+RANGES = ("share", "correlation", "open")
+RANGE_OF: dict[str, str] = {}
+LOWER_IS_BETTER = ["loss", "perplexity", "bits_per_byte", "forgetting.before", "forgetting.after"]
+
+
+def add(
+    name: str,
+    function: Callable[[Any, Any], float],
+    compares: str,
+    values: str = "share",
+    lower_is_better: bool = False,
+) -> None:
+    """Make a metric known by its name, as a task's `metrics` and `primary_metric` give it.
+
+    Args:
+        name: No other metric's, nor the end of one.
+        function: Of predictions and references: arrays, or of texts what compares one with one, to be averaged.
+        compares: classes, numbers or texts.
+        values: One of `RANGES`.
+        lower_is_better: Whether it is an error and not a score.
+
+    Raises:
+        ValueError: There is a metric of that name, or no such kind or range.
+    """
+    if name in METRICS:
+        raise ValueError(f"metric {name}: there is one of that name")
+    if compares not in COMPARED or values not in RANGES:
+        raise ValueError(f"metric {name}: {', '.join(COMPARED)} are compared, with values {', '.join(RANGES)}")
+    if compares == "texts":
+        PER_ROW.setdefault(name, function)
+    METRICS[name] = _mean_over_rows(function) if compares == "texts" else function
+    COMPARED[compares].append(name)
+    RANGE_OF[name] = values
+    LOWER_IS_BETTER.extend([name] * lower_is_better)
+
+
+for _function in (accuracy, f1, f1_macro):
+    add(_function.__name__, _function, "classes")
+add("matthews_correlation", matthews_correlation, "classes", "correlation")
+for _function in (pearson, spearman):
+    add(_function.__name__, _function, "numbers", "correlation")
+for _name, _score in PER_ROW.items():
+    add(_name, _score, "texts")
 
 
 def higher_is_better(name: str) -> bool:
     """Direction of a score; a name may carry a split, as in mismatched.accuracy, or say of what it is a loss."""
-    return not name.endswith(LOWER_IS_BETTER)
+    return not name.endswith(tuple(LOWER_IS_BETTER))
 
 
 def compute(names: Iterable[str], predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
@@ -157,7 +194,7 @@ def metric(name: str) -> "Metric":
     from datasets import Features, Value
 
     function = METRICS[_check(name)]
-    kind = "string" if name in PER_ROW else "float64" if function in CORRELATIONS_OF_NUMBERS else "int64"
+    kind = "string" if name in PER_ROW else "float64" if name in COMPARED["numbers"] else "int64"
     glue = "Wang et al. 2019, GLUE, arXiv 1804.07461"
 
     class RowMetric(evaluate.Metric):

@@ -18,15 +18,16 @@ from omegaconf import OmegaConf
 from run_directories import store_of, write_run
 
 from harness.config.compose import compose
+from harness.config.sources import conf_root
 from harness.report import __main__ as report
 from harness.report import curves, scores
 from harness.report import report as report_report
 from harness.report.definitions import Definition
-from harness.report.plots.style import METHODS
 from harness.tracking.record import COST_FIELDS
 
 pytestmark = pytest.mark.slow
 READ_SECONDS, RENDER_SECONDS, PAGE_BYTES = 5, 30, 5_000_000
+METHODS = sorted(path.stem for path in (conf_root() / "conf/method").glob("*.yaml"))
 TASKS, SCORES, SEEDS, ROWS = ("micro/sentiment", "micro/entailment"), 10, 5, 300
 
 

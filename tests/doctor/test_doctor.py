@@ -16,7 +16,7 @@ from harness.config.errors import ConfigError
 from harness.config.schema import Experiment, Quantization
 from harness.config.sources import conf_root
 from harness.doctor import __main__ as doctor
-from harness.doctor import compatibility
+from harness.doctor import compatibility, machine, tables
 from harness.doctor.compatibility import Finding, ask, attempt, backbones, experiments
 from harness.models.architectures import Kind
 
@@ -49,9 +49,9 @@ def test_every_method_of_conf_that_needs_no_further_key_is_asked(everything: dic
 def test_the_published_table_is_what_the_rules_say(everything: dict[str, Experiment]) -> None:
     """Apart from the versions that it was made with."""
     published = (conf_root() / "reports/methods.md").read_text()
-    made = doctor.markdown(ask(everything)) + "\n"
+    made = tables.markdown(ask(everything)) + "\n"
     a, b = ([line for line in text.splitlines() if not line.startswith("peft-harness ")] for text in (published, made))
-    assert a == b, f"run {doctor.MARKDOWN_COMMAND}"
+    assert a == b, f"run {tables.MARKDOWN_COMMAND}"
 
 
 def test_a_refusal_is_what_a_run_is_told(findings: list[Finding], tiny_model: Callable[[str], Path]) -> None:
@@ -71,7 +71,7 @@ def test_a_refusal_is_what_a_run_is_told(findings: list[Finding], tiny_model: Ca
 
 def test_the_same_reason_on_several_backbones_is_one_footnote(findings: list[Finding]) -> None:
     """It names them all."""
-    (classification, language), legend = doctor.grids(findings)
+    (classification, language), legend = tables.grids(findings)
     cells = dict(zip(classification.architectures, classification.rows["bitfit"], strict=False))
     assert cells["bert"] == "yes"
     assert cells["llama"] == cells["gemma"] != "yes"
@@ -106,7 +106,7 @@ def test_a_quantized_layer_is_probed_forward_and_backward(kind: Quantization) ->
     """Four bits lose about a tenth, eight bits about a hundredth."""
     import torch
 
-    assert 0.001 < doctor.probe(kind, torch.device("cpu")) < (0.02 if kind is Quantization.int8 else 0.2)
+    assert 0.001 < machine.probe(kind, torch.device("cpu")) < (0.02 if kind is Quantization.int8 else 0.2)
 
 
 def test_a_probe_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,8 +115,8 @@ def test_a_probe_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> float:
         raise RuntimeError("no kernel image\nis available")
 
-    monkeypatch.setattr(doctor, "probe", fail)
-    assert set(doctor.quantized_support().values()) == {"fails on cpu: no kernel image"}
+    monkeypatch.setattr(machine, "probe", fail)
+    assert set(machine.quantized_support().values()) == {"fails on cpu: no kernel image"}
 
 
 def print_with(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
@@ -149,7 +149,7 @@ def test_json_and_markdown_hold_every_pair(
     assert {entry["works"] for entry in content["methods"]} == {True, False}
     assert content["machine"]["memory_bytes"] > 0
     text = print_with(capsys, monkeypatch, "doctor.format=markdown")[1]
-    assert text.splitlines()[0] == f"<!-- Made by {doctor.MARKDOWN_COMMAND} -->"
+    assert text.splitlines()[0] == f"<!-- Made by {tables.MARKDOWN_COMMAND} -->"
     assert "| lora |" + " yes |" * 15 in text
     assert "## Reasons\n\n1. " in text
 

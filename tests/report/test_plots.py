@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from run_directories import store_of, write_run
 
+from harness.config.sources import conf_root
 from harness.report import curves, scores
 from harness.report.plots import chosen, style
 from harness.report.plots import scores as plot_scores
@@ -110,10 +111,27 @@ def test_learning_rates_that_were_chosen_are_no_axis(frames: tuple[pd.DataFrame,
     assert plot_scores.size_name("param.method.config.num_virtual_tokens") == "num_virtual_tokens"
 
 
-def test_listed_methods_look_different() -> None:
-    """No two methods of the list share color and marker, and an unlisted one keeps its own."""
-    assert len({style.appearance(method) for method in style.METHODS}) == len(style.METHODS)
+def test_shipped_methods_look_different() -> None:
+    """No two of them share color and marker, each declares its own, and another method keeps what its name gives."""
+    files = sorted((conf_root() / "conf/method").glob("*.yaml"))
+    methods = [path.stem for path in files if path.stem != "peft"]
+    assert all(style.DRAWN_AS.search((conf_root() / f"conf/method/{name}.yaml").read_text()) for name in methods)
+    assert len({style.appearance(method) for method in methods}) == len(methods) > 50
     assert style.appearance("of my own") == style.appearance("of my own")
+    assert style.places(["of my own", "lora", "full"]) == ["full", "lora", "of my own"]
+    assert style.appearance("lora") == ("#CC79A7", "D")
+
+
+def test_a_method_of_the_working_directory_declares_its_look(tmp_path: Path) -> None:
+    """Its YAML's comment is read; a name that leads out of the folder, or a look that is none, is only a name."""
+    folder = tmp_path / "conf/method"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# Mine.\n# Drawn as: sky star\nname: mine\n")
+    (folder / "odd.yaml").write_text("# Drawn as: pink star\nname: odd\n")
+    (tmp_path / "outside.yaml").write_text("# Drawn as: sky star\n")
+    assert style.appearance("mine") == ("#56B4E9", "*")
+    assert style.places(["odd", "mine", "full"]) == ["full", "mine", "odd"]
+    assert style.places(["../../outside", "mine"]) == ["mine", "../../outside"]
 
 
 def test_of_thousands_of_methods_the_telling_ones_are_drawn() -> None:

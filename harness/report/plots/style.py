@@ -2,13 +2,17 @@
 
 import io
 import math
+import re
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from harness.config.sources import conf_root
 from harness.report.scores import MAJORITY
 
 if TYPE_CHECKING:
@@ -16,15 +20,30 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, told apart by people who see two primary colors and, through the markers, in gray.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p")
-# Fixed places, so that a method looks the same in every report; one that is not listed gets its place by its name.
-METHODS = (
-    "full head bitfit lora houlsby pfeiffer parallel_adapter prompt_tuning p_tuning prefix_tuning rslora dora adalora "
-    "lora_int8 qlora ia3 diff_pruning compacter last_layers ln_tuning prefix_tuning_projected adaption_prompt "
-    "lora_plus lora_fa pissa vera pvera loha lokr oft boft fourierft waveft hra miss randlora vblora c3a road shira "
-    "delora gralora glora hira peanut psoft osf deft beft adamss frod supertuning tinylora unilora trainable_tokens "
-).split()
+PALETTE = {
+    "blue": "#0072B2",
+    "vermilion": "#D55E00",
+    "green": "#009E73",
+    "purple": "#CC79A7",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "black": "#000000",
+}
+SHAPES = {
+    "circle": "o",
+    "square": "s",
+    "triangle": "^",
+    "diamond": "D",
+    "wedge": "v",
+    "plus": "P",
+    "cross": "X",
+    "star": "*",
+    "pentagon": "p",
+}
+COLORS, MARKERS = tuple(PALETTE.values()), tuple(SHAPES.values())
+# In the comment at the top of a method's YAML, so that it looks the same in every report without being part of what was
+# run; a method that says nothing gets its look by its name.
+DRAWN_AS = re.compile(rf"^# Drawn as: ({'|'.join(PALETTE)}) ({'|'.join(SHAPES)})$", re.MULTILINE)
 # More methods than this get no legend; the telling points have their names beside them.
 LEGEND_LIMIT = 14
 # Of more names beside points few find a place, and trying takes long.
@@ -52,12 +71,25 @@ def appearance(method: str) -> tuple[str, str]:
 
 
 def _place(method: str) -> int:
+    """Number of a look; numbers go through the colors and the markers at once, so the first 63 are all different."""
     kinds = len(COLORS) * len(MARKERS)
-    return METHODS.index(method) if method in METHODS else len(METHODS) + zlib.crc32(method.encode()) % kinds
+    # A name is what a store says: it must not lead anywhere else.
+    if re.fullmatch(r"\w+", method):
+        for conf in dict.fromkeys([conf_root() / "conf", Path.cwd() / "conf"]):
+            if look := _declared(conf / "method" / f"{method}.yaml"):
+                return next(n for n in range(kinds) if (COLORS[n % len(COLORS)], MARKERS[n % len(MARKERS)]) == look)
+    return kinds + zlib.crc32(method.encode()) % kinds
+
+
+@cache
+def _declared(path: Path) -> tuple[str, str] | None:
+    """Color and marker that a method's YAML asks for."""
+    found = DRAWN_AS.search(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
+    return (PALETTE[found[1]], SHAPES[found[2]]) if found else None
 
 
 def places(methods: Iterable[str]) -> list[str]:
-    """Sort methods as legends list them: the fixed ones in their order, then the others by name."""
+    """Sort methods as legends list them: by their declared looks, then the others by name."""
     return sorted(set(methods), key=lambda name: (_place(name), name))
 
 
