@@ -342,6 +342,7 @@ def test_attention_has_a_quarter_of_bert() -> None:
         architecture.ParametersByKind(["bert_base"], "atention", 0.5).judge(Evidence([], {}))
 
 
+@pytest.mark.slow
 def test_planned_memory_of_lora_against_full() -> None:
     """Without activations 4 bytes a parameter against 16; a bound of a fifth fails."""
     point = "model=bert_base task=glue/sst2 plan.batch_size=2 plan.length=16"

@@ -117,6 +117,7 @@ def test_a_method_with_a_size_trains_more_of_it_the_larger_it_is(name: str) -> N
     assert counts == sorted(set(counts))
 
 
+@pytest.mark.slow
 def test_every_size_of_a_class_of_peft_belongs_to_a_method_that_can_be_chosen() -> None:
     """No entry is left over from a method that is gone."""
     methods = (

@@ -78,6 +78,7 @@ def test_every_class_that_is_run_has_a_file_in_the_catalog() -> None:
     assert {"lora", "adalora"} <= set(CATALOGUE)
 
 
+@pytest.mark.slow
 def test_learning_rates_are_three_a_factor_of_four_apart() -> None:
     for name in OF_PEFT:
         low, middle, high = method_of(name).learning_rates

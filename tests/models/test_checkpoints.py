@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from harness import models
-from harness.models import checkpoints
 from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
+from harness.models import checkpoints
 from harness.models.architectures import LLAMA, architecture
 from harness.run import prepare, run
 

@@ -199,6 +199,7 @@ def test_a_plan_has_every_figure_and_all_training_operations() -> None:
     assert "task.max_train_rows" in unknown["unmeasured"]["train_flops"]
 
 
+@pytest.mark.slow
 def test_the_largest_batch_fits_and_the_next_one_does_not() -> None:
     """On 8 GB, as the prediction of the very batches says; a batch of one more row takes more than there is."""
     settings = costs.Settings(batch_size=8, length=128)
@@ -239,6 +240,7 @@ def test_storing_tasks_counts_one_backbone_or_a_model_each() -> None:
     assert costs.storage(cost, 100, 3) == {"tasks": 3, "adapters_bytes": 430, "copies_bytes": 1224}
 
 
+@pytest.mark.slow
 def test_qlora_trains_65_billion_parameters_in_48_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dettmers et al. 2023, abstract: one GPU of 48 GB; here a row of 512 tokens with gradient checkpointing."""
     overrides = ["model=llama_65b", "method=qlora", "train.gradient_checkpointing=true", "task=lm/text"]
@@ -291,6 +293,7 @@ def test_houlsbys_share_of_bert_large_is_reached_between_its_sizes() -> None:
     assert shares[122] == pytest.approx(3.6, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_grid_is_printed_as_it_is_planned_and_ends_whole_when_it_is_interrupted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -338,6 +341,7 @@ def test_a_prompt_is_planned_for_a_large_backbone(method: str, numbers: int) -> 
     assert cost["train_peak_bytes"] > cost["weight_bytes"] > 2 * 8e9
 
 
+@pytest.mark.slow
 def test_tasks_of_language_are_planned_without_weights() -> None:
     """A pair of answers is two texts, and the reference reads them too: more operations a token, twice the tokens."""
     options = ["model=llama_3_2_1b", "method=lora", "task.data_dir=.", "task.max_length=64", "train.max_steps=10"]

@@ -101,6 +101,7 @@ def test_a_step_is_predicted_as_it_is_measured(method: str, tiny_experiment: lis
         ("lm/micro", "lora"),
     ],
 )
+@pytest.mark.slow
 def test_a_step_of_a_language_task_is_predicted_as_it_is_measured(task: str, method: str, tmp_path: Path) -> None:
     """With the loss that the task has: of pairs the reference's pass, and no logits held for all of the vocabulary."""
     options = ["model=micro_decoder", f"task={task}", f"method={method}", "tracking=none", "forgetting.text=null"]
@@ -277,6 +278,7 @@ print(result.status, result.error, sep="|")
 @pytest.mark.parametrize(
     ("space", "sentence", "recorded"), [(20_000, "File too large", True), (1_000, "can't be written", False)]
 )
+@pytest.mark.slow
 def test_a_process_that_can_write_no_more_fails_with_a_sentence(
     space: int, sentence: str, recorded: bool, tiny_experiment: list[str], tmp_path: Path
 ) -> None:
@@ -304,6 +306,7 @@ def test_a_gpu_that_is_not_there_is_refused(tiny_experiment: list[str], tmp_path
 
 
 @pytest.mark.parametrize("method", ["head", "lora"])
+@pytest.mark.slow
 def test_a_run_in_bfloat16_measures_everything(method: str, tiny_experiment: list[str], tmp_path: Path) -> None:
     """Frozen weights of 16 bits and a head of 32 go together in every pass, latency's too."""
     overrides = (f"method={method}", "train.precision=bfloat16", "train.device=cpu", "measure.costs=true")

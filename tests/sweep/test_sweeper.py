@@ -152,6 +152,7 @@ def test_tpe_asks_in_batches(toy):
     assert len(set(asked)) == 7
 
 
+@pytest.mark.slow
 def test_a_tpe_sweep_started_again_asks_for_the_same_points(toy):
     """From whatever the store holds: all, or what a sweep had done when it was cut off. Diverged trials too."""
     pytest.importorskip("optuna", reason="pip install 'peft-harness[optuna]' brings it")

@@ -73,6 +73,7 @@ def test_a_sweep_opens_with_its_question_its_command_its_runs_and_their_cost(nam
 
 
 @pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.slow
 def test_every_value_of_a_sweep_builds(name: str) -> None:
     """Each value beside the first ones of the other parameters; what is solved for has its own test."""
     if name == "forgetting" and not os.environ.get("HARNESS_REAL_DATA"):
@@ -98,6 +99,7 @@ def test_every_point_of_the_matched_budgets_is_solved_within_and_near_its_budget
         assert allowed / 2 <= experiment.method.expected_parameters(skeleton(experiment)) <= allowed, point
 
 
+@pytest.mark.slow
 def test_lora_s_places_train_about_as_many_parameters() -> None:
     """Within a sixth of each other where the rank is solved for, on MiniLM."""
     places, budgets = axes("lora_targets")

@@ -145,7 +145,7 @@ def test_a_folder_in_the_hubs_layout_works_and_keeps_the_order_of_its_classes(tm
 @pytest.mark.parametrize(
     ("rows", "overrides", "told"),
     [
-        (rows_of(3), [], r"3 rows in 3 part\(s\) that belong together"),
+        (rows_of(3), [], r"2 rows in 2 part\(s\) that belong together"),
         (
             [{**row, "text": "alike"} for row in rows_of(60)],
             [],

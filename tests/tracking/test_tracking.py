@@ -239,6 +239,7 @@ def test_a_kill_at_any_request_leaves_a_run_whole_and_known_or_to_be_replaced(
         assert connection.execute(running).fetchone() == (0,)
 
 
+@pytest.mark.slow
 def test_four_processes_create_one_store(tmp_path: Path) -> None:
     """Processes that start at once on a store that does not exist all deliver their runs."""
     code = "import sys; from pathlib import Path; from harness import tracking; "
