@@ -22,6 +22,7 @@ from harness.config.model_paths import with_paths
 from harness.config.sources import conf_root
 from harness.sweep import points, sweepers
 from harness.sweep.launchers import local, ray, slurm
+from harness.sweep.outcome import REFUSED, Outcome
 
 FAILED, MISTAKEN, INTERRUPTED = 1, 2, 130
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -44,8 +45,8 @@ def run_point(cfg: DictConfig) -> dict[str, Any]:
     except ConfigError as error:
         if _traces_wanted:
             raise
-        outcome = {"status": points.REFUSED, "error": str(error), "scores": {}}
-    points.outcomes.append(outcome)
+        outcome = {"status": REFUSED, "error": str(error), "scores": {}}
+    points.outcomes.append(Outcome.of(outcome))
     return outcome
 
 
@@ -78,16 +79,16 @@ def main() -> int:
     return exit_status(points.outcomes)
 
 
-def exit_status(outcomes: list[dict[str, Any]]) -> int:
+def exit_status(outcomes: list[Outcome]) -> int:
     """The exit status for what ended; a single run's failure is told here, a sweep's has its table."""
-    if len(outcomes) == 1 and "point" not in outcomes[0]:
+    if len(outcomes) == 1 and outcomes[0].point is None:
         outcome = outcomes[0]
-        if outcome["status"] not in ("finished", "stopped"):
-            refused = outcome["status"] == points.REFUSED
-            print(outcome["error"] if refused else f"{outcome['status']}: {outcome['error']}", file=sys.stderr)
-            return MISTAKEN if refused else INTERRUPTED if outcome["status"] == "interrupted" else FAILED
-    untracked = any(outcome.get("tracked") is False for outcome in outcomes)
-    return FAILED if untracked or any(points.counts_as_failure(outcome) for outcome in outcomes) else 0
+        if outcome.status not in ("finished", "stopped"):
+            refused = outcome.status == REFUSED
+            print(outcome.error if refused else f"{outcome.status}: {outcome.error}", file=sys.stderr)
+            return MISTAKEN if refused else INTERRUPTED if outcome.status == "interrupted" else FAILED
+    untracked = any(outcome.tracked is False for outcome in outcomes)
+    return FAILED if untracked or any(outcome.counts_as_failure for outcome in outcomes) else 0
 
 
 def _interrupt(*_: Any) -> None:

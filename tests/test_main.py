@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from harness import __main__ as command
-from harness.sweep import points
+from harness.sweep.outcome import REFUSED, Outcome
 
 
 def harness(folder, *arguments, **environment):
@@ -126,7 +126,7 @@ def test_a_yaml_file_that_is_none_is_a_mistake(tmp_path):
         ({"status": "out_of_memory", "error": "8 GB are needed"}, 1, "out_of_memory: 8 GB are needed\n"),
         ({"status": "interrupted", "error": "stopped by the user"}, 130, "interrupted: stopped by the user\n"),
         (
-            {"status": points.REFUSED, "error": "task.data_dir=x: no such folder"},
+            {"status": REFUSED, "error": "task.data_dir=x: no such folder"},
             2,
             "task.data_dir=x: no such folder\n",
         ),
@@ -134,15 +134,15 @@ def test_a_yaml_file_that_is_none_is_a_mistake(tmp_path):
 )
 def test_the_exit_status_of_a_single_run_says_how_it_ended(outcome, status, sentence, capsys):
     """0 finished, 1 not, 2 a user's mistake, 130 interrupted; the reason in one sentence."""
-    assert command.exit_status([outcome]) == status
+    assert command.exit_status([Outcome(**outcome)]) == status
     assert capsys.readouterr().err == sentence
 
 
 def test_the_exit_status_of_a_sweep_is_1_if_any_point_failed(capsys):
     """The table has told the reasons."""
-    finished = {"status": "finished", "point": 0}
+    finished = Outcome("finished", point=0)
     assert command.exit_status([finished, finished]) == 0
-    assert command.exit_status([finished, {"status": "failed", "error": "", "point": 1}]) == 1
+    assert command.exit_status([finished, Outcome("failed", "", point=1)]) == 1
     assert capsys.readouterr().err == ""
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import tracking
+from harness.sweep.outcome import Outcome
 from harness.tracking.uri import parse
 
 
@@ -58,7 +59,7 @@ class Claim:
                 held = _locked(descriptor, place)
             yield held
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Outcome | None:
         """The outcome of the point where the store has one by now; a store that fails meanwhile has none."""
         if not self.done:
             return None
@@ -77,7 +78,7 @@ def _locked(descriptor: int, place: int) -> bool:
     return True
 
 
-def outcome_of_stored(stored: dict[str, Any]) -> dict[str, Any]:
+def outcome_of_stored(stored: dict[str, Any]) -> Outcome:
     """The outcome of a point that is skipped for its result in the store."""
     scores = {"primary_metric": stored.get("primary_metric"), **(stored.get("scores") or {})}
-    return {**stored, "scores": scores, "skipped": True}
+    return Outcome.of({**stored, "scores": scores, "skipped": True})

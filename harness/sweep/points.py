@@ -6,7 +6,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,11 @@ from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import key_of
 from harness.config.schema import Rerun
 from harness.sweep.locks import Claim
+from harness.sweep.outcome import NOT_RUN, Outcome
 from harness.sweep.progress import Kind, score_text, spell, table
 from harness.tracking.record import RESULT_FILE, TRACKED_FILE, RunRecord
 from harness.tracking.uri import redact
 
-# Statuses beside those of a record: a single run that was not started for a user's mistake, a point never reached,
-# one that another sweep is working on, and one whose worker died before it began.
-REFUSED, NOT_RUN, TAKEN, LOST = "refused", "not run", "taken", "lost"
 CONSOLE_FILE = "console.log"
 
 # What each sweep.rerun leaves alone. A point that failed, ran out of memory or was cut off is always tried again: its
@@ -37,12 +35,7 @@ LEFT_ALONE: dict[str, tuple[str, ...]] = {
 }
 
 # What became of every run and point of this process: Hydra's main returns nothing, the exit status needs it.
-outcomes: list[dict[str, Any]] = []
-
-
-def failed(error: str) -> dict[str, Any]:
-    """The outcome of a point that could not be carried out."""
-    return {"status": "failed", "error": error, "scores": {}}
+outcomes: list[Outcome] = []
 
 
 @dataclass
@@ -57,7 +50,7 @@ class Point:
     # The same as Hydra composed it, made when its turn comes.
     config: DictConfig | None = None
     identity: str = ""
-    outcome: dict[str, Any] = field(default_factory=dict)
+    outcome: Outcome | None = None
     began: float = 0.0
     ended: float | None = None
     # When to try again one that another sweep works on, and how often its worker died before it began.
@@ -109,28 +102,31 @@ class Point:
         """Note the end: sending another point's record may keep the launcher busy meanwhile."""
         self.ended = time.time()
 
-    def settle(self, outcome: dict[str, Any]) -> None:
-        known: dict[str, Any] = {
-            "identity": self.identity,
-            "run_dir": str(self.folder),
-            "stage": self.stage,
-            "scores": {},
-            "error": None,
-        }
-        self.outcome = {**known, **outcome, "point": self.number}
+    def settle(self, outcome: Outcome) -> None:
+        self.outcome = replace(
+            outcome,
+            identity=outcome.identity or self.identity,
+            run_dir=outcome.run_dir or str(self.folder),
+            stage=outcome.stage or self.stage,
+            point=self.number,
+        )
+
+    @property
+    def skipped(self) -> bool:
+        """Whether its result was there already."""
+        return self.outcome is not None and self.outcome.skipped
+
+    @property
+    def result(self) -> Outcome:
+        """Its outcome, once it has one."""
+        assert self.outcome is not None
+        return self.outcome
 
 
 def told(overrides: Sequence[str]) -> list[str]:
     """The overrides that say what a point is, without those that say how the sweep goes about it."""
     own = ("sweep.", "evaluate.", "tracking")
     return [override for override in filter_overrides(overrides) if not key_of(override).startswith(own)]
-
-
-def counts_as_failure(outcome: dict[str, Any]) -> bool:
-    """A trial that diverged is a finding about its learning rate; any other point that did not finish is a failure."""
-    if outcome["status"] == "diverged":
-        return outcome.get("stage") != "tune"
-    return outcome["status"] not in ("finished", "stopped")
 
 
 def check_rerun(settings: dict[str, Any]) -> None:
@@ -152,15 +148,15 @@ def write_record(point: Point) -> None:
     config = copy.deepcopy(point.settings) or {"overrides": point.overrides}
     record = RunRecord(
         run_id=uuid.uuid4().hex,
-        status=point.outcome["status"],
-        error=point.outcome["error"],
+        status=point.result.status,
+        error=point.result.error,
         identity=point.identity,
         sweep={"name": (config.get("sweep") or {}).get("name"), "stage": point.stage},
         config=without_secrets(config),
         started_at=datetime.fromtimestamp(point.began or now.timestamp(), UTC).isoformat(),
         ended_at=now.isoformat(),
     )
-    point.outcome["run_id"] = record.run_id
+    point.result.run_id = record.run_id
     point.folder.mkdir(parents=True, exist_ok=True)
     record.write(point.folder)
     send(point)
@@ -192,7 +188,8 @@ def send(point: Point, folder: Path | None = None) -> bool:
         tracking.send(folder or point.folder, point.claim.uri, str(point.settings["tracking"]["experiment"]))
     except (ConfigError, ConnectionError, OSError) as error:
         print(f"warning: {folder or point.folder} was not sent: {error}", file=sys.stderr)
-        point.outcome["tracked"] = False
+        if point.outcome is not None:
+            point.outcome.tracked = False
         return False
     return True
 
@@ -231,20 +228,20 @@ def summary(points: list[Point]) -> str:
     rows, logs = [], []
     shared = " ".join(override for override in told(points[0].overrides) if override in points[0].shared)
     for point in points:
-        outcome = point.outcome
-        status = f"{outcome['status']} (skipped)" if outcome.get("skipped") else outcome["status"]
-        reason = " ".join(str(outcome.get("error") or "").split())
-        rows.append([str(point.number), point.name, status, score_text(outcome), spell(outcome.get("seconds")), reason])
-        if counts_as_failure(outcome) and not outcome.get("skipped") and outcome["status"] != NOT_RUN:
+        outcome = point.result
+        status = f"{outcome.status} (skipped)" if outcome.skipped else outcome.status
+        reason = " ".join(str(outcome.error or "").split())
+        rows.append([str(point.number), point.name, status, score_text(outcome), spell(outcome.seconds), reason])
+        if outcome.counts_as_failure and not outcome.skipped and outcome.status != NOT_RUN:
             log = point.folder / CONSOLE_FILE
             logs.append(f"log of point {point.number}: {log if log.exists() else point.folder}")
-    kept = [point.folder for point in points if point.outcome.get("tracked") is False]
+    kept = [point.folder for point in points if point.result.tracked is False]
     if kept:
         logs.append(
             f"{len(kept)} runs could not be sent to the store and are kept: harness-report --sync {kept[0].parent}"
             " sends them, and so does the same sweep started again"
         )
-    counts = Counter("skipped" if p.outcome.get("skipped") else str(p.outcome["status"]) for p in points)
+    counts = Counter("skipped" if p.skipped else str(p.result.status) for p in points)
     total = f"{len(points)} points: {', '.join(f'{number} {status}' for status, number in sorted(counts.items()))}"
     heading = [f"every point with {shared}"] if shared else []
     return "\n".join([*heading, table(["point", "overrides", "status", "score", "time", "reason"], rows), *logs, total])

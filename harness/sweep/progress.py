@@ -5,10 +5,11 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
-from typing import Any, Protocol
+from typing import Protocol
 
 from tqdm import tqdm
 
+from harness.sweep.outcome import Outcome
 from harness.training.metrics import higher_is_better
 
 SCORE_DIGITS = 4
@@ -20,7 +21,8 @@ Kind = tuple[str, ...]
 class Point(Protocol):
     """State of a point in the display."""
 
-    outcome: dict[str, Any]
+    @property
+    def result(self) -> Outcome: ...
 
     @property
     def kind(self) -> Kind: ...
@@ -89,26 +91,26 @@ class Progress:
 
     def ended(self, point: Point) -> None:
         """Count a point that ended or was skipped."""
-        outcome = point.outcome
-        status = "skipped" if outcome.get("skipped") else str(outcome["status"])
+        outcome = point.result
+        status = "skipped" if outcome.skipped else str(outcome.status)
         self.counts[status] += 1
-        if not outcome.get("skipped") and outcome["status"] == "finished" and outcome.get("seconds"):
-            self.durations.measured[point.kind].append(outcome["seconds"])
+        if not outcome.skipped and outcome.status == "finished" and outcome.seconds:
+            self.durations.measured[point.kind].append(outcome.seconds)
         best = self._is_best(point)
         self.bar.update(1)
-        if not self.terminal and not outcome.get("skipped"):
+        if not self.terminal and not outcome.skipped:
             done = sum(self.counts.values())
             score = f"{score_text(outcome)} (best so far)" if best else score_text(outcome)
-            details = [part for part in (score, spell(outcome.get("seconds")), outcome.get("error")) if part]
+            details = [part for part in (score, spell(outcome.seconds), outcome.error) if part]
             line = f"[{done}/{self.total}] {point.name}: {status} {' '.join(details)}".rstrip()
             print(line, file=sys.stderr, flush=True)
 
     def _is_best(self, point: Point) -> bool:
         """Whether a point has the best score of its task so far, on the split that `score_text` shows."""
-        outcome = point.outcome
-        metric = str((outcome.get("scores") or {}).get("primary_metric"))
+        outcome = point.result
+        metric = str(outcome.scores.get("primary_metric"))
         split, score = next(((s, v) for s in SHOWN if (v := primary_score(outcome, s)) is not None), ("", math.nan))
-        if outcome["status"] != "finished" or not split:
+        if outcome.status != "finished" or not split:
             return False
         task = point.kind[1]
         self.shown = (task, metric if split == SHOWN[0] else f"{metric} (dev)")
@@ -136,14 +138,14 @@ def spell(seconds: float | None) -> str:
 SHOWN = ("validation", "development")
 
 
-def primary_score(outcome: dict[str, Any], split: str) -> float | None:
+def primary_score(outcome: Outcome, split: str) -> float | None:
     """The primary metric on a split, null when there is none."""
-    scores = outcome.get("scores") or {}
+    scores = outcome.scores
     value = (scores.get(split) or {}).get(scores.get("primary_metric"))
     return value if isinstance(value, int | float) and value == value else None
 
 
-def score_text(outcome: dict[str, Any]) -> str:
+def score_text(outcome: Outcome) -> str:
     """The validation score, or the development score marked as such."""
     for split in SHOWN:
         if (score := primary_score(outcome, split)) is not None:

@@ -22,6 +22,7 @@ from harness.config.mistakes import MISTAKES, explain, key_of
 from harness.config.schema import Search
 from harness.sweep import points
 from harness.sweep.launchers import local
+from harness.sweep.outcome import Outcome
 from harness.sweep.search import Budget, ranges_of, searcher
 from harness.sweep.tuning import Candidate, Trial, choices_table
 from harness.tracking.uri import redact
@@ -128,12 +129,12 @@ class EqualBudgetSweeper(Sweeper):
                 self._run([override for candidate in candidates for override in self._finals(candidate)])
         return self.batches
 
-    def _run(self, told: list[list[str]]) -> list[dict[str, Any]] | None:
+    def _run(self, told: list[list[str]]) -> list[Outcome] | None:
         """Launch points and return their outcomes; null when one failed and `sweep.fail_fast` ends the sweep."""
         returned = self.launch(told, sum(map(len, self.batches)))
         self.batches.append(returned)
-        outcomes = [one.return_value for one in returned]
-        failed = self.configuration.sweep.fail_fast and any(map(points.counts_as_failure, outcomes))
+        outcomes = [Outcome.of(one.return_value) for one in returned]
+        failed = self.configuration.sweep.fail_fast and any(outcome.counts_as_failure for outcome in outcomes)
         return None if failed else outcomes
 
     def _tune(self, candidates: list[Candidate]) -> bool:
@@ -175,7 +176,7 @@ class EqualBudgetSweeper(Sweeper):
         """Choose, and show it; false when nothing is left to run."""
         for candidate in candidates:
             candidate.choose()
-        points.outcomes.extend({"status": "failed", "error": c.error, "point": c.name} for c in candidates if c.error)
+        points.outcomes.extend(Outcome("failed", c.error, point=c.name) for c in candidates if c.error)
         print(choices_table(candidates, self.budget.search is not Search.grid), flush=True)
         return any(candidate.chosen for candidate in candidates)
 
@@ -245,7 +246,7 @@ def told_settings(trial: Trial) -> list[str]:
 def discard_checkpoints(trials: list[Trial]) -> None:
     """Remove what stopped trials would go on from, of those that will not."""
     for trial in trials:
-        if checkpoint := trial.outcome.get("checkpoint"):
+        if checkpoint := trial.outcome and trial.outcome.checkpoint:
             Path(checkpoint).unlink(missing_ok=True)
 
 

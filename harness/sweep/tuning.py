@@ -2,8 +2,8 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
+from harness.sweep.outcome import Outcome
 from harness.sweep.progress import SCORE_DIGITS, primary_score, table
 from harness.sweep.search import RATE, Range, Searcher, Settings, edge
 from harness.tracking.record import Status
@@ -14,7 +14,7 @@ class Trial:
     """A point that is tried, and what became of it."""
 
     settings: Settings
-    outcome: dict[str, Any] = field(default_factory=dict)
+    outcome: Outcome | None = None
 
     @property
     def name(self) -> str:
@@ -28,12 +28,12 @@ class Trial:
     @property
     def score(self) -> float | None:
         """The development score; null, which never wins, for a trial that did not run to its end."""
-        return primary_score(self.outcome, "development") if self._status == Status.finished else None
+        return self._development if self._status == Status.finished else None
 
     @property
     def score_so_far(self) -> float | None:
         """The development score up to where the trial was stopped, or to its end."""
-        return primary_score(self.outcome, "development") if self._status == Status.stopped else self.score
+        return self._development if self._status == Status.stopped else self.score
 
     @property
     def diverged(self) -> bool:
@@ -45,7 +45,11 @@ class Trial:
 
     @property
     def _status(self) -> str | None:
-        return self.outcome.get("status")
+        return self.outcome.status if self.outcome else None
+
+    @property
+    def _development(self) -> float | None:
+        return primary_score(self.outcome, "development") if self.outcome else None
 
 
 @dataclass

@@ -98,5 +98,5 @@ def test_ten_thousand_finished_points_are_skipped_within_ten_seconds(
         print(f"\n{POINTS} points skipped in {seconds:.1f} s, {time.perf_counter() - clock:.1f} s by the clock")
     assert f"{POINTS} of {POINTS} points have their result in the store" in shown.err
     assert len(asked) == 1
-    assert all(outcome["skipped"] and outcome["status"] == "finished" for outcome in points.outcomes)
+    assert all(outcome.skipped and outcome.status == "finished" for outcome in points.outcomes)
     assert seconds < SECONDS

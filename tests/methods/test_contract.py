@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +33,11 @@ METHODS = sorted(
 # One of each sort in every test run; the rest of the table is marked slow.
 QUICK = [("bert", Kind.classification), ("gpt2", Kind.classification), ("llama", Kind.causal_lm)]
 TABLE = [
-    pytest.param(method, model_type, kind, marks=() if (model_type, kind) in QUICK else (pytest.mark.slow,))
+    pytest.param(
+        (method, model_type, kind),
+        marks=() if (model_type, kind) in QUICK else (pytest.mark.slow,),
+        id=f"{method}-{model_type}-{kind.name}",
+    )
     for method in METHODS
     for model_type, kind in backbones()
 ]
@@ -154,79 +158,154 @@ def test_there_are_methods_to_test() -> None:
     assert {architecture for architecture, _ in backbones()} == set(ARCHITECTURES) - {"bloom", "t5", "mt5"}
 
 
+class Pair:
+    """A method on a backbone, taken as far as a promise needs: attached, trained, saved and restored once for all."""
+
+    def __init__(self, folder: Path, name: str, model_type: str, kind: Kind, place: Path) -> None:
+        self.folder, self.name, self.model_type, self.kind, self.place = folder, name, model_type, kind, place
+        self.experiment = experiment_of(folder, name, kind)
+        self.method = self.experiment.method
+        self.expected = told_beforehand(folder, self.experiment)
+
+    def logits(self, model: torch.nn.Module) -> torch.Tensor:
+        return logits(model, self.kind)
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """It is fresh when what it was before is noted."""
+        backbone, _ = make_backbone(self.folder, self.name, kind=self.kind)
+        self.total = sizes.logical_parameters(backbone.model)
+        self.head = sum(p.numel() for n, p in backbone.model.named_parameters() if backbone.is_head(n))
+        self.base, self.names = self.logits(backbone.model), {n for n, _ in backbone.model.named_parameters()}
+        return backbone
+
+    @cached_property
+    def adapter(self) -> Any:
+        backbone = self.backbone
+        torch.manual_seed(3)
+        adapter = self.method.attach(backbone)
+        self.attached = self.logits(adapter.model)
+        self.requires_grad = {n for n, p in adapter.model.named_parameters() if p.requires_grad}
+        return adapter
+
+    @cached_property
+    def trained(self) -> torch.Tensor:
+        """The logits after three steps; what changed on the way is noted."""
+        adapter = self.adapter
+        frozen = {n: p.detach().clone() for n, p in adapter.model.named_parameters() if not p.requires_grad}
+        own = {n: p.detach().clone() for n, p in adapter.adapter_parameters().items()}
+        rate = min(SMALL_RATE_OF.get(self.model_type, SMALL_RATE), *self.method.learning_rates)
+        self.losses = train(adapter, self.kind, rate)
+        self.stays = not own
+        self.learned = [n for n, p in adapter.adapter_parameters().items() if not torch.equal(p, own[n])]
+        self.thawed = [
+            n
+            for n, p in adapter.model.named_parameters()
+            if n in frozen and not p.requires_grad and not torch.equal(p, frozen[n])
+        ]
+        return self.logits(adapter.model)
+
+    @cached_property
+    def restored(self) -> Any:
+        """The trained adapter, saved, on another fresh backbone."""
+        assert self.trained is not None
+        self.adapter.save(self.place)
+        self.fresh, _ = make_backbone(self.folder, self.name, kind=self.kind)
+        restored = self.method.restore(self.fresh, self.place)
+        self.restored_logits = self.logits(restored.model)
+        return restored
+
+
+@pytest.fixture(scope="module", params=TABLE)
+def asked(request: pytest.FixtureRequest, tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A pair of the table, whether it can work or not."""
+    name, model_type, kind = request.param
+    place = tmp_path_factory.mktemp("adapter", numbered=True) / "adapter"
+    return Pair(tiny_model(model_type), name, model_type, kind, place)
+
+
+@pytest.fixture
+def pair(asked: Pair) -> Pair:
+    """A pair that can work."""
+    if isinstance(asked.expected, str):
+        pytest.skip(f"refused: {asked.expected}")
+    return asked
+
+
 @pytest.mark.filterwarnings("ignore")  # peft warns in many ways about what is asked of it on purpose here
-@pytest.mark.parametrize(("name", "model_type", "kind"), TABLE)
-def test_the_contract(name: str, model_type: str, kind: Kind, tiny_model: TinyModel, tmp_path: Path) -> None:
-    folder = tiny_model(model_type)
-    experiment = experiment_of(folder, name, kind)
-    method, expected = experiment.method, told_beforehand(folder, experiment)
-    if isinstance(expected, str):
-        assert name not in UNIVERSAL
-        assert expected.startswith("method"), "a refusal names the key"
-        return
+class TestContract:
+    """The promises of a method, one test each."""
 
-    backbone, _ = make_backbone(folder, name, kind=kind)
-    total = sizes.logical_parameters(backbone.model)
-    head = {n: p.numel() for n, p in backbone.model.named_parameters() if backbone.is_head(n)}
-    base, names = logits(backbone.model, kind), {n for n, _ in backbone.model.named_parameters()}
+    def test_it_is_allowed_or_refused_in_a_sentence_with_its_key(self, asked: Pair) -> None:
+        """Before anything is loaded; some methods go with every backbone."""
+        if isinstance(asked.expected, str):
+            assert asked.name not in UNIVERSAL
+            assert asked.expected.startswith("method"), "a refusal names the key"
+        else:
+            assert asked.expected >= 0
 
-    # Exactly the expected parameters require gradients.
-    torch.manual_seed(3)
-    adapter = method.attach(backbone)
-    counted = methods.parameters(adapter, expected)
-    assert counted["head_parameters"] == sum(head.values())
-    requires_grad = {n for n, p in adapter.model.named_parameters() if p.requires_grad}
-    assert requires_grad == set(adapter.adapter_parameters()) | set(adapter.head_parameters())
-    assert counted["total_parameters"] >= total
+    def test_exactly_the_expected_parameters_require_gradients(self, pair: Pair) -> None:
+        """As many as the closed form says, the head apart."""
+        assert isinstance(pair.expected, int)
+        adapter = pair.adapter
+        counted = methods.parameters(adapter, pair.expected)
+        assert counted["head_parameters"] == pair.head
+        assert pair.requires_grad == set(adapter.adapter_parameters()) | set(adapter.head_parameters())
+        assert counted["total_parameters"] >= pair.total
 
-    # Before training the model computes what the backbone does.
-    if name not in CHANGED_BY_ATTACHING:
-        assert torch.allclose(logits(adapter.model, kind), base, atol=1e-5)
+    def test_before_training_the_model_computes_what_the_backbone_does(self, pair: Pair) -> None:
+        """But for methods whose vectors are in the way from the start."""
+        assert pair.adapter is not None
+        if pair.name not in CHANGED_BY_ATTACHING:
+            assert torch.allclose(pair.attached, pair.base, atol=1e-5)
 
-    # Frozen weights are bit-identical after three steps and the loss fell.
-    frozen = {n: p.detach().clone() for n, p in adapter.model.named_parameters() if not p.requires_grad}
-    own = {n: p.detach().clone() for n, p in adapter.adapter_parameters().items()}
-    before, after = train(adapter, kind, min(SMALL_RATE_OF.get(model_type, SMALL_RATE), *method.learning_rates))
-    assert math.isfinite(after)
-    assert after < before
-    assert not own or any(not torch.equal(p, own[n]) for n, p in adapter.adapter_parameters().items())
-    for parameter_name, parameter in adapter.model.named_parameters():
-        if parameter_name in frozen and not parameter.requires_grad:
-            assert torch.equal(parameter, frozen[parameter_name]), parameter_name
-    trained = logits(adapter.model, kind)
-    assert not torch.equal(trained, base)
+    def test_frozen_weights_stay_bit_identical_while_the_loss_falls(self, pair: Pair) -> None:
+        """Three steps change the adapter, if it has weights, and the output."""
+        trained = pair.trained
+        before, after = pair.losses
+        assert math.isfinite(after)
+        assert after < before
+        assert pair.stays or pair.learned
+        assert pair.thawed == []
+        assert not torch.equal(trained, pair.base)
 
-    # A row's score does not depend on how its batch is padded.
-    if kind is Kind.classification:
-        alone, padded = alone_and_padded(backbone, adapter.model)
-        assert torch.allclose(alone, padded, atol=1e-4)
+    def test_a_score_does_not_depend_on_how_its_batch_is_padded(self, pair: Pair) -> None:
+        """A short row beside a long one."""
+        assert pair.trained is not None
+        if pair.kind is Kind.classification:
+            alone, padded = alone_and_padded(pair.backbone, pair.adapter.model)
+            assert torch.allclose(alone, padded, atol=1e-4)
 
-    # Switched off the backbone is back, switched on again the adapter.
-    with adapter.disabled():
-        assert torch.allclose(logits(adapter.model, kind), base, atol=1e-6)
-    assert torch.equal(logits(adapter.model, kind), trained)
+    def test_switched_off_the_backbone_is_back(self, pair: Pair) -> None:
+        """Switched on again, so is the adapter."""
+        trained = pair.trained
+        with pair.adapter.disabled():
+            assert torch.allclose(pair.logits(pair.adapter.model), pair.base, atol=1e-6)
+        assert torch.equal(pair.logits(pair.adapter.model), trained)
 
-    # Saved and loaded into a fresh backbone the logits are the same; nothing but tensors and text is written.
-    adapter.save(tmp_path / "adapter")
-    assert {path.suffix for path in (tmp_path / "adapter").iterdir()} <= {".safetensors", ".json", ".md"}
-    fresh, _ = make_backbone(folder, name, kind=kind)
-    restored = method.restore(fresh, tmp_path / "adapter")
-    assert torch.allclose(logits(restored.model, kind), trained, atol=1e-6)
+    def test_restored_into_a_fresh_backbone_it_computes_the_same(self, pair: Pair) -> None:
+        """Nothing but tensors and text is written."""
+        assert pair.restored is not None
+        assert {path.suffix for path in pair.place.iterdir()} <= {".safetensors", ".json", ".md"}
+        assert torch.allclose(pair.restored_logits, pair.trained, atol=1e-6)
 
-    # Taken off, nothing of it stays.
-    restored.detach()
-    assert torch.allclose(logits(fresh.model, kind), base, atol=1e-6)
-    assert {parameter_name for parameter_name, _ in fresh.model.named_parameters()} == names
+    def test_taken_off_nothing_of_it_stays(self, pair: Pair) -> None:
+        """Neither in what the backbone computes nor in its parameters."""
+        pair.restored.detach()
+        assert torch.allclose(pair.logits(pair.fresh.model), pair.base, atol=1e-6)
+        assert {name for name, _ in pair.fresh.model.named_parameters()} == pair.names
 
-    # Merged, where the mathematics allows it, the logits agree.
-    try:
-        merged = adapter.merge()
-    except ValueError as error:
-        reason = str(error)
-    else:
-        assert torch.allclose(logits(merged, kind), trained, atol=merge_tolerance(backbone))
-        return
-    assert len(reason) > 20, "a merge that is impossible says why"
+    def test_merged_it_computes_the_same_or_says_why_it_cannot_be(self, pair: Pair) -> None:
+        """Last, for it takes the adapter apart."""
+        trained = pair.trained
+        try:
+            merged = pair.adapter.merge()
+        except ValueError as error:
+            reason = str(error)
+        else:
+            assert torch.allclose(pair.logits(merged), trained, atol=merge_tolerance(pair.backbone))
+            return
+        assert len(reason) > 20, "a merge that is impossible says why"
 
 
 def merge_tolerance(backbone: Backbone) -> float:

@@ -27,7 +27,8 @@ from harness.sweep.launchers import cluster as clusters
 from harness.sweep.launchers import node
 from harness.sweep.launchers.ray import RayLauncher
 from harness.sweep.launchers.slurm import SlurmLauncher
-from harness.sweep.points import NOT_RUN, Point
+from harness.sweep.outcome import NOT_RUN, Ended, Outcome
+from harness.sweep.points import Point
 from harness.tracking.record import RESULT_FILE, RunRecord
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -115,9 +116,9 @@ def assign(toy: ToySweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
 def test_a_node_with_a_file_system_of_its_own_sends_the_files_back(assign: Any) -> None:
     """The record of a run travels with its outcome where the sweep's machine does not see the run directory."""
     here, elsewhere = (node.carry_out(assign("count", sign)) for sign in ("sign", "no sign"))
-    assert here["status"] == elsewhere["status"] == "finished"
-    assert "files" not in here
-    assert {"console.log", "began", "ended"} <= set(elsewhere["files"])
+    assert here.outcome.status == elsewhere.outcome.status == "finished"
+    assert here.files == {}
+    assert {"console.log", "began", "ended"} <= set(elsewhere.files)
 
 
 def test_what_a_node_sends_back_becomes_the_run_directory(toy: ToySweep, tmp_path: Path) -> None:
@@ -129,16 +130,16 @@ def test_what_a_node_sends_back_becomes_the_run_directory(toy: ToySweep, tmp_pat
     launcher = RayLauncher("auto", 30, None, 1, None, None, 0)
     here = Point(0, [], tmp_path / "here", began=time.time() - 5)
     files = {RESULT_FILE: (away / RESULT_FILE).read_bytes(), "../../steps.jsonl": b"{}"}
-    launcher._end(here, {"status": "failed", "error": "its worker died", "lost": True, "files": files}, lost=False)
-    assert (here.outcome["status"], here.outcome["scores"]["validation"]) == ("finished", {"x": 0.75})
+    launcher._end(here, Ended(Outcome("failed", "its worker died"), lost=True, files=files))
+    assert (here.result.status, here.result.scores["validation"]) == ("finished", {"x": 0.75})
     assert sorted(path.name for path in here.folder.iterdir()) == [RESULT_FILE, "steps.jsonl"]
 
 
 def test_a_point_that_hangs_on_a_node_is_stopped_there(assign: Any) -> None:
     """The clock runs on the node: waiting for it does not count."""
-    outcome = node.carry_out(assign("hang", "sign", seconds=2))
-    assert (outcome["status"], outcome["lost"]) == ("failed", True)
-    assert "took longer than sweep.timeout_minutes" in outcome["error"]
+    ended = node.carry_out(assign("hang", "sign", seconds=2))
+    assert (ended.outcome.status, ended.lost) == ("failed", True)
+    assert "took longer than sweep.timeout_minutes" in str(ended.outcome.error)
 
 
 class Follower(clusters.ClusterWorker):
@@ -148,13 +149,13 @@ class Follower(clusters.ClusterWorker):
         super().__init__(RayLauncher("auto", 30, None, 1, None, None, retries))
         self.ends = ends
 
-    def _attempt(self, assignment: Any, asked: clusters.Resources) -> dict[str, Any]:
+    def _attempt(self, assignment: Any, asked: clusters.Resources) -> Ended:
         end = self.ends.pop(0)
         if isinstance(end, Exception):
             raise end
         return end
 
-    def follow(self) -> dict[str, Any]:
+    def follow(self) -> Ended:
         future: Future[Any] = Future()
         self._follow(None, clusters.Resources(1, 0, {}), future)
         return future.result()
@@ -162,21 +163,22 @@ class Follower(clusters.ClusterWorker):
 
 def test_a_point_whose_node_was_lost_is_handed_over_again() -> None:
     """As often as hydra.launcher.retries says, then it failed; another failure is not the node's."""
-    lost, done = clusters.NodeLost("the node died"), {"status": "finished"}
+    lost, done = clusters.NodeLost("the node died"), Ended(Outcome("finished"))
     assert Follower([lost, lost, done], retries=2).follow() == done
-    assert "what worked on it was lost for the 2. time" in Follower([lost, lost], retries=1).follow()["error"]
-    assert Follower([ValueError("no"), done], retries=2).follow()["status"] == "failed"
+    twice = Follower([lost, lost], retries=1).follow()
+    assert twice.outcome.error == "what worked on it was lost (attempt 2): the node died"
+    assert Follower([ValueError("no"), done], retries=2).follow().outcome.status == "failed"
     stopped = Follower([lost, done], retries=2)
     stopped.stop()
-    assert stopped.follow()["status"] == "failed"
+    assert stopped.follow().outcome.status == "failed"
 
 
 def test_after_a_cluster_was_lost_nothing_more_is_handed_over(toy: ToySweep) -> None:
     """What ran then failed, what had not begun was not run, and has no record."""
     follower = Follower([clusters.ClusterLost("the Ray cluster was lost")], retries=2)
-    assert follower.follow()["error"] == "the Ray cluster was lost"
-    outcome = follower.start(None, None, None, None, None).result()  # type: ignore[arg-type]
-    assert outcome == {"status": NOT_RUN, "error": "the Ray cluster was lost"}
+    assert follower.follow().outcome.error == "the Ray cluster was lost"
+    ended = follower.start(None, None, None, None, None).result()  # type: ignore[arg-type]
+    assert ended == Ended(Outcome(NOT_RUN, "the Ray cluster was lost"))
 
 
 # --- SLURM ----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from harness.config.errors import ConfigError
 from harness.sweep import points as sweep_points
 from harness.sweep.launchers import local, workers
 from harness.sweep.launchers.slots import available_cores, visible_gpus
+from harness.sweep.outcome import Outcome
 from harness.tracking.record import RunRecord
 
 ACTS = ["finish", "raise", "exit", "kill", "leave", "hang", "garbage", "diverge", "record_then_die"]
@@ -199,7 +200,7 @@ def test_an_interrupted_sweep_records_what_was_running_and_stops_its_workers(toy
     threading.Thread(target=interrupt_the_second_point).start()
     with pytest.raises(KeyboardInterrupt):
         toy.launch([["act=finish"], ["act=hang"], ["seed=5"]], "hydra.launcher.workers=1")
-    statuses = [outcome["status"] for outcome in sweep_points.outcomes]
+    statuses = [outcome.status for outcome in sweep_points.outcomes]
     assert statuses == ["finished", "interrupted", "not run"]
     assert [record.status for record in toy.sent if record.config["act"] == "hang"] == ["interrupted"]
     assert "1 finished, 1 interrupted, 1 not run" in capsys.readouterr().out
@@ -322,6 +323,19 @@ def test_a_point_that_was_cut_off_goes_on_from_its_checkpoint(toy):
         assert [point.config.train.resume for point in points] == [True, False, False]
 
 
+def test_a_kept_record_that_still_cannot_be_sent_leaves_its_point_to_run(toy, tmp_path, monkeypatch):
+    """The store is away at both starts of a sweep: the second runs the points again and ends as the first did."""
+
+    def refuse(*_):
+        raise ConnectionError("the store is away")
+
+    monkeypatch.setattr(tracking, "send", refuse)
+    for start in ("one", "two"):
+        points = [["sweep.name=kept", f"seed={seed}"] for seed in range(2)]
+        outcomes = toy.launch(points, f"hydra.sweep.dir={tmp_path}/starts/{start}")
+        assert [(one["status"], one["skipped"], one["tracked"]) for one in outcomes] == [("finished", False, False)] * 2
+
+
 @pytest.mark.parametrize(
     ("points", "setting", "sentence"),
     [
@@ -345,7 +359,7 @@ def test_a_sweep_that_cannot_work_is_refused(toy, points, setting, sentence):
 
 def test_the_exit_status_counts_failures_but_not_trials_that_diverge():
     """A learning rate that is too high is what a trial is there to find out."""
-    assert sweep_points.counts_as_failure({"status": "diverged", "stage": "run"})
-    assert sweep_points.counts_as_failure({"status": "not run", "stage": "run"})
-    assert not sweep_points.counts_as_failure({"status": "diverged", "stage": "tune"})
-    assert not sweep_points.counts_as_failure({"status": "finished", "stage": "tune"})
+    assert Outcome("diverged", stage="run").counts_as_failure
+    assert Outcome("not run", stage="run").counts_as_failure
+    assert not Outcome("diverged", stage="tune").counts_as_failure
+    assert not Outcome("finished", stage="tune").counts_as_failure

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from harness.sweep.outcome import Outcome
 from harness.sweep.points import Point
 from harness.sweep.progress import Durations, Progress
 
@@ -18,7 +19,7 @@ def point(number: int, method: str = "lora", task: str = "glue/rte", **outcome: 
     }
     made = Point(number, [f"method={method}", f"seed={number}"], Path(), settings=settings)
     if outcome:
-        made.settle(outcome)
+        made.settle(Outcome(**outcome))
     return made
 
 

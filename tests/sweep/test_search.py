@@ -13,6 +13,7 @@ from harness.config.identity import identity
 from harness.config.schema import Search
 from harness.config.sources import conf_root
 from harness.run import prepare, run
+from harness.sweep.outcome import Outcome
 from harness.sweep.search import RATE, Budget, Range, edge, grid_points, random_points, ranges_of, searcher, spread
 from harness.sweep.tuning import Candidate, Trial, choices_table
 
@@ -26,7 +27,7 @@ def budget(search: str, trials: int, seed: int = 0) -> Budget:
 
 def trial(rate: float, status: str, score: float | None) -> Trial:
     scores = {"primary_metric": "x", "development": None if score is None else {"x": score}}
-    return Trial({RATE: rate}, {"status": status, "scores": scores})
+    return Trial({RATE: rate}, Outcome(status, scores=scores))
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_each_method_gets_the_same_trials_then_its_best_rate_with_fresh_seeds(to
     shown = capsys.readouterr().out
     assert "0.1: 0.8000, 0.3: 1.0000, 0.5: 0.8000" in shown
     assert "1: -, 2: -0.7000, 3: -1.7000" in shown
-    assert not any(points.counts_as_failure(outcome) for outcome in points.outcomes)
+    assert not any(outcome.counts_as_failure for outcome in points.outcomes)
 
 
 def overrides(toy: ToySweep, stage: str) -> list[list[str]]:
@@ -64,7 +64,7 @@ def test_a_point_whose_trials_all_fail_is_reported_and_the_others_go_on(toy, cap
     _, finals = toy.sweep(["method=wide", "act=finish,raise"], EQUAL, "hydra.sweeper.seeds=[1]")
     assert [outcome["status"] for outcome in finals] == ["finished"]
     assert "act=raise: none of its 3 trials has a development score" in capsys.readouterr().out
-    assert any(points.counts_as_failure(outcome) for outcome in points.outcomes)
+    assert any(outcome.counts_as_failure for outcome in points.outcomes)
 
 
 def test_parameters_in_the_file_and_on_the_command_line_make_one_grid(toy):
@@ -199,7 +199,7 @@ def test_the_better_half_of_each_methods_trials_goes_on_at_each_rung(toy, capsys
     assert rates(toy) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.2, 0.3, 0.4, 0.2, 0.3]
     assert rates(toy, "final") == [0.3]
     assert "0.1: 0.8000 (stopped)" in capsys.readouterr().out
-    assert not any(points.counts_as_failure(outcome) for outcome in points.outcomes)
+    assert not any(outcome.counts_as_failure for outcome in points.outcomes)
     toy.remember([outcome for batch in (*batches, finals) for outcome in batch])
     asked = list(toy.asked)
     toy.asked.clear()

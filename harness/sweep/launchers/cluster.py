@@ -19,10 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from harness import tracking
 from harness.config.errors import ConfigError
 from harness.config.mistakes import MISTAKES, explain
-from harness.sweep import points
+from harness.sweep import outcome
 from harness.sweep.launchers.local import LocalLauncher, hydra_config
 from harness.sweep.locks import Claim
-from harness.sweep.points import NOT_RUN, Point
+from harness.sweep.outcome import NOT_RUN, Ended, Outcome
+from harness.sweep.points import Point
 
 # How long an interrupted point has to come to its end: a worker has 15 s of it.
 STOP_SECONDS = 45
@@ -67,7 +68,7 @@ class ClusterWorker:
 
         future: Future[Any] = Future()
         if self.launcher.gone:
-            future.set_result({"status": NOT_RUN, "error": self.launcher.gone})
+            future.set_result(Ended(Outcome(NOT_RUN, self.launcher.gone)))
             return future
         try:
             asked = self.launcher.resources(config)
@@ -94,26 +95,25 @@ class ClusterWorker:
         return future
 
     def _follow(self, assignment: Any, asked: Resources, future: Future[Any]) -> None:
-        outcome: dict[str, Any] = {}
         for attempt in range(1 + self.launcher.retries):
             try:
-                outcome = self._attempt(assignment, asked)
+                ended = self._attempt(assignment, asked)
                 break
             except NodeLost as error:
                 times = f" (attempt {attempt + 1})" if attempt else ""
-                outcome = failed(f"what worked on it was lost{times}: {error}")
+                ended = failed(f"what worked on it was lost{times}: {error}")
                 if self.stopping:
                     break
             except ClusterLost as error:
                 self.launcher.gone = str(error)
-                outcome = failed(str(error))
+                ended = failed(str(error))
                 break
             except Exception as error:
-                outcome = failed(f"the cluster could not run it: {sentence(error)}")
+                ended = failed(f"the cluster could not run it: {sentence(error)}")
                 break
-        future.set_result(outcome)
+        future.set_result(ended)
 
-    def _attempt(self, assignment: Any, asked: Resources) -> dict[str, Any]:
+    def _attempt(self, assignment: Any, asked: Resources) -> Ended:
         """Have the point run once.
 
         Raises:
@@ -222,7 +222,7 @@ class ClusterLauncher(LocalLauncher):
             device = ((point.settings or {}).get("train") or {}).get("device")
             if device == "cuda" and not point.outcome and not self.has_gpus():
                 reason = "train.device=cuda: the cluster has no GPU; train.device=auto takes what there is"
-                point.settle({"status": "failed", "error": reason})
+                point.settle(outcome.failed(reason))
         return [None] * min(self.workers or self.capacity(), len(points))
 
     def _skip(self, points: list[Point]) -> None:
@@ -243,22 +243,20 @@ class ClusterLauncher(LocalLauncher):
         self.processes += [self.worker_class(self) for _ in slots[len(self.processes) :]]  # type: ignore[misc]
         return self.processes[: len(slots)]
 
-    def _end(self, point: Point, outcome: dict[str, Any], lost: bool) -> None:
+    def _end(self, point: Point, ended: Ended) -> None:
         """Settle a point that ran; what came back from a node with files of its own becomes its run directory here."""
-        files = outcome.pop("files", {})
-        lost = outcome.pop("lost", lost) or bool(files)
-        if outcome["status"] == NOT_RUN:
-            point.settle(outcome)
+        if ended.outcome.status == NOT_RUN:
+            point.settle(ended.outcome)
             return
         point.folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
+        for name, content in ended.files.items():
             (point.folder / Path(name).name).write_bytes(content)
-        super()._end(point, outcome, lost)
+        super()._end(point, Ended(ended.outcome, lost=ended.lost or bool(ended.files)))
 
 
-def failed(error: str) -> dict[str, Any]:
-    """An outcome that the node recorded nothing of, as far as is known here."""
-    return {**points.failed(error), "lost": True}
+def failed(error: str, status: str = "failed") -> Ended:
+    """The end of a point that the node recorded nothing of, as far as is known here."""
+    return Ended(outcome.failed(error, status), lost=True)
 
 
 def sentence(error: Exception) -> str:

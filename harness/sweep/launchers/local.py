@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,10 @@ from harness.config.errors import ConfigError
 from harness.config.mistakes import MISTAKES, explain, key_of
 from harness.sweep.launchers.slots import slots, visible_gpus
 from harness.sweep.locks import outcome_of_stored
+from harness.sweep.outcome import LOST, NOT_RUN, TAKEN, Ended, Outcome, failed
 from harness.sweep.points import (
-    LOST,
-    NOT_RUN,
-    TAKEN,
     Point,
     check_rerun,
-    counts_as_failure,
     outcomes,
     send_once,
     summary,
@@ -87,7 +85,7 @@ class LocalLauncher(Launcher):
         _refuse_if_all_are_wrong(points)
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
         interrupted = self._work(points, places)
-        outcomes.extend(point.outcome for point in points)
+        outcomes.extend(point.result for point in points)
         print(summary(points), flush=True)
         if interrupted:
             raise KeyboardInterrupt
@@ -111,7 +109,7 @@ class LocalLauncher(Launcher):
         for point, device in zip(waiting, devices, strict=True):
             if device == "cuda" and not gpus:
                 reason = "train.device=cuda: there is no GPU here; train.device=auto takes what there is"
-                point.settle({"status": "failed", "error": reason})
+                point.settle(failed(reason))
         return slots(len(points), gpus, self.config.sweep.slots_per_gpu, self.workers, self.threads)
 
     def _points(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Point]:
@@ -156,7 +154,7 @@ class LocalLauncher(Launcher):
             sentence = explain(
                 error, overrides, lambda o: loader.load_configuration(master.hydra.job.config_name, o, RunMode.RUN)
             )
-            point.settle({"status": "failed", "error": sentence})
+            point.settle(failed(sentence))
 
     def _skip(self, points: list[Point]) -> None:
         """Give points that the store holds their outcome from there, and a point that comes twice only one run."""
@@ -178,7 +176,7 @@ class LocalLauncher(Launcher):
                 if known and point.claim and known["status"] in point.claim.done:
                     point.settle(outcome_of_stored(known))
         self._send_kept(points)
-        skipped = sum(bool(point.outcome.get("skipped")) for point in points)
+        skipped = sum(point.skipped for point in points)
         if skipped:
             print(
                 f"{skipped} of {len(points)} points have their result in the store and are skipped"
@@ -195,14 +193,14 @@ class LocalLauncher(Launcher):
         for folder, record in unsent(Path(self.config.hydra.sweep.dir).parent, sweeps, missing):
             point = missing[record.identity]
             if not point.outcome and point.claim and send_once(point, folder) and record.status in point.claim.done:
-                point.settle({**_outcome(record), "run_dir": str(folder), "skipped": True})
+                point.settle(replace(_outcome(record), run_dir=str(folder), skipped=True))
 
     def _work(self, points: list[Point], places: list[str | None]) -> bool:
         """Run the points without an outcome; true when interrupted."""
         progress = Progress(len(points), len(places), self.durations)
         for point in points:
             if point.outcome:
-                if not point.outcome.get("skipped"):
+                if not point.skipped:
                     write_record(point)
                 progress.ended(point)
         waiting = [point for point in points if not point.outcome and not point.twin]
@@ -226,7 +224,7 @@ class LocalLauncher(Launcher):
                         waiting.append(point)
                     del running[future]
                     free.append(worker)
-                    if self.config.sweep.fail_fast and point.outcome and counts_as_failure(point.outcome):
+                    if self.config.sweep.fail_fast and point.outcome and point.outcome.counts_as_failure:
                         stopped = True
                 if stopped:
                     break
@@ -238,13 +236,13 @@ class LocalLauncher(Launcher):
                 self.stop()
         reason = "the sweep was interrupted" if interrupted else "stopped by sweep.fail_fast"
         for _, point in running.values():
-            self._end(point, {"status": "interrupted", "error": reason}, lost=True)
+            self._end(point, Ended(Outcome("interrupted", reason), lost=True))
         for point in waiting:
             if not point.outcome:
-                point.settle({"status": NOT_RUN, "error": reason})
+                point.settle(Outcome(NOT_RUN, reason))
         for point in points:
             if point.twin and not point.outcome:
-                point.settle({**point.twin.outcome, "skipped": True})
+                point.settle(replace(point.twin.result, skipped=True))
         return interrupted
 
     def _learn_durations(self, waiting: list[Point]) -> None:
@@ -296,19 +294,20 @@ class LocalLauncher(Launcher):
         """
         from harness.sweep.launchers.workers import outcome_of
 
-        outcome, lost = outcome_of(future, point.seconds_allowed, point.seconds)
-        if outcome["status"] == LOST:
+        ended = outcome_of(future, point.seconds_allowed, point.seconds)
+        outcome = ended.outcome
+        if outcome.status == LOST:
             point.losses += 1
             if point.losses < LOSSES_ALLOWED:
                 return False
-            outcome = {**outcome, "status": "failed", "error": f"{outcome['error']}, {point.losses} times in a row"}
-        if outcome["status"] == TAKEN:
+            outcome.status, outcome.error = "failed", f"{outcome.error}, {point.losses} times in a row"
+        if outcome.status == TAKEN:
             point.not_before = time.monotonic() + TAKEN_SECONDS
             return False
-        if outcome.get("skipped"):
+        if outcome.skipped:
             point.settle(outcome)
         else:
-            self._end(point, outcome, lost)
+            self._end(point, ended)
         return True
 
     def stop(self) -> None:
@@ -318,14 +317,15 @@ class LocalLauncher(Launcher):
         stop_all(self.processes)
         self.processes.clear()
 
-    def _end(self, point: Point, outcome: dict[str, Any], lost: bool) -> None:
+    def _end(self, point: Point, ended: Ended) -> None:
         """Settle a point that ran; where its worker could not record it, or died after doing so, see to the record."""
         written = written_since(point.folder, point.began)
-        if lost and written:
-            point.settle({**_outcome(RunRecord.read(point.folder)), "seconds": point.seconds})
+        if ended.lost and written:
+            point.settle(replace(_outcome(RunRecord.read(point.folder)), seconds=point.seconds))
             send_once(point)
             return
-        point.settle({"seconds": point.seconds, **outcome})
+        seconds = ended.outcome.seconds
+        point.settle(replace(ended.outcome, seconds=point.seconds if seconds is None else seconds))
         if not written:
             write_record(point)
 
@@ -335,7 +335,7 @@ class LocalLauncher(Launcher):
             returned.cfg = without_hydra(point.config)
             returned.hydra_cfg = OmegaConf.create({"hydra": point.config.hydra})
         # COMPLETED also for a failure: sweepers read return_value, which raises for FAILED and would hide the others.
-        returned.status, returned.return_value = JobStatus.COMPLETED, point.outcome
+        returned.status, returned.return_value = JobStatus.COMPLETED, point.result.plain()
         return returned
 
 
@@ -347,9 +347,9 @@ def identities() -> Callable[[dict[str, Any]], str]:
 
 
 def _refuse_if_all_are_wrong(points: list[Point]) -> None:
-    wrong = [point.outcome for point in points if point.outcome and not point.outcome.get("skipped")]
+    wrong = [point.outcome for point in points if point.outcome and not point.skipped]
     if len(wrong) == len(points):
-        raise ConfigError("\n".join(dict.fromkeys(str(outcome["error"]) for outcome in wrong)))
+        raise ConfigError("\n".join(dict.fromkeys(str(outcome.error) for outcome in wrong)))
 
 
 def _goes_on(config: DictConfig, overrides: list[str]) -> bool:
@@ -361,8 +361,8 @@ def _goes_on(config: DictConfig, overrides: list[str]) -> bool:
     return not said and str(config.sweep.rerun) != "all" and OmegaConf.select(config, "train.resume") is False
 
 
-def _outcome(record: RunRecord) -> dict[str, Any]:
-    return {"status": str(record.status), "error": record.error, "scores": record.scores, "run_id": record.run_id}
+def _outcome(record: RunRecord) -> Outcome:
+    return Outcome(str(record.status), record.error, record.scores, run_id=record.run_id)
 
 
 def _ended(running: "dict[Future[Any], tuple[Worker, Point]]") -> set[Future[Any]]:

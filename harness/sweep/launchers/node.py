@@ -8,13 +8,13 @@ from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from harness.sweep.launchers.workers import Task, Worker, outcome_of
 from harness.sweep.locks import Claim
+from harness.sweep.outcome import Ended
 from harness.tracking.uri import parse
 
 # The worker of this process between two points: it has imported torch.
@@ -53,7 +53,7 @@ class Assignment:
     environment: dict[str, str] = field(default_factory=dict, repr=False)
 
 
-def carry_out(assignment: Assignment, keep: bool = False) -> dict[str, Any]:
+def carry_out(assignment: Assignment, keep: bool = False) -> Ended:
     """Run a point on this node, in a worker process whose death or hanging harms no more than the point.
 
     Args:
@@ -61,8 +61,8 @@ def carry_out(assignment: Assignment, keep: bool = False) -> dict[str, Any]:
         keep: Let the worker live on for this process's next point. Not on a GPU, whose memory it would hold.
 
     Returns:
-        The point's outcome; `lost` in it says that its worker could record nothing. On a node that does not share the
-        file system, `files` are those of the run directory (name -> bytes), without its folders.
+        Its end. On a node that does not share the file system, `files` are those of the run directory, without its
+        folders.
     """
     os.environ.update(assignment.environment)
     if not assignment.gpus:
@@ -83,7 +83,7 @@ def carry_out(assignment: Assignment, keep: bool = False) -> dict[str, Any]:
         while not running.done():
             wait([running], timeout=1)  # without a limit Ray could not interrupt it
         elapsed = time.time() - began
-        outcome, lost = outcome_of(running, assignment.seconds, elapsed)
+        ended = outcome_of(running, assignment.seconds, elapsed)
     except BaseException:
         worker.stop()  # which lets it save a checkpoint and its record
         raise
@@ -91,11 +91,11 @@ def carry_out(assignment: Assignment, keep: bool = False) -> dict[str, Any]:
         _kept[assignment.threads] = worker
     else:
         worker.stop()
-    outcome = {"seconds": elapsed, **outcome, "lost": lost}
+    ended.outcome.seconds = elapsed if ended.outcome.seconds is None else ended.outcome.seconds
     run_dir = assignment.folder / assignment.run_dir
     if not shared and run_dir.is_dir():
-        outcome["files"] = {path.name: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
-    return outcome
+        ended.files = {path.name: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
+    return ended
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from harness.sweep.launchers.cluster import (
     failed,
     sentence,
 )
+from harness.sweep.outcome import Ended
 from harness.tracking.uri import CONNECT_SECONDS
 
 # Names of the variables that go with a point to a node begin so.
@@ -38,14 +39,14 @@ class RayWorker(ClusterWorker):
 
     call: Any = None
 
-    def _attempt(self, assignment: Any, asked: Resources) -> dict[str, Any]:
+    def _attempt(self, assignment: Any, asked: Resources) -> Ended:
         import ray
         from ray import exceptions
 
         from harness.sweep.launchers.node import carry_out
 
         # A task that is lost is handed over again here: Ray would also do so with one that takes too much memory.
-        remote = ray.remote(carry_out).options(
+        remote: Any = ray.remote(carry_out).options(
             num_cpus=asked.threads,
             num_gpus=asked.gpus,
             resources=dict(asked.others),
@@ -62,11 +63,12 @@ class RayWorker(ClusterWorker):
                 silent = 0 if _answers(self.launcher.head) else silent + 1
                 if silent == SILENCES:
                     raise ClusterLost(f"the Ray cluster at {self.launcher.head} was lost")
-            return ray.get(self.call)
+            ended: Ended = ray.get(self.call)
+            return ended
         except (exceptions.NodeDiedError, exceptions.WorkerCrashedError, exceptions.ObjectLostError) as error:
             raise NodeLost(sentence(error)) from error
         except exceptions.OutOfMemoryError as error:
-            return {**failed(sentence(error)), "status": "out_of_memory"}
+            return failed(sentence(error), "out_of_memory")
         except exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from harness.config.errors import ConfigError, near_misses
 from harness.config.sources import PACKAGE, conf_root
 from harness.sweep.launchers.cluster import ClusterLauncher, ClusterWorker, NodeLost, Resources, failed
-from harness.sweep.points import TAKEN
+from harness.sweep.outcome import TAKEN, Ended, Outcome
 
 # How long SLURM has to answer a question, how old an answer about the queue may be, and how long a file system may take
 # to show the result of a job that ended.
@@ -36,14 +36,14 @@ class SlurmWorker(ClusterWorker):
 
     job: Any = None
 
-    def _attempt(self, assignment: Any, asked: Resources) -> dict[str, Any]:
+    def _attempt(self, assignment: Any, asked: Resources) -> Ended:
         from submitit.core.utils import FailedJobError
 
         from harness.sweep.launchers.node import carry_out
 
         name = job_name(assignment)
         if self.launcher.queued_elsewhere(name):
-            return {"status": TAKEN}  # a job of a sweep that was killed, or of another one, works on it
+            return Ended(Outcome(TAKEN))  # a job of a sweep that was killed, or of another one, works on it
         job = self.job = self.launcher.submit(name, asked, assignment.seconds, carry_out, assignment)
         # Not job.done(): it asks SLURM's accounting about a job without a result, which not every site has.
         while not job.paths.result_pickle.exists() and not self.launcher.left_queue(job):
@@ -62,7 +62,7 @@ class SlurmWorker(ClusterWorker):
         told = f"SLURM job {job.job_id} ended as {state} without a result ({job.paths.stderr})"
         if state.startswith(NODE_STATES):
             raise NodeLost(told)
-        return {**failed(told), **({"status": "out_of_memory"} if state.startswith("OUT_OF_ME") else {})}
+        return failed(told, "out_of_memory" if state.startswith("OUT_OF_ME") else "failed")
 
     def _cancel(self, force: bool) -> None:
         if self.job is not None:

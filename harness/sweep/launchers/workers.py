@@ -26,7 +26,8 @@ from pebble import CONSTS, ProcessExpired, ProcessFuture, ProcessPool
 from harness.config.errors import ConfigError
 from harness.config.sources import register_resolvers
 from harness.sweep.locks import Claim
-from harness.sweep.points import CONSOLE_FILE, LOST, TAKEN, failed
+from harness.sweep.outcome import LOST, TAKEN, Ended, Outcome, failed
+from harness.sweep.points import CONSOLE_FILE
 from harness.training import cache
 
 # Every library that would otherwise start as many threads as there are cores, in each worker.
@@ -101,21 +102,22 @@ def stop_all(workers: list[Worker]) -> None:
         list(threads.map(Worker.stop, workers))
 
 
-def outcome_of(future: Future[Any], allowed: float | None, elapsed: float) -> tuple[dict[str, Any], bool]:
-    """Outcome of a point, and whether its worker was lost and so could record nothing."""
+def outcome_of(future: Future[Any], allowed: float | None, elapsed: float) -> Ended:
+    """How a point ended, also when its worker was lost and so could record nothing."""
     try:
-        return future.result(), False
+        ended: Ended = future.result()
+        return ended
     except BrokenProcessPool:
         # Its process died without work: while it was starting, or between two points.
-        return {**failed("its worker process died before the run began"), "status": LOST}, True
+        return Ended(failed("its worker process died before the run began", LOST), lost=True)
     except (ProcessExpired, TimeoutError) as error:
         status = getattr(error, "exitcode", TIMED_OUT)
         # The time until the worker was there counts in `elapsed` too, so its status decides.
         if allowed is not None and elapsed >= allowed and status == TIMED_OUT:
-            return failed(f"took longer than sweep.timeout_minutes={allowed / 60:g} and was stopped"), True
-        return failed(_death(status)), True
+            return Ended(failed(f"took longer than sweep.timeout_minutes={allowed / 60:g} and was stopped"), lost=True)
+        return Ended(failed(_death(status)), lost=True)
     except (CancelledError, Exception) as error:
-        return failed(f"its worker process could not be used: {type(error).__name__}: {error}"), True
+        return Ended(failed(f"its worker process could not be used: {type(error).__name__}: {error}"), lost=True)
 
 
 def _death(status: int | None) -> str:
@@ -193,20 +195,20 @@ def _die_with_parent() -> None:
 
 def run_in_worker(
     task: Task, config: DictConfig, context: HydraContext, seconds: float | None, claim: Claim | None
-) -> dict[str, Any]:
+) -> Ended:
     """Run a point, unless another sweep is at it, or has done it by now; never raises.
 
     The claim is this process's: a sweep that was killed may leave a worker for a moment, which still holds it.
     """
     if claim is None:
-        return _run_alone(task, config, context, seconds)
+        return Ended(_run_alone(task, config, context, seconds))
     with claim.hold() as held:
         if not held:
-            return {"status": TAKEN}
-        return claim.result() or _run_alone(task, config, context, seconds)
+            return Ended(Outcome(TAKEN))
+        return Ended(claim.result() or _run_alone(task, config, context, seconds))
 
 
-def _run_alone(task: Task, config: DictConfig, context: HydraContext, seconds: float | None) -> dict[str, Any]:
+def _run_alone(task: Task, config: DictConfig, context: HydraContext, seconds: float | None) -> Outcome:
     """Run a point as a Hydra job, its output in `console.log` of its directory.
 
     Past `seconds` the process ends, and `console.log` shows where it hung. A clock of C ends also what no signal
@@ -224,13 +226,13 @@ def _run_alone(task: Task, config: DictConfig, context: HydraContext, seconds: f
         outcome = _run(task, config, context)
     finally:
         faulthandler.cancel_dump_traceback_later()
-    if outcome["status"] == "interrupted":
+    if outcome.status == "interrupted":
         # The signal that interrupted the run meant this process: its record is written, so it may leave.
         signal.raise_signal(signal.SIGTERM)
     return outcome
 
 
-def _run(task: Task, config: DictConfig, context: HydraContext) -> dict[str, Any]:
+def _run(task: Task, config: DictConfig, context: HydraContext) -> Outcome:
     JobRuntime.instance().set("name", config.hydra.job.name)
     try:
         job = run_job(task, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
@@ -238,7 +240,7 @@ def _run(task: Task, config: DictConfig, context: HydraContext) -> dict[str, Any
     except ConfigError as error:
         return failed(str(error))
     except KeyboardInterrupt:
-        return {**failed("interrupted"), "status": "interrupted"}
+        return failed("interrupted", "interrupted")
     except SystemExit as error:
         return failed(f"the run called sys.exit({error.code!r})")
     except Exception as error:
@@ -250,7 +252,7 @@ def _run(task: Task, config: DictConfig, context: HydraContext) -> dict[str, Any
         gc.collect()
     if not isinstance(outcome, dict) or "status" not in outcome:
         return failed(f"the run returned {outcome!r:.80} where a result was expected")
-    return outcome
+    return Outcome.of(outcome)
 
 
 def _redirect_output(path: Path) -> None:
