@@ -25,7 +25,7 @@ class Recorder:
 
 
 def main(setting: Setting) -> bool:
-    chosen = ["-m", "not gpu and not slow", "-k", "bfloat16 and lora", str(TESTS / "test_run.py")]
+    chosen = ["-m", "not gpu", "-k", "bfloat16 and lora", str(TESTS / "run" / "test_run.py")]
     if not setting.dry:
         # Not all of them: modules that need packages which only the store or the pages need can't be imported there.
         files = [str(path) for path in TESTS.rglob("test_*.py") if MARK in path.read_text()]
