@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Protocol
 
-from tqdm import tqdm
-
 from harness.sweep.outcome import Outcome
 from harness.training.metrics import higher_is_better
 
@@ -65,6 +63,9 @@ class Progress:
         self.best: dict[tuple[str, str], tuple[float, str]] = {}
         self.shown: tuple[str, str] | None = None
         self.terminal = sys.stderr.isatty()
+        # Imported here: it brings asyncio, for which the command line's help would wait.
+        from tqdm import tqdm
+
         self.bar = tqdm(
             total=total,
             disable=not self.terminal,
