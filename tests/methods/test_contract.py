@@ -30,17 +30,14 @@ METHODS = sorted(
     for p in (conf_root() / "conf/method").rglob("*.yaml")
     if p.stem != "peft"  # any configuration of peft, which the others stand for
 )
-# One of each sort in every test run; the rest of the table is marked slow.
-QUICK = [("bert", Kind.classification), ("gpt2", Kind.classification), ("llama", Kind.causal_lm)]
+# An encoder and a decoder in every test run, with a test for each promise; the rest of the table is marked slow.
+QUICK = [("bert", Kind.classification), ("llama", Kind.causal_lm)]
 TABLE = [
-    pytest.param(
-        (method, model_type, kind),
-        marks=() if (model_type, kind) in QUICK else (pytest.mark.slow,),
-        id=f"{method}-{model_type}-{kind.name}",
-    )
+    pytest.param((method, model_type, kind), id=f"{method}-{model_type}-{kind.name}")
     for method in METHODS
     for model_type, kind in backbones()
 ]
+QUICK_TABLE = [row for row in TABLE if row.values[0][1:] in QUICK]
 # Methods that can go with every backbone: a refusal of theirs is a mistake. The head needs a head to train.
 UNIVERSAL = {"full", "lora", "rslora", "dora", "houlsby", "pfeiffer", "parallel_adapter", "compacter", "diff_pruning"}
 LANGUAGE_MODELS_ONLY = {"adaption_prompt", "trainable_tokens"}
@@ -216,7 +213,7 @@ class Pair:
         return restored
 
 
-@pytest.fixture(scope="module", params=TABLE)
+@pytest.fixture(scope="module", params=QUICK_TABLE)
 def asked(request: pytest.FixtureRequest, tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """A pair of the table, whether it can work or not."""
     name, model_type, kind = request.param
@@ -306,6 +303,29 @@ class TestContract:
             assert torch.allclose(pair.logits(merged), trained, atol=merge_tolerance(pair.backbone))
             return
         assert len(reason) > 20, "a merge that is impossible says why"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("row", [row for row in TABLE if row not in QUICK_TABLE])
+def test_every_promise_is_kept_elsewhere_too(row: tuple[str, str, Kind], tiny_model: TinyModel, tmp_path: Path) -> None:
+    """One test per method and backbone, whose failure names each promise that is broken, not the first alone."""
+    name, model_type, kind = row
+    pair, contract, broken = (
+        Pair(tiny_model(model_type), name, model_type, kind, tmp_path / "adapter"),
+        TestContract(),
+        [],
+    )
+    promises = [promise for promise in vars(TestContract) if promise.startswith("test_")]
+    assert promises[0] == "test_it_is_allowed_or_refused_in_a_sentence_with_its_key"
+    for promise in promises[:1] if isinstance(pair.expected, str) else promises:
+        try:
+            getattr(contract, promise)(pair)
+        except Exception as error:
+            error.add_note(promise)
+            broken.append(error)
+    if broken:
+        raise ExceptionGroup(f"{name} on {model_type} breaks {len(broken)} promises", broken)
 
 
 def merge_tolerance(backbone: Backbone) -> float:
