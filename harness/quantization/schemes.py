@@ -122,7 +122,7 @@ def measure(matrix: "Tensor") -> list[dict[str, Any]]:
 
 
 def collisions(weights: "Tensor", found: "Tensor", order: "Tensor") -> float:
-    """The share of neighboring weights that are told apart no longer.
+    """The share of neighboring weights that are distinguished no longer.
 
     Neighbors are two weights of a row that follow each other by size and differ; they collide where the same value
     comes back for both.

@@ -73,7 +73,7 @@ def spread(row: Any) -> str:
 
 
 def chance(row: Any) -> str:
-    """Mark the highest score observed and those not told apart from it, with the probability of being the best."""
+    """Mark the highest score observed and those not distinguished from it, with the probability of being the best."""
     parts = [STANDING.get(row["standing"], ""), number(row["best_probability"], 2)]
     return "" if pd.isna(row["best_probability"]) else " ".join(part for part in parts if part)
 

@@ -78,8 +78,8 @@ def _doubt(rows: pd.DataFrame, one: Pairwise) -> str:
     level = [name for name in rows["configuration"] if name in one.level]
     if one.every_pair and one.best in one.groups:
         others = len(one.groups) - 1
-        apart = f", told apart from {'the other' if others == 1 else f'all {others} others'} tested"
-        parts.append(f", not told apart from {few(level)}" if level else apart)
+        apart = f", distinguished from {'the other' if others == 1 else f'all {others} others'} tested"
+        parts.append(f", not distinguished from {few(level)}" if level else apart)
     elif one.chances:
         better = sum(not pd.isna(pair.p) and pair.corrected_p < 1 - CONFIDENCE for pair in one.comparisons)
         parts.append(f"; {better} of {tested(one)} methods tested differ{'s' * (better == 1)} from {one.baseline}")

@@ -67,7 +67,7 @@ def noise_table(found: pd.DataFrame) -> Table | None:
     """Make the table of it; null where no configuration has crossed seeds."""
     if found.empty:
         return None
-    columns = ("task", "method", "runs", "sd by seed", "by data_seed", "by both together", "in all", "told apart")
+    columns = ("task", "method", "runs", "sd by seed", "by data_seed", "by both together", "in all", "distinguished")
     cells = [
         (
             str(row["task"]),
@@ -79,7 +79,7 @@ def noise_table(found: pd.DataFrame) -> Table | None:
     ]
     caption = (
         "Standard deviations of the score by cause: the seed of new weights and dropout, that of the order of the rows,"
-        f" and what only the two together decide. Told apart: what two methods with this scatter, {RUNS} runs each,"
+        f" and what only the two together decide. Distinguished: what two methods with this scatter, {RUNS} runs each,"
         " must differ by for a t test at 5%."
     )
     return Table("Where the noise comes from", columns, cells, caption, ("task", "method"))

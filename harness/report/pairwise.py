@@ -28,7 +28,7 @@ MOST_METHODS = 64
 MOST_COMPUTATIONS, FEWEST_RESAMPLES = 40_000, 400
 # Stored predictions and the recorded score are of the same model if they agree to this share.
 AGREEMENT = 1e-4
-BEST, ALIKE = "highest observed", "not told apart from the highest"
+BEST, ALIKE = "highest observed", "not distinguished from the highest"
 BASELINE = "full"
 
 
@@ -43,9 +43,9 @@ class Pairwise:
         rows: Examples of the split; 0 where nothing could be compared.
         comparisons: Pairs of methods, corrected together: each with the baseline, or all of them; best first.
         summaries: Method -> mean with an interval over seeds and examples.
-        groups: Method -> its letters, where all pairs were tested: methods that share one were not told apart.
+        groups: Method -> its letters, where all pairs were tested: methods that share one were not distinguished.
         best: The method with the highest score observed; empty where fewer than two are compared.
-        level: Those that were not told apart from it, where all pairs were tested.
+        level: Those that were not distinguished from it, where all pairs were tested.
         baseline: What the report holds the others against: full fine-tuning, or else the one that is observed highest.
         notes: Sentences on what was not compared, and on how small a difference can be seen.
         correction: `Holm` or `Benjamini-Hochberg`.
@@ -160,7 +160,7 @@ def _of_task(
 
 
 def _grouped(found: Pairwise, known: Spreads) -> Pairwise:
-    """Add letters, and who was not told apart from the highest; both need three runs, so that seeds are in them."""
+    """Add letters, and who was not distinguished from the highest; both need three runs, so that seeds are in them."""
     names = [name for name in found.chances if name not in known.unstable]
     pairs = [one for one in found.comparisons if {one.a, one.b} <= {*names}]
     apart = [(pair.a, pair.b) for pair in pairs if pair.corrected_p < LEVEL]
@@ -310,7 +310,7 @@ def _precision(members: Mapping[str, Member], known: Spreads, comparisons: Seque
 def annotated(summary: pd.DataFrame, found: Sequence[Pairwise]) -> pd.DataFrame:
     """Add to the main table what comparing says.
 
-    Columns: `groups`, the letters; `standing`, "highest observed", "not told apart from the highest" or nothing, of
+    Columns: `groups`, the letters; `standing`, "highest observed", "not distinguished from the highest" or nothing, of
     methods with three runs or more; `best_probability`, that it is the best of those; `interval`, of what `low` and
     `high` are: "seeds", or "seeds and examples" where all methods could be compared.
     """

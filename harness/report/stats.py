@@ -176,12 +176,12 @@ def benjamini_hochberg(p_values: Sequence[float]) -> np.ndarray:
 
 
 def letters(methods: Sequence[str], told_apart: Iterable[Collection[str]]) -> dict[str, str]:
-    """Give every method letters so that two methods share one if and only if they were not told apart.
+    """Give every method letters so that two methods share one if and only if they were not distinguished.
 
     The compact letter display (Piepho 2004, J. Comput. Graph. Statist. 13(2)). His insert-and-absorb can need 2^k
     columns for k pairs; this is the clique-growing form of Gramm et al. 2007 (Comput. Statist. Data Anal. 52(2)), which
     has the same property in polynomial time: each two methods still without a letter in common found a group, which
-    grows by methods told apart from nobody in it; a group whose pairs all share another letter is dropped again.
+    grows by methods distinguished from nobody in it; a group whose pairs all share another letter is dropped again.
 
     Args:
         methods: Best first: the letter a then goes to the best.
@@ -197,7 +197,7 @@ def letters(methods: Sequence[str], told_apart: Iterable[Collection[str]]) -> di
     shared = np.zeros(alike.shape, dtype=int)
     groups: list[list[int]] = []
     for first in range(len(place)):
-        # The pair with itself comes last: a method that was told apart from all others has a letter of its own.
+        # The pair with itself comes last: a method that was distinguished from all others has a letter of its own.
         for second in [*range(first + 1, len(place)), first]:
             if alike[first, second] and not shared[first, second]:
                 groups.append(_grown(list({first, second}), alike, shared == 0))

@@ -134,9 +134,9 @@ def _standings(found: Pairwise | None, groups: int) -> list[str]:
     if groups:
         sentences.append(f"{STANDING[ALIKE]} {ALIKE} ({found.correction} over {tested(found):,} pairs).")
     if 0 < groups <= MOST_GROUPS:
-        sentences.append("Methods that share a letter were not told apart.")
+        sentences.append("Methods that share a letter were not distinguished.")
     elif groups:
-        sentences.append(f"It takes {groups} groups to say who was not told apart from whom: see comparisons.csv.")
+        sentences.append(f"It takes {groups} groups to say who was not distinguished from whom: see comparisons.csv.")
     return sentences
 
 

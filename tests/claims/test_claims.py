@@ -185,7 +185,7 @@ def test_a_choice_cannot_fail_while_some_have_one_run(tmp_path: Path) -> None:
 
 
 def test_forgetting_is_compared_by_the_factor_that_it_grows(tmp_path: Path) -> None:
-    """Growing by 2 instead of 4 is half, to be told apart over three runs that agree; by 8 is worse."""
+    """Growing by 2 instead of 4 is half, to be distinguished over three runs that agree; by 8 is worse."""
     for method, factors in {
         "full": (4, 4.1, 3.9),
         "lora": (2, 2.1, 1.9),

@@ -264,7 +264,7 @@ def test_a_table_says_the_same_for_the_same_seed(tiny_model: TinyModel) -> None:
 
 @pytest.mark.parametrize(("value", "sentence"), [(math.nan, "not finite"), (0.0, "all learned vectors are zero")])
 def test_vectors_without_a_direction_have_no_neighbors(value: float, sentence: str, tiny_model: TinyModel) -> None:
-    """A diverged run and an empty prompt are told apart from a found one."""
+    """A diverged run and an empty prompt are distinguished from a found one."""
     adapter = attach("prompt_tuning", backbone(tiny_model("bert"), "bert"))
     write(adapter, torch.full((20, 64), value))
     with pytest.raises(NoNeighbours, match=sentence):

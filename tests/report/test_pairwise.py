@@ -216,7 +216,7 @@ def test_thousands_of_methods_are_cut_to_the_best_and_the_baseline(tmp_path: Pat
     assert len(found.groups) == pairwise.MOST_METHODS
     [table] = tables.score_tables(summary, [found])
     assert ("groups" in table.columns, "best" in table.columns) == (False, True)
-    assert "groups to say who was not told apart from whom" in table.caption
+    assert "groups to say who was not distinguished from whom" in table.caption
     assert (found.baseline, "m00" in found.groups) == ("full", False)
     assert found.notes[0] == f"Of {pairwise.MOST_METHODS + 3} methods the {pairwise.MOST_METHODS} best are compared."
 

@@ -133,15 +133,15 @@ def test_the_first_sentence_names_the_best_and_whether_it_stands_out() -> None:
         markdown.verdicts(summary, [one]) for one in (found("lora", {"full"}), found("lora", set()), found("", set()))
     ]
     assert said == [
-        "On t lora has the highest score observed, 0.9000 accuracy (the best with probability 0.60), not told apart "
+        "On t lora has the highest score observed, 0.9000 accuracy (the best with probability 0.60), not distinguished "
         "from full.",
-        "On t lora has the highest score observed, 0.9000 accuracy (the best with probability 0.60), told apart from "
-        "all 2 others tested.",
+        "On t lora has the highest score observed, 0.9000 accuracy (the best with probability 0.60), distinguished "
+        "from all 2 others tested.",
         "On t lora has the highest score observed, 0.9000 accuracy; nothing tells whether by more than chance, as no "
         "predictions can be compared.",
     ]
     assert markdown.verdicts(summary, [found("lora", set(), ("lora", "head"))]).endswith(
-        "told apart from the other tested; 1 more was not compared."
+        "distinguished from the other tested; 1 more was not compared."
     )
     assert markdown.verdicts(summary, [found("full", set(), ("full", "head"))]).startswith(
         "On t full has the highest score observed of those compared, 0.8900"

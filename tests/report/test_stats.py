@@ -192,7 +192,7 @@ def test_two_methods_share_a_letter_if_and_only_if_they_were_not_told_apart() ->
 
 
 def test_letters_of_many_methods_are_found_at_once() -> None:
-    """Twenty-five pairs told apart, each from one another alone, for which insert-and-absorb keeps 2^25 columns."""
+    """Twenty-five pairs distinguished, each from one another alone, for which insert-and-absorb keeps 2^25 columns."""
     names = [str(number) for number in range(50)]
     apart = {(names[n], names[n + 1]) for n in range(0, 50, 2)}
     found = {name: set(re.findall(r"[a-zA-Z]\d*", text)) for name, text in letters(names, apart).items()}

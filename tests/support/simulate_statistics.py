@@ -74,7 +74,7 @@ def against_baseline(
 
 
 def family_error(deviations: np.ndarray, seeds: int, worlds: int, seed: int = 0) -> float:
-    """The share of tables of equal methods in which any is told apart from the baseline; Holm."""
+    """The share of tables of equal methods in which any is distinguished from the baseline; Holm."""
     generator = np.random.default_rng(seed)
     wrong = 0
     for _ in range(worlds):
@@ -110,7 +110,7 @@ def false_discoveries(deviations: np.ndarray, seeds: int, worlds: int, seed: int
 
 
 def power(deviations: np.ndarray, seeds: int, shift: float, correction: str, worlds: int, seed: int = 0) -> float:
-    """How often each of a quarter of the methods is told apart that is truly so much better than the baseline."""
+    """How often each of a quarter of the methods is distinguished that is truly so much better than the baseline."""
     generator = np.random.default_rng(seed)
     truth = np.arange(len(deviations)) % 4 == 1
     found = [against_baseline(*world(generator, deviations, seeds, shift * truth), correction) for _ in range(worlds)]

@@ -1,4 +1,4 @@
-"""Points resolved together come to the same as Hydra composing each, and what can't be told apart is left to it."""
+"""Points resolved together come to the same as Hydra composing each, and what can't be distinguished is left to it."""
 
 from collections.abc import Iterator
 from itertools import product

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by people who see two primary colors and, through the markers, in gray.
+# Okabe and Ito's palette, distinguished by people who see two primary colors and, through the markers, in gray.
 PALETTE = {
     "blue": "#0072B2",
     "vermilion": "#D55E00",
