@@ -91,7 +91,7 @@ def _as_plain(checked: Any, given: Any) -> Any:
     """Plain values of a checked object: 1 and 1.0 given for the same number become one, enums their names."""
     if not is_dataclass(checked):
         return checked
-    values = OmegaConf.to_container(OmegaConf.structured(checked), enum_to_str=True)  # type: ignore[arg-type]
+    values = OmegaConf.to_container(OmegaConf.structured(checked), enum_to_str=True)
     assert isinstance(values, dict)
     target = {"_target_": given["_target_"]} if "_target_" in given else {}
     return {**target, **{str(key): value for key, value in values.items()}}

@@ -138,7 +138,7 @@ class PeftMethod(PeftBased):
 
     def peft_config(self, backbone: Backbone) -> Any:
         cls = self._class("method.config")
-        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        names = {field.name for field in fields(cls)}
         options = self.options()
         found: dict[str, Any] = {}
         for key in ("target_modules", "feedforward_modules"):

@@ -255,7 +255,7 @@ class PeftAdapter(TrainingHooks):
                 heads = [m for m in self.model.modules() if isinstance(m, copied_module())]
                 for head in heads:
                     head.enable_adapters(False)
-                self.model.forward = self.model.base_model.forward  # type: ignore[method-assign,union-attr,assignment]
+                self.model.forward = self.model.base_model.forward  # type: ignore[union-attr]
                 try:
                     yield
                 finally:

@@ -72,7 +72,7 @@ def describe(name: str, module: "nn.Module") -> Target:
 def width(module: "nn.Module") -> tuple[int, int]:
     """Output and input width of a linear module, also of GPT-2's Conv1D; (0, 0) for anything else."""
     if type(module).__name__ == "Conv1D":
-        return module.weight.shape[1], module.weight.shape[0]  # type: ignore[index,union-attr,return-value]
+        return module.weight.shape[1], module.weight.shape[0]  # type: ignore[index,return-value]
     rows, columns = getattr(module, "out_features", 0), getattr(module, "in_features", 0)
     return (rows, columns) if isinstance(rows, int) and isinstance(columns, int) else (0, 0)
 
@@ -357,7 +357,7 @@ def prefix(config: Any, targets: list[Target], backbone: Backbone) -> int:
 
 def trainable_tokens(config: Any, targets: list[Target], backbone: Backbone) -> int:
     """The embeddings of the chosen tokens."""
-    rows, columns = backbone.model.get_input_embeddings().weight.shape  # type: ignore[misc,union-attr]
+    rows, columns = backbone.model.get_input_embeddings().weight.shape  # type: ignore[misc]
     beyond = [index for index in config.token_indices if not 0 <= index < rows]
     if beyond:
         raise WrongOption(f"token_indices={beyond} is beyond the vocabulary: it has {rows} tokens")

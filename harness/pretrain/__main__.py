@@ -257,7 +257,9 @@ def evaluate(model: Any, config: Pretraining, tokenizer: Any) -> dict[str, float
     return dict(zip(names, means, strict=True)) | {"perplexity": math.exp(means[0])}
 
 
-def describe(config: Pretraining, model: Any, losses: list[float], heldout: dict, seconds: float) -> dict[str, Any]:
+def describe(
+    config: Pretraining, model: Any, losses: list[float], heldout: dict[str, Any], seconds: float
+) -> dict[str, Any]:
     """Returns the record of a pretraining run; the loss curve is thinned to about 100 means."""
     import tokenizers
     import torch

@@ -98,7 +98,9 @@ def encoder_causal_loss(model: Any, batch: list[Passage], tokenizer: Any) -> "to
     return causal_loss(inputs, outputs.prediction_logits)
 
 
-def encoder_masked_loss(model: Any, batch: list[Passage], tokenizer: Any, rng: Random, generator: Any) -> tuple:
+def encoder_masked_loss(
+    model: Any, batch: list[Passage], tokenizer: Any, rng: Random, generator: Any
+) -> tuple[Any, ...]:
     """Returns BERT's two losses (nats): masked words, and whether the second part belongs to the first.
 
     As in Devlin et al. (2019, section 3.1), 15% of the words are to be predicted, of which 80% are masked and 10%

@@ -152,7 +152,7 @@ def parse(arguments: Sequence[str]) -> Options:
         except OmegaConfBaseException as error:
             raise ConfigError(f"{_shown(argument)}: {str(error).splitlines()[0]}") from None
     checked: Any = OmegaConf.to_object(options)
-    return checked  # type: ignore[no-any-return]
+    return checked
 
 
 def _shown(argument: str) -> str:

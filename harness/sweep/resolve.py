@@ -151,7 +151,7 @@ class Variant:
 def _references(config: DictConfig, section: str) -> Iterator[str]:
     """The sections that a section's interpolations name."""
     node = config._get_node(section)
-    plain = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node._value()  # type: ignore[union-attr,arg-type]
+    plain = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node._value()  # type: ignore[union-attr]
     for text in _texts(plain):
         for name, end in REFERENCE.findall(text):
             name = name.strip()

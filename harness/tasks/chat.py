@@ -86,8 +86,6 @@ def _write(
     written = CLOCK.sub(lambda call: repr(TODAY.strftime(call[2])), chosen or tokenizer.get_chat_template())
     options: dict[str, Any] = {"chat_template": written, "tokenize": False}
     try:
-        return str(
-            tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **options)  # type: ignore[arg-type]
-        )
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **options))
     except TemplateError as error:
         raise ConfigError(f"task.chat_template: it can't be used: {error}") from error

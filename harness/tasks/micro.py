@@ -12,6 +12,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from random import Random
+from typing import Any
 
 from harness.tasks import micro_text as text
 from harness.tasks import micro_words as words
@@ -26,7 +27,7 @@ HELDOUT_SHARE = 16
 _ALL_OPINIONS = {1: words.PRAISE, 0: words.BLAME}
 
 
-def generate(task: str, split: str, rows: int, seed: int = 0) -> list[dict]:
+def generate(task: str, split: str, rows: int, seed: int = 0) -> list[dict[str, Any]]:
     """Returns rows of a task with exact labels, balanced to within one row a label.
 
     Rows of different splits never coincide, whatever the seeds, and no row occurs twice.
@@ -49,7 +50,7 @@ def generate(task: str, split: str, rows: int, seed: int = 0) -> list[dict]:
         raise ValueError(f"rows of micro/{task} is {rows}; allowed: 0 or more")
     rng = Random(f"{task} {split} {seed}")
     draw, labels = _DRAWS[task]
-    made: list[dict] = []
+    made: list[dict[str, Any]] = []
     seen: set[str] = set()
     while len(made) < rows:
         row = draw(rng, split, len(made) % labels) | {"label": len(made) % labels}
@@ -111,13 +112,13 @@ def fingerprint() -> str:
 # --- Rows of the tasks ----------------------------------------------------------------------------------------------
 
 
-def _sentiment_row(rng: Random, split: str, label: int) -> dict:
+def _sentiment_row(rng: Random, split: str, label: int) -> dict[str, Any]:
     lexicon = {1: third(words.PRAISE, split), 0: third(words.BLAME, split)}
     depth = rng.choices((0, 1, 2, 3), (0.15, 0.35, 0.35, 0.15))[0]
     return {"sentence": text.opinion(rng, label, lexicon, rng.choice(words.WORKS), depth) + " ."}
 
 
-def _acceptability_row(rng: Random, split: str, label: int) -> dict:
+def _acceptability_row(rng: Random, split: str, label: int) -> dict[str, Any]:
     nouns = third(words.AGENTS, split) + third(words.THINGS, split)
     return {"sentence": text.description(rng, nouns, None if label else rng.choice(text.FAULTS)) + " ."}
 
@@ -136,7 +137,7 @@ _QUANTIFIERS = ("all", "all", "some", "some", "no", "no", "notall")
 
 
 def _argument(
-    rng: Random, label: int, categories: list[str], places: list, verbs: list, plain: bool = False
+    rng: Random, label: int, categories: list[str], places: list[Any], verbs: list[Any], plain: bool = False
 ) -> tuple[str, str]:
     """Draws a premise and a hypothesis that it entails (0), leaves open (1) or contradicts (2).
 
@@ -173,13 +174,15 @@ def _argument(
     return text.state(rng, said[0], plain), text.state(rng, said[1], plain)
 
 
-def _entailment_row(rng: Random, split: str, label: int) -> dict:
+def _entailment_row(rng: Random, split: str, label: int) -> dict[str, Any]:
     categories = third(list(words.CATEGORIES), split)
     premise, hypothesis = _argument(rng, label, categories, third(words.PLACES, split), third(words.THING_VERBS, split))
     return {"premise": f"{premise} .", "hypothesis": f"{hypothesis} ."}
 
 
-def _told_twice(rng: Random, same: bool, persons: bool, verbs: list, places: list, things: list[str]) -> list[str]:
+def _told_twice(
+    rng: Random, same: bool, persons: bool, verbs: list[Any], places: list[Any], things: list[str]
+) -> list[str]:
     """Draws an event and tells it twice, or tells an event and another that differs from it in one respect."""
     event = text.draw_event(rng, persons, verbs, places, things)
     other = event if same else text.change(rng, event, verbs, places, things)
@@ -191,14 +194,14 @@ def _told_twice(rng: Random, same: bool, persons: bool, verbs: list, places: lis
     return [told, again]
 
 
-def _paraphrase_row(rng: Random, split: str, label: int) -> dict:
+def _paraphrase_row(rng: Random, split: str, label: int) -> dict[str, Any]:
     persons = rng.random() < 0.6
     verbs = third(words.PERSON_VERBS if persons else words.THING_VERBS, split)
     first, second = _told_twice(rng, bool(label), persons, verbs, third(words.PLACES, split), words.THINGS)
     return {"sentence1": f"{first} .", "sentence2": f"{second} ."}
 
 
-_DRAWS: dict[str, tuple[Callable[[Random, str, int], dict], int]] = {
+_DRAWS: dict[str, tuple[Callable[[Random, str, int], dict[str, Any]], int]] = {
     "sentiment": (_sentiment_row, 2),
     "acceptability": (_acceptability_row, 2),
     "entailment": (_entailment_row, 3),

@@ -31,7 +31,7 @@ import json
 import zlib
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.tasks import micro_text as text
 from harness.tasks import micro_words as words
@@ -55,7 +55,7 @@ class Draft(NamedTuple):
     wrong: str
 
 
-def generate(split: str, rows: int, seed: int = 0) -> list[dict]:
+def generate(split: str, rows: int, seed: int = 0) -> list[dict[str, Any]]:
     """Returns rows of `instruction`, `input`, `output`, `kind` and `idx`, the kinds balanced to within one row.
 
     No prompt occurs twice, and none in two splits, whatever the seeds and whether of instructions or preferences.
@@ -76,7 +76,7 @@ def generate(split: str, rows: int, seed: int = 0) -> list[dict]:
     return _shuffled(made, f"instruct order {split} {seed}")
 
 
-def preferences(split: str, rows: int, seed: int = 0) -> list[dict]:
+def preferences(split: str, rows: int, seed: int = 0) -> list[dict[str, Any]]:
     """Returns rows of `instruction`, `input`, `chosen`, `rejected`, `kind` and `idx`.
 
     `kind` is what is wrong with the rejected answer, one of `FAULTS`: wrong in half of the pairs, to within two rows,
@@ -130,7 +130,7 @@ def _drafts(task: str, split: str, rows: int, seed: int) -> list[tuple[str, Draf
     return made
 
 
-def _shuffled(rows: list[dict], seed: str) -> list[dict]:
+def _shuffled(rows: list[dict[str, Any]], seed: str) -> list[dict[str, Any]]:
     Random(seed).shuffle(rows)
     return [row | {"idx": index} for index, row in enumerate(rows)]
 

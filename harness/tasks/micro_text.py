@@ -7,7 +7,7 @@ spaces. Meaning comes first (a polarity, an event, a quantified statement), so t
 from collections.abc import Mapping, Sequence
 from functools import cache
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.tasks import micro_words as words
 from harness.tasks.micro_words import article, plural
@@ -121,7 +121,7 @@ class Event(NamedTuple):
     happened: bool
 
 
-def draw_event(rng: Random, persons: bool, verbs: Sequence, places: Sequence, things: Sequence[str]) -> Event:
+def draw_event(rng: Random, persons: bool, verbs: Sequence[Any], places: Sequence[Any], things: Sequence[str]) -> Event:
     """Draws an event; its patient is another agent where `persons` is true, else a thing."""
     actor, other = rng.sample(words.AGENTS, 2)
     patient = other if persons else f"{rng.choice(words.QUALITIES)} {rng.choice(things)}"
@@ -140,7 +140,7 @@ def tell(event: Event, verb: int, place: int, passive: bool, fronted: bool) -> s
     return f"{where} , {clause}" if fronted else f"{clause} {where}"
 
 
-def change(rng: Random, event: Event, verbs: Sequence, places: Sequence, things: Sequence[str]) -> Event:
+def change(rng: Random, event: Event, verbs: Sequence[Any], places: Sequence[Any], things: Sequence[str]) -> Event:
     """Returns an event that differs in one respect: the roles, the verb, the place, the patient or whether it was."""
     persons = event.patient in words.AGENTS
     respect = rng.choice(
@@ -218,7 +218,7 @@ def judge(nouns: str, qualified: tuple[bool, bool], quantifiers: tuple[str, str]
     facts = facts or [(1, 1), (1, 0), (0, 1), (0, 0)]
     cells = [(kind, quality, fact) for kind in kinds for quality in (0, 1) for fact in facts]
 
-    def named(side: int) -> set:
+    def named(side: int) -> set[Any]:
         return {cell for cell in cells if cell[0][side] and (cell[1] or not qualified[side])}
 
     def possible(quantifier: str) -> bool:

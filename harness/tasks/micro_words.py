@@ -4,6 +4,8 @@ Nothing here is random. A list that is divided in three is divided by position (
 blame run from frequent to rare, so that each third holds frequent and rare words alike.
 """
 
+from typing import Any
+
 SPLITS = ("train", "development", "validation")
 
 AGENTS = (
@@ -89,7 +91,7 @@ def article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def third(words: list, split: str) -> list:
+def third(words: list[Any], split: str) -> list[Any]:
     """Returns the third of a list that belongs to a split; the thirds share no item."""
     return list(words)[SPLITS.index(split) :: 3]
 

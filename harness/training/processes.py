@@ -111,7 +111,7 @@ class Processes:
 
         total = torch.tensor([float(value) for value in values], dtype=torch.float64)
         distributed.all_reduce(total, group=self._control)
-        return total.tolist()  # type: ignore[no-any-return]
+        return total.tolist()
 
     def of_first(self, value: Any) -> Any:
         """The first process's value, so that all decide alike."""

@@ -198,7 +198,7 @@ class ClusterLauncher(LocalLauncher):
     def stop(self) -> None:
         """Have what is under way end, and leave the cluster."""
         with ThreadPoolExecutor(max(1, len(self.processes))) as threads:
-            list(threads.map(ClusterWorker.stop, self.processes))  # type: ignore[arg-type]
+            list(threads.map(ClusterWorker.stop, self.processes))
         self.processes.clear()
         if self.connected:
             self.connected = False
