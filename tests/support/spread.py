@@ -10,14 +10,17 @@ import sys
 import warnings
 from pathlib import Path
 
-import test_contract as contract
 import torch
 from torch import distributed
 
+from harness import measure, models
 from harness.config.errors import ConfigError
 from harness.methods import trained_parameters
 from harness.models.architectures import Kind
 from harness.training.processes import Processes
+
+sys.path.append(str(Path(__file__).parents[1] / "methods"))
+import test_contract as contract  # noqa: E402
 
 
 def attached(folder: Path, name: str, kind: Kind):
@@ -39,7 +42,7 @@ def look(processes: Processes, folder: Path, name: str, kind: Kind) -> str | Non
     experiment = contract.experiment_of(folder, name, kind)
     if isinstance(expected := contract.told_beforehand(folder, experiment), str):
         return expected
-    if contract.models.choose_quantization(experiment).value != "none":
+    if models.choose_quantization(experiment).value != "none":
         return "quantized"
     _, whole = attached(folder, name, kind)
     backbone, spread = attached(folder, name, kind)
@@ -49,7 +52,7 @@ def look(processes: Processes, folder: Path, name: str, kind: Kind) -> str | Non
         processes.spread_frozen(layers, [*trained, *spread.kept_whole()])
     except ConfigError as refusal:
         return str(refusal)
-    held, needed = contract.measure.weight_bytes(spread.model), contract.measure.weight_bytes(whole.model)
+    held, needed = measure.weight_bytes(spread.model), measure.weight_bytes(whole.model)
     assert held < needed, f"spread weights take {held} bytes of {needed}"
     for switched, ours, theirs in zip(("on", "off"), scores(spread, kind), scores(whole, kind), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5), f"logits, adapter {switched}: {(ours - theirs).abs().max()}"
