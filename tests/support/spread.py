@@ -20,7 +20,7 @@ from harness.models.architectures import Kind
 from harness.training.processes import Processes
 
 sys.path.append(str(Path(__file__).parents[1] / "methods"))
-import test_contract as contract  # noqa: E402
+import test_contract as contract
 
 
 def attached(folder: Path, name: str, kind: Kind):
