@@ -14,7 +14,7 @@ def by_hash(frame: pd.DataFrame, hashes: Mapping[str, str]) -> pd.DataFrame:
     Weights that were drawn at random are no files: with and without them is one backbone.
 
     Args:
-        frame: Of `harness.reporting.scores.tidy`.
+        frame: Of `harness.report.scores.tidy`.
         hashes: Run -> SHA-256 over its backbone's files, of those that recorded one.
     """
     if frame.empty:
