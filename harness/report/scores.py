@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +22,9 @@ from harness.training.metrics import higher_is_better
 
 FINISHED, DIVERGED, STOPPED = "finished", "diverged", "stopped"
 MAJORITY = "majority class"
+# What `summary` reads of each run: texts, and figures beside its score.
+TEXTS = ("method", "status", "mark", "forgetting_metric")
+FIGURES = ("seed", "data_seed", "majority")
 # Beside a run's own score: that of its backbone alone, and its loss on general text before and after.
 BEFORE_AND_AFTER = ("base", "forgetting.before", "forgetting.after")
 LEARNING_RATE = f"param.{RATE}"
@@ -227,21 +230,21 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """
     runs = compared(frame)
     runs = runs.assign(configuration=label(runs))
-    # Of thousands of groups each is a copy of all columns, and pandas' own texts are slow where they are few.
-    runs = runs[[column for column in runs if not str(column).startswith("param.")]]
-    runs = runs.astype(dict.fromkeys((*TAGS, "mark"), object))
     rows: list[dict[str, Any]] = []
     for task, of_task in runs.groupby("task", sort=True):
         split = split_of(of_task)
         metrics = of_task["primary_metric"]
         common = {"task": task, "metric": next(iter(metrics[metrics != ""]), ""), "split": split}
         means = _means(of_task)
+        # A data frame for each of thousands of configurations would take most of a report's time.
+        read = {name: of_task[name].to_numpy(dtype=object) for name in TEXTS}
+        read |= {name: of_task[name].to_numpy(dtype=float, na_value=math.nan) for name in (*FIGURES, split)}
         found = [
             common
-            | {"configuration": name, "method": group["method"].iloc[0]}
-            | _configuration(group, split, common["metric"])
+            | {"configuration": name}
+            | _configuration({key: values[places] for key, values in read.items()}, split, common["metric"])
             | means[name]
-            for name, group in of_task.groupby("configuration", sort=True)
+            for name, places in of_task.groupby("configuration", sort=True).indices.items()
         ]
         sign = -1 if higher_is_better(common["metric"]) else 1
         rows += sorted(found, key=lambda row: (sign * row["mean"] if row["n"] else math.inf, row["configuration"]))
@@ -266,18 +269,21 @@ def _means(of_task: pd.DataFrame) -> dict[Any, dict[str, float]]:
     return found
 
 
-def _configuration(group: pd.DataFrame, split: str, metric: str) -> dict[str, Any]:
+def _configuration(runs: Mapping[str, Any], split: str, metric: str) -> dict[str, Any]:
     """Two runs have no interval, nor have runs of which one collapsed or diverged: their mean is of two kinds."""
-    finished, diverged = group["status"] == FINISHED, group["status"] == DIVERGED
-    scores = group[split].where(finished)
-    outcomes = count_outcomes(scores, diverged, group["majority"], higher_is_better(metric))
+    finished, diverged = runs["status"] == FINISHED, runs["status"] == DIVERGED
+    scores: Any = np.where(finished, runs[split], math.nan)
+    outcomes = count_outcomes(scores, diverged, runs["majority"], higher_is_better(metric))
     found = summarize(scores)
     low, high = math.nan, math.nan
     if not (outcomes.collapsed or outcomes.diverged):
-        finite = group[np.isfinite(scores)].sort_values(["seed", "data_seed", split])
-        low, high = over_seeds(metric, *(finite[name].astype(float) for name in (split, "seed", "data_seed")))
-    marks = Counter(mark for mark in group["mark"] if mark)
+        # Sorted: the last bits of a variance depend on the order of the runs.
+        order = np.lexsort((scores, runs["data_seed"], runs["seed"]))
+        order = order[np.isfinite(scores[order])]
+        low, high = over_seeds(metric, scores[order], runs["seed"][order], runs["data_seed"][order])
+    marks = Counter(mark for mark in runs["mark"] if mark)
     return {
+        "method": runs["method"][0],
         "n": found.n,
         "mean": found.mean,
         "std": found.std,
@@ -287,7 +293,7 @@ def _configuration(group: pd.DataFrame, split: str, metric: str) -> dict[str, An
         "diverged": outcomes.diverged,
         "failed": int((~(finished | diverged)).sum()),
         "marked": "; ".join(f"{count} {mark}" for mark, count in sorted(marks.items())),
-        "forgetting_metric": next((name for name in group["forgetting_metric"][finished] if name), ""),
+        "forgetting_metric": next((name for name in runs["forgetting_metric"][finished] if name), ""),
     }
 
 
