@@ -93,16 +93,15 @@ def test_the_hubs_own_layout_is_read_with_its_revision(tmp_path: Path) -> None:
         "  - {split: train, path: sst2/train-*}\n  - {split: validation, path: sst2/validation-*}\n---\n"
     )
     hub = sources.Hub(str(tmp_path / "glue"), "sst2", None)
-    rows, revision = sources.read_hub(hub, "validation")
-    assert rows == ROWS[:4]
-    assert len(revision) == 64
+    assert list(sources.hub_rows(hub, "validation")) == ROWS[:4]
+    assert len(sources.hub_revision(hub, "validation")) == 64
     with pytest.raises(ConfigError, match="the tset split can't be loaded"):
-        sources.read_hub(hub, "tset")
+        list(sources.hub_rows(hub, "tset"))
 
 
 def test_a_hub_name_without_a_network_says_what_to_do() -> None:
     with pytest.raises(ConfigError, match=r"task\.hub\.path=nyu-mll/glue \(sst2\): .*give task\.data_dir=FOLDER"):
-        sources.read_hub(sources.Hub("nyu-mll/glue", "sst2", None), "train")
+        list(sources.hub_rows(sources.Hub("nyu-mll/glue", "sst2", None), "train"))
 
 
 def test_the_development_split_keeps_the_shares_of_the_classes_and_is_seeded() -> None:
