@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from harness.config.errors import ConfigError, near_misses
+from harness.config.errors import ConfigError, near_misses, write_anywhere
 from harness.tracking.uri import check, redact
 from harness.tracking.uri import parse as parse_uri
 
@@ -80,6 +80,7 @@ def places(text: str) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; a mistake of the user's is told in one sentence, with exit status 2."""
+    write_anywhere()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(arguments):
         print(__doc__)

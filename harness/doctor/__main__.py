@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.config.errors import ConfigError, near_misses
+from harness.config.errors import ConfigError, near_misses, write_anywhere
 from harness.config.schema import Quantization
 from harness.doctor.tables import as_json, markdown, print_tables
 
@@ -46,6 +46,7 @@ class Options:
 
 def main() -> int:
     """Parse the command line, look, print, and return the exit status."""
+    write_anywhere()
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         print(USAGE)

@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
 from harness.config.compose import compose
-from harness.config.errors import ConfigError
+from harness.config.errors import ConfigError, write_anywhere
 from harness.plan.costs import Settings, plan_point, read_settings
 from harness.plan.display import PAGE, Stream, draw
 
@@ -33,6 +33,7 @@ Prints parameters, memory of a training step by category, operations, the saved 
 
 def main() -> int:
     """Parse the command line, print the points as they are planned, and return the exit status."""
+    write_anywhere()
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         print(USAGE)

@@ -30,7 +30,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from harness.config.errors import ConfigError, key_values, near_misses
+from harness.config.errors import ConfigError, key_values, near_misses, write_anywhere
 from harness.config.sources import PACKAGE
 from harness.config.version import __version__
 from harness.pretrain.losses import (
@@ -302,6 +302,7 @@ def write(config: Pretraining, model: Any, tokenizer: Any, record: dict[str, Any
 
 def main() -> None:
     """Runs the command; a mistake of the user's is told in one sentence, with exit status 2."""
+    write_anywhere()
     try:
         record = pretrain(parse(sys.argv[1:]))
     except ConfigError as error:

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.build import typed
 from harness.config.compose import compose
-from harness.config.errors import ConfigError, key_values, near_misses
+from harness.config.errors import ConfigError, key_values, near_misses, write_anywhere
 from harness.config.schema import LARGEST_SEED, ModelConfig
 from harness.methods.earlier import resolve
 from harness.models import quiet_libraries
@@ -119,6 +119,7 @@ def analyze(model: ModelConfig, told: Study) -> Path:
 
 def main() -> int:
     """Runs the command; a mistake of the user's is told in one sentence, with exit status 2."""
+    write_anywhere()
     try:
         out = analyze(*parse(sys.argv[1:]))
     except ConfigError as error:

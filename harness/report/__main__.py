@@ -46,7 +46,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import tracking
-from harness.config.errors import ConfigError, near_misses
+from harness.config.errors import ConfigError, near_misses, write_anywhere
 from harness.config.sources import conf_root
 from harness.report import definitions
 from harness.report.definitions import Definition
@@ -99,6 +99,7 @@ class Options(Definition):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a user's mistake ends it with one sentence and exit status 2."""
+    write_anywhere()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(arguments):
         print(__doc__)

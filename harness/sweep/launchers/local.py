@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,12 +21,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from harness import tracking
 from harness.config.build import resolved
 from harness.config.errors import ConfigError
-from harness.config.mistakes import MISTAKES, explain, key_of
+from harness.config.mistakes import MISTAKES, explain, key_of, not_made
 from harness.sweep.launchers.slots import slots, visible_gpus
 from harness.sweep.locks import outcome_of_stored
 from harness.sweep.outcome import LOST, NOT_RUN, TAKEN, Ended, Outcome, failed
 from harness.sweep.points import (
     Point,
+    check_folders,
     check_rerun,
     outcomes,
     send_once,
@@ -42,6 +44,8 @@ from harness.tracking.record import RunRecord, written_since
 if TYPE_CHECKING:
     from harness.sweep.launchers.workers import Worker
 
+# hydra.sweep.subdir of conf/config.yaml, which every point can be told without composing it.
+OWN_FOLDER = "${hydra.job.num}"
 SWEEP_WITHOUT_FILE = "multirun"
 EMPTY = "the sweep is empty: one of its lists of values has nothing in it"
 # How often a point is looked at again that another sweep works on.
@@ -83,7 +87,7 @@ class LocalLauncher(Launcher):
         self._skip(points)
         places = self._slots(points)
         _refuse_if_all_are_wrong(points)
-        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        self._make_folder(points)
         interrupted = self._work(points, places)
         outcomes.extend(point.result for point in points)
         print(summary(points), flush=True)
@@ -100,6 +104,19 @@ class LocalLauncher(Launcher):
             raise ConfigError(f"hydra.launcher.imports={self.imports}: a list of module names is needed")
         if not points:
             raise ConfigError(EMPTY)
+
+    def _make_folder(self, points: list[Point]) -> None:
+        """Make the sweep's folder, in which no point may write where another, or an earlier run, does."""
+        told: Any = OmegaConf.to_container(self.config.hydra.sweep, resolve=False)
+        waiting = [point for point in points if not point.outcome and not point.twin]
+        if told["subdir"] != OWN_FOLDER or re.search(r"\$\{(?!now:|hydra)", told["dir"]):
+            for point in waiting:
+                self._compose(point)  # only the whole configuration tells where it writes
+        check_folders(waiting, str(told["subdir"]))
+        try:
+            Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(not_made("hydra.sweep.dir", self.config.hydra.sweep.dir, error)) from None
 
     def _slots(self, points: list[Point]) -> list[str | None]:
         """The GPU of each worker, null for the CPU; a point that asks for a GPU where there is none has failed."""
