@@ -254,9 +254,12 @@ class Table(Classification):
             values = [f"{column} has {found}" for column, found in self._glance(there).items()]
             wanted = ", ".join(f"{key}.{name}=" for name in missing)
             raise ConfigError(f"{wanted}: say which column it is ({told}; {'; '.join(values)})")
+        told_as = {**dict.fromkeys(self.text, "text"), self.label: "label", self.group: "group"}
         for column in self.columns():
             if column not in there:
-                raise ConfigError(f"{key}: no column {column!r}; {near_misses(column, there)}")
+                raise ConfigError(
+                    f"{key}.{told_as[column]}={column}: no column {column!r}; {near_misses(column, there)}"
+                )
 
     def _glance(self, columns: list[str]) -> dict[str, Values]:
         """The values of columns in the first rows of train."""
@@ -357,7 +360,8 @@ def _matching(told: str, path: Path) -> list[Path]:
         return [path]
     found = sorted(path.parent.glob(path.name)) if set(path.name) & set("*?[") else []
     if not found:
-        near = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        there = path.parent.iterdir() if path.parent.is_dir() else ()
+        near = [one.name for one in there if one.name.endswith(files.SUFFIXES)]
         raise ConfigError(f"task.file={told}: there is no such file; {near_misses(path.name, sorted(near)[:SHOWN])}")
     return found
 
