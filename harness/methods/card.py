@@ -29,6 +29,8 @@ PIPELINES = {
 }
 # Sections and keys that say where things go and not what is computed; a store's address may hold a password.
 NOT_REPRODUCED = ("tracking", "sweep", "train.resume", "train.checkpoint_dir", "train.checkpoint_minutes")
+# Names of language models' output layers, whose weights are often those of the embeddings.
+OUTPUT_LAYERS = {"lm_head", "embed_out", "output_layer"}
 GROUPS = ("model", "task", "method")
 
 
@@ -181,7 +183,8 @@ def _loading(manifest: Manifest, peft_type: str | None) -> str:
         return text
     below = _below(manifest.model)
     if below is None:
-        return f"{text}\n\nPeft alone can't load it: the adapter below it, {_code(path)}, is none of peft's."
+        why = "is none of peft's, or changes an output layer, which peft would merge into tied embeddings too"
+        return f"{text}\n\nPeft alone can't load it: the adapter below it, {_code(path)}, {why}."
     first, earlier = below
     width = "" if task.labels_count is None else f", num_labels={task.labels_count}"
     cls, where = MODEL_CLASSES[task.kind], repr(_line(first))
@@ -206,7 +209,9 @@ def _below(model: ModelConfig) -> tuple[str | None, list[str]] | None:
     merged: list[str] = []
     while model.path and (Path(model.path).expanduser() / MANIFEST_FILE).is_file():
         folder = Path(model.path).expanduser()
-        if model.earlier_adapter is not EarlierAdapter.merged or "peft_type" not in _adapter_config(folder):
+        config = _adapter_config(folder)
+        on_output = OUTPUT_LAYERS.intersection(config.get("target_modules") or ())
+        if model.earlier_adapter is not EarlierAdapter.merged or "peft_type" not in config or on_output:
             return None
         merged.insert(0, model.path)
         model = read(folder).model

@@ -248,6 +248,8 @@ class Table(Classification):
             ConfigError: Something is.
         """
         there = self._columns()
+        if not there:
+            raise ConfigError(f"{self._place('train')}: the split has no rows")
         told = f"columns: {', '.join(there)}"
         missing = [name for name, value in (("text", self.text), ("label", self.label)) if not value]
         if missing:

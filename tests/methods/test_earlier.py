@@ -83,3 +83,4 @@ def test_lora_on_an_output_layer_that_is_tied_to_the_embeddings_comes_back(tmp_p
     torch.testing.assert_close(logits(merged, tokenizer), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(merged.get_input_embeddings().weight, embeddings)
     run_once(tmp_path / "two", *SMALL, "method=lora", f"model.path={folder}")
+    assert "Peft alone can't load it" in (tmp_path / "two/adapter/README.md").read_text()

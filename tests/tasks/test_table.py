@@ -172,6 +172,12 @@ def test_a_table_that_can_not_be_split_or_learned_says_so(rows: list, overrides:
         table("tickets.csv", "kind", *overrides).load()
 
 
+def test_a_file_with_names_of_columns_alone_has_no_rows() -> None:
+    Path("tickets.csv").write_text("text,kind\n")
+    with pytest.raises(ConfigError, match=r"task\.file=tickets\.csv: the split has no rows"):
+        table("tickets.csv")
+
+
 def test_a_class_seen_once_stays_in_train_and_five_hundred_classes_do() -> None:
     write("tickets.csv", [*rows_of(90), {**rows_of(1)[0], "text": "rare", "kind": "rare"}])
     task = table("tickets.csv")
