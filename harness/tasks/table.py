@@ -256,7 +256,8 @@ class Table(Classification):
             values = [f"{column} has {found}" for column, found in self._glance(there).items()]
             wanted = ", ".join(f"{key}.{name}=" for name in missing)
             raise ConfigError(f"{wanted}: say which column it is ({told}; {'; '.join(values)})")
-        told_as = {**dict.fromkeys(self.text, "text"), self.label: "label", self.group: "group"}
+        told_as: dict[str | None, str] = dict.fromkeys(self.text, "text")
+        told_as |= {self.label: "label", self.group: "group"}
         for column in self.columns():
             if column not in there:
                 raise ConfigError(

@@ -215,7 +215,7 @@ def test_a_run_names_its_classes_everywhere(tmp_path: Path) -> None:
 
 def test_only_the_rows_that_are_used_are_held() -> None:
     """A file larger than memory is read row by row; the sample is the same rows in the same turn every time."""
-    rows = [{**row, "text": row["text"] + " storm" * 500} for row in rows_of(2000)]
+    rows = [{**row, "text": row["text"] + " storm" * 200} for row in rows_of(2500)]
     write("tickets.csv", rows)
     size = Path("tickets.csv").stat().st_size
     most = ["task.max_train_rows=20", "task.max_validation_rows=10", "task.max_development_rows=5"]
