@@ -182,7 +182,9 @@ def test_a_best_rate_at_an_edge_is_followed_on_the_same_log_grid_until_it_is_not
 
 def test_both_edges_are_followed_where_both_are_best() -> None:
     """A dip between two equal ends says nothing about which way to go."""
-    candidate = extended(9, lambda rate: 0.1 if rate == 3e-3 else 0.5 if 5e-4 < rate < 2e-2 else 0.4, (1e-3, 3e-3, 9e-3))
+    candidate = extended(
+        9, lambda rate: 0.1 if rate == 3e-3 else 0.5 if 5e-4 < rate < 2e-2 else 0.4, (1e-3, 3e-3, 9e-3)
+    )
     assert tried(candidate) == [1e-3, 3e-3, 9e-3, 3.33e-4, 0.027]
     assert candidate.edges(False) == ""
 

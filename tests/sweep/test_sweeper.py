@@ -214,7 +214,7 @@ def test_the_better_half_of_each_methods_trials_goes_on_at_each_rung(toy, capsys
 
 
 def test_a_grid_is_extended_where_the_best_lies_at_its_edge_and_a_killed_sweep_asks_the_same(toy, capsys):
-    """The best rate, 0.3, lies past 0.1 and before 0.5: wide is not extended, low goes up by its own step until it falls.
+    """The best rate is 0.3: a grid around it is not extended, one below goes up by its own step until the score falls.
 
     A sweep that was cut off after any batch finds what was done in the store, and asks for the rest.
     """
