@@ -187,7 +187,7 @@ def test_a_published_configuration_trains(tiny_experiment: list[str], tmp_path: 
     path = write(tmp_path, SAVED, {"optimizer_kwargs": {"lr": 0.02}, "max_steps": 6})
     told = [one for one in tiny_experiment if not one.startswith(("train.epochs", "train.learning_rate"))]
     cfg = compose("config", [*told, "method=peft", f"method.config_file={path}", "train=peft_comparison"])
-    result = run(prepare(build(cfg)), tmp_path / "run")
+    result = run(prepare(cfg), tmp_path / "run")
     assert result.status == "finished"
     assert result.config["method"]["config"]["r"] == 4
     assert result.config["train"]["learning_rate"] == 0.02
