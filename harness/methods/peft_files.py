@@ -81,7 +81,7 @@ def adalora_values(path: str, key: str) -> dict[str, Any]:
 def default_values(cls: type) -> dict[str, Any]:
     """Each key of a configuration class and its default; null for one without."""
     found = {}
-    for field in fields(cls):  # type: ignore[arg-type]  # every configuration class is a dataclass
+    for field in fields(cls):
         made = field.default_factory
         value = made() if made is not MISSING else None if field.default is MISSING else field.default
         found[field.name] = getattr(value, "value", value)

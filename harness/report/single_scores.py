@@ -37,7 +37,7 @@ class Judged:
             `COSTS` and `front.NAME`, the probability of being on the front of score and that cost.
         pairs: How many pairs of scores there are.
         apart: How many of them are told apart, corrected for all (Holm).
-        smallest: The smallest difference that was told apart.
+        smallest: The smallest difference from the highest that was told apart; NaN where none was.
         neighbors: How many scores are told apart from the next one below.
     """
 
@@ -85,11 +85,11 @@ def judge(scores: pd.DataFrame) -> Judged:
     count = len(rows)
     upper = np.triu_indices(count, 1)
     every = np.ones((count, count))
-    every[upper] = holm(p[upper])
+    every[upper] = holm(p[upper].tolist())
     every = np.minimum(every, every.T)
     apart = every < LEVEL
     ends = [over_examples(METRIC, score, number) for score, number in zip(rows[METRIC], rows["questions"], strict=True)]
-    from_best = np.concatenate([[np.nan], holm(p[0, 1:])])
+    from_best = np.concatenate([[np.nan], holm(p[0, 1:].tolist())])
     higher = np.tril(np.ones((count, count), dtype=bool), -1)
     drawn = _drawn(right, asked)
     rows = rows.assign(
@@ -102,15 +102,9 @@ def judge(scores: pd.DataFrame) -> Judged:
         last_rank=count - (apart & higher.T).sum(axis=1),
         **{f"front.{name}": _on_front(drawn, rows[name].to_numpy(float)) for name in COSTS},
     )
-    differences = np.abs(np.subtract.outer(rows[METRIC].to_numpy(), rows[METRIC].to_numpy()))[upper]
-    told = apart[upper]
-    return Judged(
-        rows,
-        len(told),
-        int(told.sum()),
-        float(differences[told].min()) if told.any() else math.nan,
-        int(np.diagonal(apart, 1).sum()),
-    )
+    below = rows[~rows["level"]]
+    smallest = float(rows[METRIC].iloc[0] - below[METRIC].max()) if len(below) else math.nan
+    return Judged(rows, len(upper[0]), int(apart[upper].sum()), smallest, int(np.diagonal(apart, 1).sum()))
 
 
 def _unpaired(right: np.ndarray, asked: np.ndarray) -> np.ndarray:
@@ -171,15 +165,13 @@ def _ranking(task: str, judged: Judged) -> Table:
     caption = (
         f"Each score is one run's share of {_asked(rows)} questions: intervals (Wilson) and tests (unpaired) are of "
         f"other questions, and other seeds come on top. {level} of {len(rows)} are the highest (★) or not told apart "
-        f"from it (≈; p by Holm over {len(rows) - 1} comparisons). Of all {judged.pairs:,} pairs {judged.apart:,} "
-        f"({share(judged.apart / judged.pairs)}) are told apart after Holm's correction for all; "
+        f"from it (≈; p by Holm over {len(rows) - 1} comparisons)"
+        + ("" if math.isnan(smallest) else f": a gap to it of less than {number(smallest)} is noise")
+        + f". Of all {judged.pairs:,} pairs {judged.apart:,} ({share(judged.apart / judged.pairs)}) are told apart "
+        f"after Holm's correction for all, of the {len(rows) - 1} neighbors in the ranking {judged.neighbors}. Rank: "
+        "as high and as low as the pairs that are told apart leave it. Best: the probability of the highest true share, "
+        "each being equally likely before."
     )
-    caption += "none of the gaps is. " if math.isnan(smallest) else f"the smallest such gap is {number(smallest)}. "
-    caption += (
-        f"Of {len(rows) - 1} neighbors in the ranking {judged.neighbors} are. Rank: as high and as low as the pairs "
-    )
-    caption += "that are told apart leave it. Best: the probability of the highest true share, each being equally "
-    caption += "likely before."
     columns = ("method", METRIC, "95% interval", "rank", "tie", "p", "best")
     return Table(f"{task}: what single scores tell", columns, cells, caption, ("method", "rank", "tie"))
 

@@ -44,6 +44,7 @@ def test_the_tie_group_ranks_and_gaps_follow_from_what_is_told_apart() -> None:
         (3, 4),
     ]
     assert (found.pairs, found.apart, found.neighbors) == (6, 3, 0)
+    # From the highest, which is what most readers ask.
     assert found.smallest == pytest.approx(0.06)
 
 
