@@ -13,8 +13,15 @@ from harness.config.errors import ConfigError, near_misses
 from harness.config.sources import TRAINING_FILE
 
 # What tells of the library, the base model or the task, which the run itself knows.
-NOT_OF_METHOD = ("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision")
-NOT_OF_METHOD += ("inference_mode",)
+NOT_OF_METHOD = (
+    "peft_type",
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+)
 # Of a key that a class does not have: what says nothing.
 EMPTY: tuple[Any, ...] = (None, {}, [], "none")
 # Of a training_params.json: what conf/train/peft_comparison.yaml reads, and what decides no result here: the model is

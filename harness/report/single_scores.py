@@ -169,8 +169,8 @@ def _ranking(task: str, judged: Judged) -> Table:
         + ("" if math.isnan(smallest) else f": a gap to it of less than {number(smallest)} is noise")
         + f". Of all {judged.pairs:,} pairs {judged.apart:,} ({share(judged.apart / judged.pairs)}) are told apart "
         f"after Holm's correction for all, of the {len(rows) - 1} neighbors in the ranking {judged.neighbors}. Rank: "
-        "as high and as low as the pairs that are told apart leave it. Best: the probability of the highest true share, "
-        "each being equally likely before."
+        "as high and as low as the pairs that are told apart leave it. Best: the probability of the highest true "
+        "share, each being equally likely before."
     )
     columns = ("method", METRIC, "95% interval", "rank", "tie", "p", "best")
     return Table(f"{task}: what single scores tell", columns, cells, caption, ("method", "rank", "tie"))
