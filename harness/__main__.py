@@ -20,9 +20,9 @@ from harness.config.errors import ConfigError
 from harness.config.mistakes import explain, is_mistake
 from harness.config.model_paths import with_paths
 from harness.config.sources import conf_root
-from harness.sweep import points, sweepers
+from harness.sweep import sweepers
 from harness.sweep.launchers import local, ray, slurm
-from harness.sweep.outcome import REFUSED, Outcome
+from harness.sweep.outcome import REFUSED, Outcome, gather, gathering
 
 FAILED, MISTAKEN, INTERRUPTED = 1, 2, 130
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -46,14 +46,13 @@ def run_point(cfg: DictConfig) -> dict[str, Any]:
         if _traces_wanted:
             raise
         outcome = {"status": REFUSED, "error": str(error), "scores": {}}
-    points.outcomes.append(Outcome.of(outcome))
+    gather([Outcome.of(outcome)])
     return outcome
 
 
 def main() -> int:
     """Parse the command line, run, and return the exit status."""
     register_plugins()
-    points.outcomes.clear()
     try:
         sys.argv[1:] = with_paths(sys.argv[1:])
     except ConfigError as error:
@@ -66,7 +65,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     app = hydra.main(version_base=VERSION_BASE, config_path=str(conf_root() / "conf"), config_name=PRIMARY_CONFIG)
     try:
-        app(run_point)()
+        with gathering() as outcomes:
+            app(run_point)()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -76,7 +76,7 @@ def main() -> int:
         arguments = get_args_parser().parse_args()
         print(explain(error, arguments.overrides, lambda o: _compose(arguments, o)), file=sys.stderr)
         return MISTAKEN
-    return exit_status(points.outcomes)
+    return exit_status(outcomes)
 
 
 def exit_status(outcomes: list[Outcome]) -> int:

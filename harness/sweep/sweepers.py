@@ -20,9 +20,8 @@ from harness.config import compose
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import MISTAKES, explain, key_of
 from harness.config.schema import Search
-from harness.sweep import points
-from harness.sweep.launchers import local
-from harness.sweep.outcome import Outcome
+from harness.sweep.launchers.launcher import EMPTY, SweepLauncher
+from harness.sweep.outcome import Outcome, gather
 from harness.sweep.search import Budget, ranges_of, searcher
 from harness.sweep.tuning import Candidate, Trial, choices_table
 from harness.tracking.uri import redact
@@ -119,7 +118,7 @@ class EqualBudgetSweeper(Sweeper):
         self.budget = self._check(arguments)
         candidates = [self._candidate(overrides) for overrides in grid(self.params, arguments, self.context)]
         if not candidates:
-            raise ConfigError(local.EMPTY)
+            raise ConfigError(EMPTY)
         if all(candidate.error for candidate in candidates):
             raise ConfigError("\n".join(dict.fromkeys(str(candidate.error) for candidate in candidates)))
         save_configuration(self.configuration)
@@ -176,7 +175,7 @@ class EqualBudgetSweeper(Sweeper):
         """Choose, and show it; false when nothing is left to run."""
         for candidate in candidates:
             candidate.choose()
-        points.outcomes.extend(Outcome("failed", c.error, point=c.name) for c in candidates if c.error)
+        gather(Outcome("failed", c.error, point=c.name) for c in candidates if c.error)
         print(choices_table(candidates, self.budget.search is not Search.grid), flush=True)
         return any(candidate.chosen for candidate in candidates)
 
@@ -268,7 +267,7 @@ def stopping(starter: Launcher) -> Iterator[Callable[[list[list[str]], int], Seq
     try:
         yield starter.launch
     finally:
-        if isinstance(starter, local.LocalLauncher):
+        if isinstance(starter, SweepLauncher):
             starter.stop()
 
 

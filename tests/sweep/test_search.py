@@ -1,4 +1,4 @@
-"""What an equal budget tries is spread over each method's own ranges, follows from the seed, and the best is chosen."""
+"""Trials of an equal budget are spread over each method's own ranges, follows from the seed, and the best is chosen."""
 
 import json
 import math
@@ -121,6 +121,7 @@ def test_tpe_follows_from_its_seed_and_the_scores() -> None:
     [(1e-4, "lowest"), (1.2e-4, "lowest"), (1.3e-4, ""), (1e-3, ""), (7.5e-3, ""), (8.5e-3, "highest"), (2e-2, "")],
 )
 def test_the_edge_is_a_twentieth_of_the_range_on_a_log_scale(value: float, found: str) -> None:
+    """At either end, and nowhere between."""
     assert edge(value, 1e-4, 1e-2) == found
 
 
