@@ -1,4 +1,4 @@
-"""Which method goes with which backbone: asked of the methods' own rules, or tried on tiny models."""
+"""Compatibility of methods and backbones: asked of the methods' own rules, or tried on tiny models."""
 
 import tempfile
 from collections.abc import Iterator
