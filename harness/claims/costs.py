@@ -75,7 +75,7 @@ class CostRatio:
 
     def _case(self, sweep: Sweep, task: str, a: str, b: str) -> Case:
         values = {name: _positive(_figure(_rows(sweep, task, name), self.figure)) for name in (a, b)}
-        place, name = f"{sweep.name}, {task}", f"{_spelt(self.figure)} of {a} over that of {b}"
+        place, name = f"{sweep.name}, {task}", f"{_spelled(self.figure)} of {a} over that of {b}"
         if not all(values.values()):
             return Case(place, name, Outcome.no_evidence, remark=NOT_MEASURED)
         found = across_runs(np.log(values[a]).tolist(), np.log(values[b]).tolist())
@@ -113,7 +113,7 @@ class SameRunRatio:
             rows = _rows(sweep, task, name)
             ratios = _figure(rows, self.figure) / _figure(rows, self.over)
             found = summarize(np.log(_positive(ratios)))
-            title = f"{_spelt(self.figure)} over {_spelt(self.over)}, {name}"
+            title = f"{_spelled(self.figure)} over {_spelled(self.over)}, {name}"
             return _over_runs(f"{sweep.name}, {task}", title, found, self.least, self.most, "ratio", np.exp)
 
         return _by_configuration(evidence, self.sweeps, self.methods, case)
@@ -143,7 +143,7 @@ class CostWithin:
     def judge(self, evidence: Evidence) -> list[Case]:
         def case(sweep: Sweep, task: str, name: str) -> Case | None:
             found = summarize(_figure(_rows(sweep, task, name), self.figure))
-            title = f"{_spelt(self.figure)}, {name}"
+            title = f"{_spelled(self.figure)}, {name}"
             return _over_runs(f"{sweep.name}, {task}", title, found, self.least, self.most)
 
         return _by_configuration(evidence, self.sweeps, self.methods, case)
@@ -192,11 +192,11 @@ class TrainedShare:
 
 @dataclass(frozen=True)
 class LinearInBits:
-    """Bytes of the weights lie on a line over bits a weight, by Pearson's correlation over ways to store them.
+    """Bytes of the weights lie on a line over bits per weight, by Pearson's correlation over ways to store them.
 
     Attributes:
         sweeps: Where runs are sought.
-        stored: Selection -> bits a weight.
+        stored: Selection -> bits per weight.
         least: The claim holds from this correlation on.
     """
 
@@ -224,7 +224,7 @@ class LinearInBits:
 
 
 def line(evidence: str, sizes: dict[float, float], least: float) -> Case:
-    """The correlation of bytes with bits a weight; `sizes` is bits -> bytes."""
+    """The correlation of bytes with bits per weight; `sizes` is bits -> bytes."""
     value = pearson(np.array([*sizes]), np.array([*sizes.values()]))
     largest = max(sizes)
     written = ", ".join(f"{bits:g} bits {size / sizes[largest]:.3f}" for bits, size in sizes.items())
@@ -264,7 +264,7 @@ class SoftPrompts:
     def judge(self, evidence: Evidence) -> list[Case]:
         def case(sweep: Sweep, task: str, name: str) -> Case | None:
             found = summarize(self._of_run(uri) for uri in _rows(sweep, task, name)["artifact_uri"])
-            title = f"{self.take.value} {_spelt(self.figure)}" + (f" less {_spelt(self.less)}" if self.less else "")
+            title = f"{self.take.value} {_spelled(self.figure)}" + (f" less {_spelled(self.less)}" if self.less else "")
             return _over_runs(f"{sweep.name}, {task}", f"{title}, {name}", found, self.least, self.most)
 
         return _by_configuration(evidence, self.sweeps, self.methods, case)
@@ -379,5 +379,5 @@ def _is_counted(figure: str) -> bool:
     return all(name.endswith(COUNTED) for name in figure.split("+"))
 
 
-def _spelt(figure: str) -> str:
+def _spelled(figure: str) -> str:
     return figure.replace("_", " ").replace("+", " + ").replace(".1", "").replace(".", " ")

@@ -131,7 +131,7 @@ class ChoiceMatters:
             outcome = Outcome.fails
         remarks = [f"farthest apart of {len(pairs)} pairs; {len(beyond)} differ by more than that"]
         remarks += [] if whole else ["some have too few runs yet"]
-        remarks += [] if learned else [NOTHING_LEARNT]
+        remarks += [] if learned else [NOTHING_LEARNED]
         return widest.case(outcome if learned else Outcome.undecided, margin, math.inf, remarks)
 
 
@@ -182,7 +182,7 @@ class ForgetsLess:
 
 # --- Pairs ----------------------------------------------------------------------------------------------------------
 
-NOTHING_LEARNT = "neither is known to be better than the commonest answer, so nothing is compared"
+NOTHING_LEARNED = "neither is known to be better than the commonest answer, so nothing is compared"
 NOT_MEASURED, NOT_FINISHED = "it was not measured there", "not finished in this sweep yet"
 ONE_RUN = "too few runs of a method, or runs too unstable, say nothing of others"
 
@@ -212,7 +212,7 @@ class Pair:
     @property
     def remark(self) -> str:
         if not self.learned:
-            return NOTHING_LEARNT
+            return NOTHING_LEARNED
         if not self.over_seeds:
             return ONE_RUN
         names = ", ".join(self.on_edge)
@@ -228,7 +228,7 @@ class Pair:
 
 
 def across_runs(a: Sequence[float], b: Sequence[float]) -> Comparison:
-    """Compare what has one value per run and none a row, the lower the better: Welch's t over runs."""
+    """Compare what has one value per run and none per row, the lower the better: Welch's t over runs."""
     ordered = {name: np.sort(np.asarray(values, dtype=float)) for name, values in (("A", a), ("B", b))}
     resampled = {name: Resampled(v, np.tile(v, (2, 1)), ENDLESS, 0) for name, v in ordered.items()}
     return compare(resampled, higher_is_better=False)[0]
