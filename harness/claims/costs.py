@@ -12,7 +12,16 @@ import numpy as np
 import pandas as pd
 
 from harness.claims.evidence import Evidence, Selection, Sweep
-from harness.claims.scores import NOT_FINISHED, NOT_MEASURED, ONE_RUN, across_runs, check_selections, sweeps_of
+from harness.claims.scores import (
+    NOT_FINISHED,
+    NOT_MEASURED,
+    ONE_RUN,
+    Against,
+    OfMethods,
+    across_runs,
+    check_selections,
+    sweeps_of,
+)
 from harness.claims.verdict import Case, Outcome, decide
 from harness.config.errors import ConfigError
 from harness.config.sources import conf_root
@@ -44,27 +53,18 @@ class Statistic(Enum):
 
 
 @dataclass(frozen=True)
-class CostRatio:
+class CostRatio(Against):
     """A cost of some runs over that of others on the same task; of what is timed by Welch's t over runs, on logarithms.
 
     Attributes:
-        sweeps: Where runs are sought.
-        methods: Selections of runs.
-        against: What each is held against.
         figure: A cost by its name in a record, or several with plus signs between them.
         least: The claim holds from this ratio on.
         most: And up to this one.
     """
 
-    sweeps: list[str]
-    methods: list[str]
-    against: str
     figure: str
     least: float = 0.0
     most: float = math.inf
-
-    def check(self, key: str) -> None:
-        check_selections(key, [*self.methods, self.against])
 
     def judge(self, evidence: Evidence) -> list[Case]:
         def of_task(sweep: Sweep, task: str) -> Iterator[Case]:
@@ -86,27 +86,20 @@ class CostRatio:
 
 
 @dataclass(frozen=True)
-class SameRunRatio:
+class SameRunRatio(OfMethods):
     """One cost over another of the same run, so that a busy machine cancels; t interval over runs, on logarithms.
 
     Attributes:
-        sweeps: Where runs are sought.
-        methods: Selections of runs.
         figure: A cost by its name in a record.
         over: Another.
         least: The claim holds from this ratio on.
         most: And up to this one.
     """
 
-    sweeps: list[str]
-    methods: list[str]
     figure: str
     over: str
     least: float = 0.0
     most: float = math.inf
-
-    def check(self, key: str) -> None:
-        check_selections(key, self.methods)
 
     def judge(self, evidence: Evidence) -> list[Case]:
         def case(sweep: Sweep, task: str, name: str) -> Case | None:
@@ -120,25 +113,18 @@ class SameRunRatio:
 
 
 @dataclass(frozen=True)
-class CostWithin:
+class CostWithin(OfMethods):
     """The mean of a cost lies in a range, with its t interval over runs.
 
     Attributes:
-        sweeps: Where runs are sought.
-        methods: Selections of runs.
         figure: A cost by its name in a record.
         least: The claim holds from here on.
         most: And up to here.
     """
 
-    sweeps: list[str]
-    methods: list[str]
     figure: str
     least: float = 0.0
     most: float = math.inf
-
-    def check(self, key: str) -> None:
-        check_selections(key, self.methods)
 
     def judge(self, evidence: Evidence) -> list[Case]:
         def case(sweep: Sweep, task: str, name: str) -> Case | None:
@@ -153,7 +139,7 @@ class CostWithin:
 class TrainedShare:
     """The share of a backbone's parameters that methods train, heads left out: their median, or the largest.
 
-    A case a backbone, over all methods that the sweeps ran on it; counted, so without an interval.
+    One case per backbone, over all methods that the sweeps ran on it; counted, so without an interval.
 
     Attributes:
         sweeps: Where runs are sought.
@@ -237,12 +223,10 @@ def line(evidence: str, sizes: dict[float, float], least: float) -> Case:
 
 
 @dataclass(frozen=True)
-class SoftPrompts:
+class SoftPrompts(OfMethods):
     """Neighbors of soft prompts, from `soft_prompt.csv`: one figure per virtual token, t interval over runs.
 
     Attributes:
-        sweeps: Where runs are sought.
-        methods: Selections of runs.
         figure: A column of the file.
         less: A column that is taken off it, such as the same figure of random vectors.
         take: The mean over a run's virtual tokens, or the largest.
@@ -250,16 +234,11 @@ class SoftPrompts:
         most: And up to here.
     """
 
-    sweeps: list[str]
-    methods: list[str]
     figure: str
     take: Kept
     less: str | None = None
     least: float = -math.inf
     most: float = math.inf
-
-    def check(self, key: str) -> None:
-        check_selections(key, self.methods)
 
     def judge(self, evidence: Evidence) -> list[Case]:
         def case(sweep: Sweep, task: str, name: str) -> Case | None:
