@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from harness.sweep.outcome import Outcome
 from harness.sweep.progress import SCORE_DIGITS, primary_score, table
-from harness.sweep.search import RATE, Range, Searcher, Settings, edge
+from harness.sweep.search import RATE, Hyperparameters, Range, Searcher, edge
 from harness.tracking.record import Status
 
 
@@ -13,7 +13,7 @@ from harness.tracking.record import Status
 class Trial:
     """A point that is tried, and what became of it."""
 
-    settings: Settings
+    hyperparameters: Hyperparameters
     outcome: Outcome | None = None
 
     @property
@@ -21,7 +21,7 @@ class Trial:
         """The learning rate, and other hyper-parameters with their names: `0.002 alpha=16`."""
         parts = [
             f"{value:g}" if key == RATE else f"{key.removeprefix('method.')}={value:g}"
-            for key, value in self.settings.items()
+            for key, value in self.hyperparameters.items()
         ]
         return " ".join(parts)
 
@@ -69,8 +69,8 @@ class Candidate:
         return " ".join(o for o in self.overrides if not o.startswith(("hydra.", "sweep."))) or "the default"
 
     def ask(self) -> list[Trial]:
-        """The next trials; none when its budget is spent, or it has none for an error."""
-        trials = [Trial(settings) for settings in self.searcher.ask()] if self.searcher else []
+        """The next trials; none when all of them were asked for, or it has none for an error."""
+        trials = [Trial(values) for values in self.searcher.ask()] if self.searcher else []
         self.trials += trials
         return trials
 
@@ -97,11 +97,11 @@ class Candidate:
 
     def _ranked(self, trials: list[Trial]) -> list[Trial]:
         sign = -1 if self.higher_is_better else 1
-        return sorted(trials, key=lambda trial: (sign * (trial.score_so_far or 0.0), *trial.settings.values()))
+        return sorted(trials, key=lambda trial: (sign * (trial.score_so_far or 0.0), *trial.hyperparameters.values()))
 
     def reason(self) -> str:
         """The trials and their scores, as a final run's record keeps them."""
-        return f"best of {len(self.trials)}: " + ", ".join(map(told, self.trials))
+        return f"best of {len(self.trials)}: " + ", ".join(map(with_score, self.trials))
 
     def edges(self, sampled: bool) -> str:
         """Say where the choice lies at an end of its range: of what was tried, or could have been drawn."""
@@ -109,14 +109,14 @@ class Candidate:
             return ""
         found = []
         for one in self.ranges:
-            tried = [trial.settings[one.key] for trial in self.trials]
+            tried = [trial.hyperparameters[one.key] for trial in self.trials]
             ends = (one.values[0], one.values[-1]) if sampled else (min(tried), max(tried))
-            if edge(self.chosen.settings[one.key], *ends):
+            if edge(self.chosen.hyperparameters[one.key], *ends):
                 found.append("edge of its range" if one.key == RATE else f"edge of the range of {one.key}")
         return ", ".join(found)
 
 
-def told(trial: Trial) -> str:
+def with_score(trial: Trial) -> str:
     """A trial and its score; a dash where it has none."""
     score = trial.score_so_far
     text = "-" if score is None else f"{score:.{SCORE_DIGITS}f}"
@@ -128,7 +128,7 @@ def choices_table(candidates: list[Candidate], sampled: bool) -> str:
     rows = [
         [
             candidate.name,
-            ", ".join(map(told, candidate.trials)),
+            ", ".join(map(with_score, candidate.trials)),
             "" if candidate.chosen is None else candidate.chosen.name,
             candidate.error or candidate.edges(sampled),
         ]

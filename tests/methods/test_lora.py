@@ -43,7 +43,7 @@ def test_impossible_values_are_refused(name: str, override: str, sentence: str) 
         method_of(name, override)
 
 
-def test_rank_stabilised_lora_divides_by_the_root_of_the_rank() -> None:
+def test_rank_stabilized_lora_divides_by_the_root_of_the_rank() -> None:
     """The scale is alpha over the square root of the rank."""
     layer = (
         method_of("rslora")

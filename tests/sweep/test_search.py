@@ -14,15 +14,25 @@ from harness.config.schema import Search
 from harness.config.sources import conf_root
 from harness.run import prepare, run
 from harness.sweep.outcome import Outcome
-from harness.sweep.search import RATE, Budget, Range, edge, grid_points, random_points, ranges_of, searcher, spread
+from harness.sweep.search import (
+    RATE,
+    Range,
+    TuningBudget,
+    edge,
+    grid_points,
+    random_points,
+    ranges_of,
+    searcher,
+    spread,
+)
 from harness.sweep.tuning import Candidate, Trial, choices_table
 
 RATES = Range(RATE, (1e-4, 1e-3, 1e-2))
 METHODS = sorted(path.stem for path in (conf_root() / "conf/method").glob("*.yaml"))
 
 
-def budget(search: str, trials: int, seed: int = 0) -> Budget:
-    return Budget(Search[search], trials, seed, startup_trials=4, parallel_trials=2)
+def budget(search: str, trials: int, seed: int = 0) -> TuningBudget:
+    return TuningBudget(Search[search], trials, seed, startup_trials=4, parallel_trials=2)
 
 
 def trial(rate: float, status: str, score: float | None) -> Trial:
@@ -157,7 +167,7 @@ def test_a_drawn_choice_near_the_end_of_its_range_is_flagged() -> None:
     candidate.choose()
     assert "edge of its range" in choices_table([candidate], sampled=False)
     assert "edge" not in choices_table([candidate], sampled=True)
-    trials[1].settings[RATE] = 9.5e-3
+    trials[1].hyperparameters[RATE] = 9.5e-3
     assert "edge of its range" in choices_table([candidate], sampled=True)
 
 

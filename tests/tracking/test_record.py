@@ -18,7 +18,7 @@ def test_a_record_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert RunRecord.read(tmp_path) == record()
 
 
-def test_numbers_that_json_has_not_become_null(tmp_path: Path) -> None:
+def test_numbers_that_json_cannot_express_become_null(tmp_path: Path) -> None:
     """NaN and infinity are not valid JSON."""
     assert finite({"a": [float("nan"), 1.0], "b": (float("inf"),)}) == {"a": [None, 1.0], "b": [None]}
     broken = record()
