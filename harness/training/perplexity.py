@@ -100,8 +100,8 @@ class TextScore:
     def _each(self, number: int, what: str) -> float:
         if not self.tokens or not number:
             raise ValueError(
-                f"the text has {self.tokens} tokens to score and {number} {what}s, so it has no loss a {what}; a text "
-                "of two tokens has one to score"
+                f"the text has {self.tokens} tokens to score and {number} {what}s, so it has no loss per {what}; a "
+                "text of two tokens has one to score"
             )
         return self.nll / number
 

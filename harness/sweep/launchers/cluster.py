@@ -57,8 +57,8 @@ class Resources:
 class ClusterWorker(ABC):
     """Follows one point at a time on the cluster, as `workers.WorkerProcess` does in a process of this machine."""
 
-    def __init__(self, cluster: "ClusterWorkers") -> None:
-        self.cluster = cluster
+    def __init__(self, workers: "ClusterWorkers") -> None:
+        self.workers = workers
         self.thread: threading.Thread | None = None
         self.stopping = False
 
@@ -69,11 +69,11 @@ class ClusterWorker(ABC):
         from harness.sweep.launchers.node import Assignment
 
         future: Future[Any] = Future()
-        if self.cluster.gone:
-            future.set_result(Ended(Outcome(NOT_RUN, self.cluster.gone)))
+        if self.workers.gone:
+            future.set_result(Ended(Outcome(NOT_RUN, self.workers.gone)))
             return future
         try:
-            asked = self.cluster.resources(config)
+            asked = self.workers.resources(config)
         except MISTAKES as error:
             future.set_result(failed(explain(error)))
             return future
@@ -86,10 +86,10 @@ class ClusterWorker(ABC):
             lock,
             folder=Path.cwd(),
             run_dir=run_dir,
-            sign=self.cluster.sign,
+            sign=self.workers.sign,
             threads=asked.threads,
             gpus=asked.gpus,
-            environment=self.cluster.environment(),
+            environment=self.workers.environment(),
         )
         # A daemon: a cluster that does not answer must not keep the sweep from ending.
         self.thread = threading.Thread(target=self.follow, args=(assignment, asked, future), daemon=True)
@@ -98,7 +98,7 @@ class ClusterWorker(ABC):
 
     def follow(self, assignment: Any, asked: Resources, future: Future[Any]) -> None:
         """Have the point run, again where its node was lost, and give the future its end."""
-        for attempt in range(1 + self.cluster.retries):
+        for attempt in range(1 + self.workers.retries):
             try:
                 ended = self.attempt(assignment, asked)
                 break
@@ -108,7 +108,7 @@ class ClusterWorker(ABC):
                 if self.stopping:
                     break
             except ClusterLost as error:
-                self.cluster.gone = str(error)
+                self.workers.gone = str(error)
                 ended = failed(str(error))
                 break
             except Exception as error:
@@ -133,7 +133,7 @@ class ClusterWorker(ABC):
         """Have the point come to its end, with a checkpoint and a record of its own if there is time."""
         self.stopping = True
         for force in (False, True):
-            if self.thread is not None and self.thread.is_alive() and not self.cluster.gone:
+            if self.thread is not None and self.thread.is_alive() and not self.workers.gone:
                 self.cancel(force)
                 self.thread.join(STOP_SECONDS)
 

@@ -38,7 +38,7 @@ POLL_SECONDS, SILENCES = 5, 3
 class RayWorker(ClusterWorker):
     """Follows a point as a task of Ray."""
 
-    cluster: "RayWorkers"
+    workers: "RayWorkers"
     call: Any = None
 
     def attempt(self, assignment: Any, asked: Resources) -> Ended:
@@ -57,14 +57,14 @@ class RayWorker(ClusterWorker):
         )
         try:
             # Without its head Ray waits a minute and then ends the sweep's process, with no table.
-            if not _answers(self.cluster.head):
-                raise ClusterLost(f"the Ray cluster at {self.cluster.head} was lost")
+            if not _answers(self.workers.head):
+                raise ClusterLost(f"the Ray cluster at {self.workers.head} was lost")
             self.call = remote.remote(assignment, True)
             silent = 0
             while not ray.wait([self.call], timeout=POLL_SECONDS)[0]:
-                silent = 0 if _answers(self.cluster.head) else silent + 1
+                silent = 0 if _answers(self.workers.head) else silent + 1
                 if silent == SILENCES:
-                    raise ClusterLost(f"the Ray cluster at {self.cluster.head} was lost")
+                    raise ClusterLost(f"the Ray cluster at {self.workers.head} was lost")
             ended: Ended = ray.get(self.call)
             return ended
         except (exceptions.NodeDiedError, exceptions.WorkerCrashedError, exceptions.ObjectLostError) as error:

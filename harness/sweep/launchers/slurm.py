@@ -34,7 +34,7 @@ NODE_STATES = ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED")
 class SlurmWorker(ClusterWorker):
     """Follows a point as a job of SLURM."""
 
-    cluster: "SlurmWorkers"
+    workers: "SlurmWorkers"
     job: Any = None
 
     def attempt(self, assignment: Any, asked: Resources) -> Ended:
@@ -43,11 +43,11 @@ class SlurmWorker(ClusterWorker):
         from harness.sweep.launchers.node import carry_out
 
         name = job_name(assignment)
-        if self.cluster.queued_elsewhere(name):
+        if self.workers.queued_elsewhere(name):
             return Ended(Outcome(TAKEN))  # a job of a sweep that was killed, or of another one, works on it
-        job = self.job = self.cluster.submit(name, asked, assignment.seconds, carry_out, assignment)
+        job = self.job = self.workers.submit(name, asked, assignment.seconds, carry_out, assignment)
         # Not job.done(): it asks SLURM's accounting about a job without a result, which not every site has.
-        while not job.paths.result_pickle.exists() and not self.cluster.left_queue(job):
+        while not job.paths.result_pickle.exists() and not self.workers.left_queue(job):
             time.sleep(1)
         for _ in range(RESULT_SECONDS):
             if job.paths.result_pickle.exists():
@@ -59,7 +59,7 @@ class SlurmWorker(ClusterWorker):
         except FailedJobError as error:
             lines = str(error).strip().splitlines()
             return failed(f"SLURM job {job.job_id}: {lines[-1] if lines else error}")
-        state = self.cluster.state(job)
+        state = self.workers.state(job)
         report = f"SLURM job {job.job_id} ended as {state} without a result ({job.paths.stderr})"
         if state.startswith(NODE_STATES):
             raise NodeLost(report)
