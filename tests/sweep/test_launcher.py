@@ -7,19 +7,25 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
-from toy_sweep import ToySweep, die_while_starting
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+from toy_sweep import ToySweep, die_while_starting, task, values
 
 from harness import tracking
 from harness.config.errors import ConfigError
 from harness.sweep import points as sweep_points
 from harness.sweep.launchers import composing, local, workers
 from harness.sweep.launchers.composing import Composer
+from harness.sweep.launchers.launcher import SweepLauncher
 from harness.sweep.launchers.slots import available_cores, visible_gpus
-from harness.sweep.outcome import Outcome, gathering
+from harness.sweep.outcome import LOST, Ended, Outcome, gathering
+from harness.sweep.points import Point
 from harness.tracking.record import RunRecord
 
 ACTS = ["finish", "raise", "exit", "kill", "leave", "hang", "garbage", "diverge", "record_then_die"]
@@ -321,6 +327,58 @@ def test_a_point_that_was_cut_off_goes_on_from_its_checkpoint(toy):
         for point in points:
             composer.compose(point)
         assert [point.config.train.resume for point in points] == [True, False, False]
+
+
+class Threads:
+    """Workers of one's own: each is a thread of this process."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def begin(self, config: DictConfig) -> None:
+        self.calls.append("begin")
+
+    def prepare(self, points: list[Point]) -> list[str | None]:
+        self.calls.append("prepare")
+        return [None] * 2
+
+    def hire(self, places: Sequence[str | None]) -> "list[Thread]":
+        self.calls.append(f"hire {len(places)}")
+        return [Thread() for _ in places]
+
+    def stop(self) -> None:
+        self.calls.append("stop")
+
+
+class Thread:
+    """Runs one point at a time; one whose seed is 1 dies before it begins, the first two times."""
+
+    deaths = 0
+
+    def start(self, task: Any, config: DictConfig, context: HydraContext, seconds: Any, lock: Any) -> "Future[Ended]":
+        return ThreadPoolExecutor(1).submit(self.run, task, config)
+
+    def run(self, task: Any, config: DictConfig) -> Ended:
+        if config.seed == 1 and Thread.deaths < 2:
+            Thread.deaths += 1
+            return Ended(Outcome(LOST, "its thread was lost"), lost=True)
+        return Ended(Outcome.of(task(config)))
+
+
+def test_a_launcher_needs_no_more_than_workers_of_its_own(toy):
+    """Composing, scheduling, settling and the records are the same whatever carries points out."""
+    workers = Threads()
+    with toy.hydra([], task) as (context, config):
+        launcher = SweepLauncher(workers)
+        launcher.setup(hydra_context=context, task_function=task, config=config)
+        outcomes = values(launcher.launch([["seed=0"], ["seed=1"], ["seed=1"], ["method=none", "wrong=1"]], 0))
+        launcher.stop()
+    assert [outcome["status"] for outcome in outcomes] == ["finished", "finished", "finished", "failed"]
+    assert [outcome["skipped"] for outcome in outcomes] == [False, False, True, False]
+    assert workers.calls == ["begin", "prepare", "hire 2", "stop"]
+    assert Thread.deaths == 2
+    assert [record.status for record in toy.sent] == ["finished", "finished"]
+    assert RunRecord.read(Path(outcomes[3]["run_dir"])).status == "failed"
 
 
 def test_a_kept_record_that_still_cannot_be_sent_leaves_its_point_to_run(toy, tmp_path, monkeypatch):
