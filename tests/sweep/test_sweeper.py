@@ -1,3 +1,5 @@
+"""The sweepers: grids that survive a wrong point, and equal budgets whose choice follows from the scores."""
+
 import math
 import sys
 
@@ -23,7 +25,7 @@ def toy(tmp_path, monkeypatch):
 def test_each_method_gets_the_same_trials_then_its_best_rate_with_fresh_seeds(toy, capsys):
     """Three trials with the tuning seed and validation untouched, then two final runs with the chosen rate."""
     tuned, finals = toy.sweep(["method=wide,narrow"], EQUAL, TWO_FINALS)
-    told = [points.told(point) for point in overrides(toy, "tune")]
+    told = [points.defining_overrides(point) for point in overrides(toy, "tune")]
     assert told == [
         [f"method={method}", f"train.learning_rate={rate}", "seed=0"]
         for method, rates in {"wide": (0.1, 0.3, 0.5), "narrow": (1.0, 2.0, 3.0)}.items()
@@ -31,7 +33,7 @@ def test_each_method_gets_the_same_trials_then_its_best_rate_with_fresh_seeds(to
     ]
     assert [outcome["status"] for outcome in tuned] == ["finished"] * 3 + ["diverged"] + ["finished"] * 2
     assert all(outcome["scores"]["validation"] is None for outcome in tuned)
-    assert [points.told(point) for point in overrides(toy, "final")] == [
+    assert [points.defining_overrides(point) for point in overrides(toy, "final")] == [
         [f"method={method}", f"train.learning_rate={rate}", f"seed={seed}"]
         for method, rate in {"wide": 0.3, "narrow": 2.0}.items()
         for seed in (1, 2)
@@ -40,7 +42,7 @@ def test_each_method_gets_the_same_trials_then_its_best_rate_with_fresh_seeds(to
     shown = capsys.readouterr().out
     assert "0.1: 0.8000, 0.3: 1.0000, 0.5: 0.8000" in shown
     assert "1: -, 2: -0.7000, 3: -1.7000" in shown
-    assert not any(outcome.counts_as_failure for outcome in points.outcomes)
+    assert not any(outcome.counts_as_failure for outcome in toy.gathered)
 
 
 def overrides(toy: ToySweep, stage: str) -> list[list[str]]:
@@ -64,7 +66,7 @@ def test_a_point_whose_trials_all_fail_is_reported_and_the_others_go_on(toy, cap
     _, finals = toy.sweep(["method=wide", "act=finish,raise"], EQUAL, "hydra.sweeper.seeds=[1]")
     assert [outcome["status"] for outcome in finals] == ["finished"]
     assert "act=raise: none of its 3 trials has a development score" in capsys.readouterr().out
-    assert any(outcome.counts_as_failure for outcome in points.outcomes)
+    assert any(outcome.counts_as_failure for outcome in toy.gathered)
 
 
 def test_parameters_in_the_file_and_on_the_command_line_make_one_grid(toy):
@@ -103,6 +105,7 @@ def test_parameters_in_the_file_and_on_the_command_line_make_one_grid(toy):
         (["method=wide"], "hydra.sweeper.rungs=[1]", r"rungs=\[1\]: ascending shares between 0 and 1"),
         (["method=single"], SECOND, "second_range.rank: method single has no number called rank"),
         (["method=scaled", "method.alpha=4,8"], SECOND, "method.alpha: the equal_budget sweeper searches it"),
+        (["method=wide"], "hydra.sweeper.extend=-1", "extend=-1: a whole number from 0 is needed"),
         (["act=range(1,1)"], TWO_FINALS, "the sweep is empty"),
     ],
 )
@@ -112,10 +115,14 @@ def test_an_unfair_or_impossible_budget_is_refused(toy, arguments, setting, sent
         toy.sweep(arguments, EQUAL, setting)
 
 
-def test_tpe_with_rungs_or_without_optuna_is_refused(toy, monkeypatch):
+def test_tpe_with_rungs_or_without_optuna_and_an_extension_without_a_grid_are_refused(toy, monkeypatch):
     """It compares whole trials, and it is Optuna's own."""
     with pytest.raises(ConfigError, match=r"rungs=\[0.5\]: tpe learns from whole trials; use search=grid or random"):
         toy.sweep(["method=wide"], EQUAL, *TPE, "hydra.sweeper.rungs=[0.5]")
+    with pytest.raises(ConfigError, match="extend=2: only a grid has an edge to go beyond; use search=grid, or widen"):
+        toy.sweep(["method=wide"], EQUAL, *TPE, "hydra.sweeper.extend=2")
+    with pytest.raises(ConfigError, match="extend=2: a grid of 1 has no step to go on by"):
+        toy.sweep(["method=wide"], EQUAL, "hydra.sweeper.trials=1", "hydra.sweeper.extend=2")
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ConfigError, match=r"search=tpe: it needs Optuna .* pip install 'peft-harness\[optuna\]'"):
         toy.sweep(["method=wide"], EQUAL, *TPE)
@@ -172,7 +179,7 @@ def test_a_tpe_sweep_started_again_asks_for_the_same_points(toy):
 def test_a_second_range_is_searched_with_the_same_number_of_trials(toy):
     """A grid of both where the method declares one, of learning rates alone where it does not."""
     tuned, _ = toy.sweep(["method=scaled,wide"], EQUAL, SECOND, "hydra.sweeper.trials=4", ONE_FINAL)
-    told = [points.told(point) for point in overrides(toy, "tune")]
+    told = [points.defining_overrides(point) for point in overrides(toy, "tune")]
     assert len(tuned) == 8
     assert told[:4] == [
         ["method=scaled", f"train.learning_rate={rate}", f"method.alpha={alpha}", "seed=0"]
@@ -180,7 +187,7 @@ def test_a_second_range_is_searched_with_the_same_number_of_trials(toy):
         for alpha in (1, 16)
     ]
     assert all("sweep.searched=[train.learning_rate,method.alpha]" in point for point in overrides(toy, "tune")[:4])
-    final = points.told(overrides(toy, "final")[0])
+    final = points.defining_overrides(overrides(toy, "final")[0])
     assert final == ["method=scaled", "train.learning_rate=0.3", "method.alpha=1", "seed=1"]
 
 
@@ -199,13 +206,39 @@ def test_the_better_half_of_each_methods_trials_goes_on_at_each_rung(toy, capsys
     assert rates(toy) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.2, 0.3, 0.4, 0.2, 0.3]
     assert rates(toy, "final") == [0.3]
     assert "0.1: 0.8000 (stopped)" in capsys.readouterr().out
-    assert not any(outcome.counts_as_failure for outcome in points.outcomes)
+    assert not any(outcome.counts_as_failure for outcome in toy.gathered)
     toy.remember([outcome for batch in (*batches, finals) for outcome in batch])
     asked = list(toy.asked)
     toy.asked.clear()
     again = toy.sweep(["method=wide"], *settings)
     assert toy.asked == asked
     assert all(outcome["skipped"] for batch in again for outcome in batch)
+
+
+def test_a_grid_is_extended_where_the_best_lies_at_its_edge_and_a_killed_sweep_asks_the_same(toy, capsys):
+    """The best rate is 0.3: a grid around it is not extended, one below goes up by its own step until the score falls.
+
+    A sweep that was cut off after any batch finds what was done in the store, and asks for the rest.
+    """
+    toy.method("low", [0.01, 0.03])
+    settings = [EQUAL, ONE_FINAL, "hydra.sweeper.trials=2", "hydra.sweeper.rungs=[0.5]", "hydra.sweeper.extend=4"]
+    batches = toy.sweep(["method=low"], *settings)
+    assert rates(toy)[-2:] == [0.81, 0.81]
+    assert list(dict.fromkeys(rates(toy))) == [0.01, 0.03, 0.09, 0.27, 0.81]
+    assert rates(toy, "final") == [0.27]
+    assert "best of 5 (3 beyond the grid): " in str(overrides(toy, "final"))
+    asked = list(toy.asked)
+    for done in (1, len(batches) - 2):
+        toy.asked.clear()
+        toy.stored.clear()
+        toy.remember([outcome for batch in batches[:done] for outcome in batch])
+        again = toy.sweep(["method=low"], *settings)
+        assert toy.asked == asked
+        assert all(outcome["skipped"] for batch in again[:done] for outcome in batch)
+        assert not any(outcome["skipped"] for batch in again[done:] for outcome in batch)
+    toy.asked.clear()
+    toy.sweep(["method=wide"], EQUAL, ONE_FINAL, "hydra.sweeper.extend=4")
+    assert rates(toy) == [0.1, 0.3, 0.5]
 
 
 def test_a_trial_that_diverges_before_a_rung_does_not_go_on(toy):
