@@ -233,7 +233,7 @@ def test_a_checkpoint_of_another_run_is_not_taken_and_the_difference_named(
     step = Trainer._step
 
     def interrupted_step(trainer: Trainer, batches: list, weight: int) -> torch.Tensor:
-        if trainer.progress.step == 3:
+        if trainer.state.step == 3:
             signal.raise_signal(signal.SIGINT)
         return step(trainer, batches, weight)
 
