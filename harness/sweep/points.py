@@ -193,9 +193,11 @@ def write_record(point: Point) -> None:
         point.folder.mkdir(parents=True, exist_ok=True)
         record.write(point.folder)
     except OSError as error:
-        sentence = f"{point.folder / RESULT_FILE} can't be written: {error.strerror}"
-        point.result.error = f"{point.result.error}; {sentence}" if point.result.error else sentence
-        point.result.status, point.result.tracked = Status.failed.value, False
+        told = point.result.error or ""
+        if RESULT_FILE not in told:
+            sentence = f"{point.folder / RESULT_FILE} can't be written: {error.strerror}"
+            point.result.error = f"{told}; {sentence}" if told else sentence
+        point.result.status = Status.failed.value
         return
     send(point)
 
