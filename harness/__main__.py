@@ -15,18 +15,24 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from harness.config import compose
+from harness.config.command import (
+    DONE,
+    FAILED,
+    FULL_ERROR,
+    INTERRUPTED,
+    MISTAKEN,
+    interrupted,
+    refuse,
+    traces_wanted,
+)
 from harness.config.compose import PRIMARY_CONFIG, VERSION_BASE
 from harness.config.errors import ConfigError
 from harness.config.mistakes import explain, is_mistake
 from harness.config.model_paths import with_paths
 from harness.config.sources import conf_root
-from harness.sweep import points, sweepers
+from harness.sweep import sweepers
 from harness.sweep.launchers import local, ray, slurm
-from harness.sweep.outcome import REFUSED, Outcome
-
-FAILED, MISTAKEN, INTERRUPTED = 1, 2, 130
-FULL_ERROR = "HYDRA_FULL_ERROR"
-_traces_wanted = os.environ.get(FULL_ERROR) == "1"
+from harness.sweep.outcome import REFUSED, Outcome, gather, gathering
 
 
 def register_plugins() -> None:
@@ -43,22 +49,20 @@ def run_point(cfg: DictConfig) -> dict[str, Any]:
     try:
         outcome = job(cfg)
     except ConfigError as error:
-        if _traces_wanted:
+        if traces_wanted:
             raise
         outcome = {"status": REFUSED, "error": str(error), "scores": {}}
-    points.outcomes.append(Outcome.of(outcome))
+    gather([Outcome.of(outcome)])
     return outcome
 
 
 def main() -> int:
     """Parse the command line, run, and return the exit status."""
     register_plugins()
-    points.outcomes.clear()
     try:
         sys.argv[1:] = with_paths(sys.argv[1:])
     except ConfigError as error:
-        print(error, file=sys.stderr)
-        return MISTAKEN
+        return refuse(str(error))
     # Hydra prints a trace of its own unless told to raise; what it raises becomes one sentence below.
     os.environ[FULL_ERROR] = "1"
     # Names Hydra's job, and so the log file and the help's title, instead of "__main__".
@@ -66,17 +70,16 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     app = hydra.main(version_base=VERSION_BASE, config_path=str(conf_root() / "conf"), config_name=PRIMARY_CONFIG)
     try:
-        app(run_point)()
+        with gathering() as outcomes:
+            app(run_point)()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return interrupted()
     except Exception as error:
-        if _traces_wanted or not is_mistake(error):
+        if traces_wanted or not is_mistake(error):
             raise
         arguments = get_args_parser().parse_args()
-        print(explain(error, arguments.overrides, lambda o: _compose(arguments, o)), file=sys.stderr)
-        return MISTAKEN
-    return exit_status(points.outcomes)
+        return refuse(explain(error, arguments.overrides, lambda o: _compose(arguments, o)))
+    return exit_status(outcomes)
 
 
 def exit_status(outcomes: list[Outcome]) -> int:
@@ -88,7 +91,7 @@ def exit_status(outcomes: list[Outcome]) -> int:
             print(outcome.error if refused else f"{outcome.status}: {outcome.error}", file=sys.stderr)
             return MISTAKEN if refused else INTERRUPTED if outcome.status == "interrupted" else FAILED
     untracked = any(outcome.tracked is False for outcome in outcomes)
-    return FAILED if untracked or any(outcome.counts_as_failure for outcome in outcomes) else 0
+    return FAILED if untracked or any(outcome.counts_as_failure for outcome in outcomes) else DONE
 
 
 def _interrupt(*_: Any) -> None:

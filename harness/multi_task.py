@@ -20,6 +20,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from harness.config.build import build
+from harness.config.command import DONE, FAILED, carry_out, writing
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment
 from harness.measure import weight_bytes
@@ -76,22 +77,28 @@ class Storage:
         return self.backbone_bytes + self.adapters_bytes
 
 
-def main() -> None:
-    """Run the command; a user's mistake is told in one sentence, with exit status 2; other scores end with 1."""
+def main() -> int:
+    """Carry out the command and return its exit status."""
+    return carry_out(compare, str(__doc__))
+
+
+def compare(arguments: list[str]) -> int:
+    """Score the runs' adapters anew, write what was found, and return the exit status: other scores are a failure.
+
+    Raises:
+        ConfigError: A run is missing, damaged or of another backbone, or the folder can't be written.
+    """
+    runs, out = parse(arguments)
     try:
-        runs, out = parse(sys.argv[1:])
         rows, storage = score(runs)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    with writing("out", out):
         write(rows, storage, out)
-    except (ConfigError, ValueError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"out={error.filename}: it can't be written: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
     different = [row.run for row in rows if not row.is_equal]
     if different:
         print(f"other scores than recorded: {', '.join(different)}", file=sys.stderr)
-        sys.exit(1)
+    return FAILED if different else DONE
 
 
 def parse(arguments: list[str]) -> tuple[list[Path], Path]:
@@ -198,4 +205,4 @@ def write(rows: list[Scored], storage: Storage, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What the tests share: no network, an empty working directory, tiny models made on the spot, real data if given."""
+"""Fixtures of all tests: no network, an empty working directory, tiny models made on the spot, real data if given."""
 
 import json
 import os

@@ -159,6 +159,7 @@ def test_a_password_in_the_stores_uri_is_in_no_output_and_no_file(tmp_path, mult
 
 
 def test_a_run_from_the_shell_ends_with_scores_costs_and_an_adapter_with_its_card(tmp_path, tiny_experiment):
+    """The card names the settings, and the record has the predicted costs."""
     ended = harness(tmp_path, *tiny_experiment, "hydra.run.dir=here", "train.max_steps=4", "measure.predict=true")
     assert ended.returncode == 0, ended.stderr
     assert "validation accuracy" in ended.stdout + ended.stderr

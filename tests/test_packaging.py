@@ -43,11 +43,13 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_the_package_is_the_wheels_and_not_the_source_trees(installed: Path, tmp_path: Path) -> None:
+    """It is imported from the new environment."""
     where = run([str(installed / "python"), "-c", "import harness; print(harness.__file__)"], tmp_path)
     assert Path(where.strip()).is_relative_to(installed.parent)
 
 
 def test_a_sweep_and_its_report_run_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    """Two points finish, and the report has both methods."""
     overrides = ["method=head,lora", "train.max_steps=3", "task.max_train_rows=64"]
     printed = run([str(installed / "harness"), "-m", *overrides], tmp_path)
     assert "2 finished" in printed
@@ -58,5 +60,6 @@ def test_a_sweep_and_its_report_run_in_an_empty_folder(installed: Path, tmp_path
 
 
 def test_a_shipped_sweep_and_the_plan_are_found(installed: Path, tmp_path: Path) -> None:
+    """conf/ and sweeps/ come with the wheel."""
     assert "micro/sentiment" in run([str(installed / "harness"), "-cn", "demo", "--cfg", "job"], tmp_path)
     assert "trained" in run([str(installed / "harness-plan"), "model=roberta_base"], tmp_path)

@@ -1,4 +1,4 @@
-"""Which of the sentences that are taught about these methods hold here? `python -m harness.claims [key=value ...]`.
+"""Verdicts on what is commonly taught about these methods: `python -m harness.claims [key=value ...]`.
 
   python -m harness.claims                                       on the default store, into claims/
   python -m harness.claims stores=a/mlflow.db,b/mlflow.db,runs   on several stores, and folders of runs
@@ -19,12 +19,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from harness.config.command import carry_out, key_values
 from harness.config.errors import ConfigError, near_misses
 from harness.tracking.uri import check, redact
 from harness.tracking.uri import parse as parse_uri
 
 DEFAULT_STORE = Path("mlflow.db")
-MISTAKEN = 2
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,7 @@ def parse(arguments: Sequence[str]) -> Options:
     Raises:
         ConfigError: An argument is not key=value, or its key is unknown.
     """
-    names = [field.name for field in fields(Options)]
-    given: dict[str, str] = {}
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key not in names:
-            raise ConfigError(f"{argument}: there is no key {key}; {near_misses(key, names)}")
-        if not value:
-            raise ConfigError(f"{argument}: a value is needed, write {key}=VALUE")
-        given[key] = value
-    return Options(**given)
+    return Options(**key_values(arguments, [field.name for field in fields(Options)]))
 
 
 def places(text: str) -> list[str]:
@@ -79,17 +70,8 @@ def places(text: str) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; a mistake of the user's is told in one sentence, with exit status 2."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
-    try:
-        run(parse(arguments))
-    except (ConfigError, ConnectionError) as error:
-        print(f"claims: {error}", file=sys.stderr)
-        return MISTAKEN
-    return 0
+    """Carry out the command and return its exit status."""
+    return carry_out(lambda given: run(parse(given)), str(__doc__), arguments, name="claims")
 
 
 def run(options: Options) -> None:

@@ -96,7 +96,7 @@ class PlannedLine:
 
     Attributes:
         points: Overrides that all have, as a text: a case each.
-        stored: Overrides -> bits a weight.
+        stored: Overrides -> bits per weight.
         least: The claim holds from this correlation on.
     """
 

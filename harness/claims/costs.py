@@ -12,7 +12,16 @@ import numpy as np
 import pandas as pd
 
 from harness.claims.evidence import Evidence, Selection, Sweep
-from harness.claims.scores import NOT_FINISHED, NOT_MEASURED, ONE_RUN, across_runs, check_selections, sweeps_of
+from harness.claims.scores import (
+    NOT_FINISHED,
+    NOT_MEASURED,
+    ONE_RUN,
+    Against,
+    OfMethods,
+    across_runs,
+    check_selections,
+    sweeps_of,
+)
 from harness.claims.verdict import Case, Outcome, decide
 from harness.config.errors import ConfigError
 from harness.config.sources import conf_root
@@ -44,27 +53,18 @@ class Statistic(Enum):
 
 
 @dataclass(frozen=True)
-class CostRatio:
+class CostRatio(Against):
     """A cost of some runs over that of others on the same task; of what is timed by Welch's t over runs, on logarithms.
 
     Attributes:
-        sweeps: Where runs are sought.
-        methods: Selections of runs.
-        against: What each is held against.
         figure: A cost by its name in a record, or several with plus signs between them.
         least: The claim holds from this ratio on.
         most: And up to this one.
     """
 
-    sweeps: list[str]
-    methods: list[str]
-    against: str
     figure: str
     least: float = 0.0
     most: float = math.inf
-
-    def check(self, key: str) -> None:
-        check_selections(key, [*self.methods, self.against])
 
     def judge(self, evidence: Evidence) -> list[Case]:
         def of_task(sweep: Sweep, task: str) -> Iterator[Case]:
@@ -75,7 +75,7 @@ class CostRatio:
 
     def _case(self, sweep: Sweep, task: str, a: str, b: str) -> Case:
         values = {name: _positive(_figure(_rows(sweep, task, name), self.figure)) for name in (a, b)}
-        place, name = f"{sweep.name}, {task}", f"{_spelt(self.figure)} of {a} over that of {b}"
+        place, name = f"{sweep.name}, {task}", f"{_spelled(self.figure)} of {a} over that of {b}"
         if not all(values.values()):
             return Case(place, name, Outcome.no_evidence, remark=NOT_MEASURED)
         found = across_runs(np.log(values[a]).tolist(), np.log(values[b]).tolist())
@@ -86,64 +86,50 @@ class CostRatio:
 
 
 @dataclass(frozen=True)
-class SameRunRatio:
+class SameRunRatio(OfMethods):
     """One cost over another of the same run, so that a busy machine cancels; t interval over runs, on logarithms.
 
     Attributes:
-        sweeps: Where runs are sought.
-        methods: Selections of runs.
         figure: A cost by its name in a record.
         over: Another.
         least: The claim holds from this ratio on.
         most: And up to this one.
     """
 
-    sweeps: list[str]
-    methods: list[str]
     figure: str
     over: str
     least: float = 0.0
     most: float = math.inf
-
-    def check(self, key: str) -> None:
-        check_selections(key, self.methods)
 
     def judge(self, evidence: Evidence) -> list[Case]:
         def case(sweep: Sweep, task: str, name: str) -> Case | None:
             rows = _rows(sweep, task, name)
             ratios = _figure(rows, self.figure) / _figure(rows, self.over)
             found = summarize(np.log(_positive(ratios)))
-            title = f"{_spelt(self.figure)} over {_spelt(self.over)}, {name}"
+            title = f"{_spelled(self.figure)} over {_spelled(self.over)}, {name}"
             return _over_runs(f"{sweep.name}, {task}", title, found, self.least, self.most, "ratio", np.exp)
 
         return _by_configuration(evidence, self.sweeps, self.methods, case)
 
 
 @dataclass(frozen=True)
-class CostWithin:
+class CostWithin(OfMethods):
     """The mean of a cost lies in a range, with its t interval over runs.
 
     Attributes:
-        sweeps: Where runs are sought.
-        methods: Selections of runs.
         figure: A cost by its name in a record.
         least: The claim holds from here on.
         most: And up to here.
     """
 
-    sweeps: list[str]
-    methods: list[str]
     figure: str
     least: float = 0.0
     most: float = math.inf
 
-    def check(self, key: str) -> None:
-        check_selections(key, self.methods)
-
     def judge(self, evidence: Evidence) -> list[Case]:
         def case(sweep: Sweep, task: str, name: str) -> Case | None:
             found = summarize(_figure(_rows(sweep, task, name), self.figure))
-            title = f"{_spelt(self.figure)}, {name}"
+            title = f"{_spelled(self.figure)}, {name}"
             return _over_runs(f"{sweep.name}, {task}", title, found, self.least, self.most)
 
         return _by_configuration(evidence, self.sweeps, self.methods, case)
@@ -153,7 +139,7 @@ class CostWithin:
 class TrainedShare:
     """The share of a backbone's parameters that methods train, heads left out: their median, or the largest.
 
-    A case a backbone, over all methods that the sweeps ran on it; counted, so without an interval.
+    One case per backbone, over all methods that the sweeps ran on it; counted, so without an interval.
 
     Attributes:
         sweeps: Where runs are sought.
@@ -192,11 +178,11 @@ class TrainedShare:
 
 @dataclass(frozen=True)
 class LinearInBits:
-    """Bytes of the weights lie on a line over bits a weight, by Pearson's correlation over ways to store them.
+    """Bytes of the weights lie on a line over bits per weight, by Pearson's correlation over ways to store them.
 
     Attributes:
         sweeps: Where runs are sought.
-        stored: Selection -> bits a weight.
+        stored: Selection -> bits per weight.
         least: The claim holds from this correlation on.
     """
 
@@ -224,7 +210,7 @@ class LinearInBits:
 
 
 def line(evidence: str, sizes: dict[float, float], least: float) -> Case:
-    """The correlation of bytes with bits a weight; `sizes` is bits -> bytes."""
+    """The correlation of bytes with bits per weight; `sizes` is bits -> bytes."""
     value = pearson(np.array([*sizes]), np.array([*sizes.values()]))
     largest = max(sizes)
     written = ", ".join(f"{bits:g} bits {size / sizes[largest]:.3f}" for bits, size in sizes.items())
@@ -237,12 +223,10 @@ def line(evidence: str, sizes: dict[float, float], least: float) -> Case:
 
 
 @dataclass(frozen=True)
-class SoftPrompts:
+class SoftPrompts(OfMethods):
     """Neighbors of soft prompts, from `soft_prompt.csv`: one figure per virtual token, t interval over runs.
 
     Attributes:
-        sweeps: Where runs are sought.
-        methods: Selections of runs.
         figure: A column of the file.
         less: A column that is taken off it, such as the same figure of random vectors.
         take: The mean over a run's virtual tokens, or the largest.
@@ -250,21 +234,16 @@ class SoftPrompts:
         most: And up to here.
     """
 
-    sweeps: list[str]
-    methods: list[str]
     figure: str
     take: Kept
     less: str | None = None
     least: float = -math.inf
     most: float = math.inf
 
-    def check(self, key: str) -> None:
-        check_selections(key, self.methods)
-
     def judge(self, evidence: Evidence) -> list[Case]:
         def case(sweep: Sweep, task: str, name: str) -> Case | None:
             found = summarize(self._of_run(uri) for uri in _rows(sweep, task, name)["artifact_uri"])
-            title = f"{self.take.value} {_spelt(self.figure)}" + (f" less {_spelt(self.less)}" if self.less else "")
+            title = f"{self.take.value} {_spelled(self.figure)}" + (f" less {_spelled(self.less)}" if self.less else "")
             return _over_runs(f"{sweep.name}, {task}", f"{title}, {name}", found, self.least, self.most)
 
         return _by_configuration(evidence, self.sweeps, self.methods, case)
@@ -379,5 +358,5 @@ def _is_counted(figure: str) -> bool:
     return all(name.endswith(COUNTED) for name in figure.split("+"))
 
 
-def _spelt(figure: str) -> str:
+def _spelled(figure: str) -> str:
     return figure.replace("_", " ").replace("+", " + ").replace(".1", "").replace(".", " ")

@@ -148,7 +148,7 @@ class Evidence:
         self._stores = stores
         self._sweeps: dict[str, Sweep] = {}
         self._folders: dict[str, list[dict[str, Any]]] = {}
-        # A sentence a record that cannot be read.
+        # One sentence per record that cannot be read.
         self.damaged: list[str] = []
 
     @cached_property

@@ -85,8 +85,8 @@ def claim_table(one: Judged) -> Table:
     for number, tested in enumerate(one.tests, 1):
         for case in tested.cases:
             measured = (written(case.value, case.unit), interval(case), holds_where(case))
-            told = ". ".join(plain(text) for text in (case.name, case.remark) if text)
-            rows.append((str(number), str(case.outcome), *measured, plain(case.evidence), told))
+            remark = ". ".join(plain(text) for text in (case.name, case.remark) if text)
+            rows.append((str(number), str(case.outcome), *measured, plain(case.evidence), remark))
     columns = ("test", "outcome", "found", "95% interval", "holds where", "evidence", "case")
     rules = " ".join(
         f"({number}) {tested.test.says} [{tested.test.rule}: {tested.verdict}]"

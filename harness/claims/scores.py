@@ -18,28 +18,61 @@ from harness.training.metrics import higher_is_better
 ENDLESS = 10_000
 
 
+def check_selections(key: str, texts: Sequence[str]) -> None:
+    for text in texts:
+        try:
+            Selection.parse(text)
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from None
+
+
 @dataclass(frozen=True)
-class KeepsUp:
-    """Non-inferiority: a method's score is not below another's by more than a margin, all of the interval above it.
+class OfMethods:
+    """Keys of a rule on the runs of methods.
 
     Attributes:
         sweeps: Where runs are sought; one that no store has is named and does not count.
         methods: Selections of runs (`harness.claims.evidence.Selection`).
+    """
+
+    sweeps: list[str]
+    methods: list[str]
+
+    def check(self, key: str) -> None:
+        check_selections(key, self.methods)
+
+
+@dataclass(frozen=True)
+class Against(OfMethods):
+    """Keys of a rule that holds methods against one.
+
+    Attributes:
         against: What each is held against.
+    """
+
+    against: str
+
+    def check(self, key: str) -> None:
+        super().check(key)
+        check_selections(key, [self.against])
+
+
+@dataclass(frozen=True)
+class KeepsUp(Against):
+    """Non-inferiority: a method's score is not below another's by more than a margin, all of the interval above it.
+
+    Attributes:
         margin: In the score's own points, for scores of which more is better.
         margin_share: As a share of the other's score, for perplexities, which have no common scale.
         two_sided: Equivalence: nor above it by more than the margin.
     """
 
-    sweeps: list[str]
-    methods: list[str]
-    against: str
     margin: float
     margin_share: float
     two_sided: bool = False
 
     def check(self, key: str) -> None:
-        check_selections(key, [*self.methods, self.against])
+        super().check(key)
         if not (self.margin > 0 and self.margin_share > 0):
             raise ConfigError(f"{key}.margin={self.margin}, margin_share={self.margin_share}: both must be above 0")
 
@@ -59,21 +92,8 @@ class KeepsUp:
 
 
 @dataclass(frozen=True)
-class Better:
-    """Superiority: a method's score is above another's, p corrected by Holm over all pairs of the task.
-
-    Attributes:
-        sweeps: As for `KeepsUp`.
-        methods: As for `KeepsUp`.
-        against: As for `KeepsUp`.
-    """
-
-    sweeps: list[str]
-    methods: list[str]
-    against: str
-
-    def check(self, key: str) -> None:
-        check_selections(key, [*self.methods, self.against])
+class Better(Against):
+    """Superiority: a method's score is above another's, p corrected by Holm over all pairs of the task."""
 
     def judge(self, evidence: Evidence) -> list[Case]:
         def judged(pair: Pair) -> Case:
@@ -131,28 +151,16 @@ class ChoiceMatters:
             outcome = Outcome.fails
         remarks = [f"farthest apart of {len(pairs)} pairs; {len(beyond)} differ by more than that"]
         remarks += [] if whole else ["some have too few runs yet"]
-        remarks += [] if learned else [NOTHING_LEARNT]
+        remarks += [] if learned else [NOTHING_LEARNED]
         return widest.case(outcome if learned else Outcome.undecided, margin, math.inf, remarks)
 
 
 @dataclass(frozen=True)
-class ForgetsLess:
+class ForgetsLess(Against):
     """Superiority on general text: its perplexity, or masked loss, grows by a smaller factor than another's does.
 
     Welch's t over runs on the logarithm of after over before, Holm-corrected over the methods on the task.
-
-    Attributes:
-        sweeps: As for `KeepsUp`.
-        methods: As for `KeepsUp`.
-        against: As for `KeepsUp`.
     """
-
-    sweeps: list[str]
-    methods: list[str]
-    against: str
-
-    def check(self, key: str) -> None:
-        check_selections(key, [*self.methods, self.against])
 
     def judge(self, evidence: Evidence) -> list[Case]:
         cases: list[Case] = []
@@ -182,7 +190,7 @@ class ForgetsLess:
 
 # --- Pairs ----------------------------------------------------------------------------------------------------------
 
-NOTHING_LEARNT = "neither is known to be better than the commonest answer, so nothing is compared"
+NOTHING_LEARNED = "neither is known to be better than the commonest answer, so nothing is compared"
 NOT_MEASURED, NOT_FINISHED = "it was not measured there", "not finished in this sweep yet"
 ONE_RUN = "too few runs of a method, or runs too unstable, say nothing of others"
 
@@ -212,7 +220,7 @@ class Pair:
     @property
     def remark(self) -> str:
         if not self.learned:
-            return NOTHING_LEARNT
+            return NOTHING_LEARNED
         if not self.over_seeds:
             return ONE_RUN
         names = ", ".join(self.on_edge)
@@ -228,7 +236,7 @@ class Pair:
 
 
 def across_runs(a: Sequence[float], b: Sequence[float]) -> Comparison:
-    """Compare what has one value per run and none a row, the lower the better: Welch's t over runs."""
+    """Compare what has one value per run and none per row, the lower the better: Welch's t over runs."""
     ordered = {name: np.sort(np.asarray(values, dtype=float)) for name, values in (("A", a), ("B", b))}
     resampled = {name: Resampled(v, np.tile(v, (2, 1)), ENDLESS, 0) for name, v in ordered.items()}
     return compare(resampled, higher_is_better=False)[0]
@@ -290,11 +298,3 @@ def _pair(sweep: Sweep, task: str, one: Comparison, a: str, b: str) -> Pair:
         sweep.has_learned(task, (a, b)),
         tuple(name for name in (a, b) if (task, name) in sweep.on_edge),
     )
-
-
-def check_selections(key: str, texts: Sequence[str]) -> None:
-    for text in texts:
-        try:
-            Selection.parse(text)
-        except ConfigError as error:
-            raise ConfigError(f"{key}: {error}") from None

@@ -1,4 +1,4 @@
-"""From an interval to an outcome, from outcomes to a test's verdict, from tests to the verdict on a claim."""
+"""Verdicts: intervals become outcomes, outcomes a test's verdict, and verdicts of tests the verdict on a claim."""
 
 import math
 from collections.abc import Iterable

@@ -139,9 +139,9 @@ def _as_list(value: Any, hint: Any, key: str) -> Any:
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and (truths := [one for one in value if isinstance(one, bool)]):
-        told = ", ".join(str(one).lower() if isinstance(one, bool) else str(one) for one in value)
+        listed = ", ".join(str(one).lower() if isinstance(one, bool) else str(one) for one in value)
         raise ConfigError(
-            f"{key}=[{told}]: {str(truths[0]).lower()} is no text; YAML reads yes, no, on and off as true and false: "
+            f"{key}=[{listed}]: {str(truths[0]).lower()} is no text; YAML reads yes, no, on and off as true and false: "
             'quote each, as in ["yes", "no"]'
         )
     return value

@@ -14,20 +14,3 @@ def near_misses(name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, valid, n=3, cutoff=0.6)
     question = f"did you mean {' or '.join(close)}? " if close else ""
     return f"{question}Valid: {', '.join(valid)}"
-
-
-def key_values(arguments: list[str], names: list[str]) -> dict[str, str]:
-    """Take `key=value` arguments apart; of a key that comes twice the last counts.
-
-    Raises:
-        ConfigError: An argument has no value, or a key that is none of `names`.
-    """
-    given = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise ConfigError(f"{argument!r}: arguments are key=value; {near_misses(key, names)}")
-        if key not in names:
-            raise ConfigError(f"{key}={value}: no such key; {near_misses(key, names)}")
-        given[key] = value
-    return given

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Quantization(Enum):
-    """How the backbone's linear layers are stored."""
+    """Storage of the backbone's linear layers."""
 
     none = "none"
     int8 = "int8"
@@ -15,7 +15,7 @@ class Quantization(Enum):
 
 
 class EarlierAdapter(Enum):
-    """How an adapter that `model.path` names is put on its backbone before the method comes."""
+    """Ways to put an adapter that `model.path` names on its backbone before the method comes."""
 
     merged = "merged"
     stacked = "stacked"
@@ -63,7 +63,7 @@ class Stage(Enum):
 
 
 class Search(Enum):
-    """How the equal-budget sweeper finds what to try."""
+    """Searches of the equal-budget sweeper."""
 
     grid = "grid"
     random = "random"
@@ -98,7 +98,7 @@ class ModelConfig:
 
 @dataclass
 class TrainConfig:
-    """How a model is trained; conf/train/default.yaml explains each key."""
+    """Settings of the training; conf/train/default.yaml explains each key."""
 
     learning_rate: float
     epochs: float
@@ -156,7 +156,7 @@ class TrackingConfig:
 
 @dataclass
 class SweepConfig:
-    """How a sweep goes about its points; conf/config.yaml explains each key."""
+    """Settings of a sweep; conf/config.yaml explains each key."""
 
     name: str | None
     stage: Stage

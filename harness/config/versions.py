@@ -111,7 +111,7 @@ def lowest() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def warn_of_untested() -> None:
-    """Log, once a process, each package that decides results and was not tested."""
+    """Log, once per process, each package that decides results and was not tested."""
     import logging
 
     for sentence in untested().values():

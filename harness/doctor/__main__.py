@@ -8,7 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.config.errors import ConfigError, near_misses
+from harness.config.command import DONE, FAILED, carry_out, key_value
+from harness.config.errors import ConfigError
 from harness.config.schema import Quantization
 from harness.doctor.tables import as_json, markdown, print_tables
 
@@ -26,7 +27,6 @@ USAGE = """harness-doctor: versions, devices, 4- and 8-bit support, and which me
 The table is what a run would be told before it loads a model. Exit status: 1 when doctor.live=true finds that the
 rules allow what fails or refuse what trains, 2 for a wrong argument.
 """
-DISAGREE, MISTAKEN = 1, 2
 
 
 class Format(Enum):
@@ -45,17 +45,18 @@ class Options:
 
 
 def main() -> int:
-    """Parse the command line, look, print, and return the exit status."""
-    arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
-    try:
-        options = parse(arguments)
-        findings = examine(options)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return MISTAKEN
+    """Carry out the command and return its exit status."""
+    return carry_out(diagnose, USAGE)
+
+
+def diagnose(arguments: list[str]) -> int:
+    """Look, print, and return the exit status.
+
+    Raises:
+        ConfigError: An argument is wrong.
+    """
+    options = parse(arguments)
+    findings = examine(options)
     if options.format is Format.json:
         print(json.dumps(as_json(findings), indent=2))
     elif options.format is Format.markdown:
@@ -67,7 +68,7 @@ def main() -> int:
         said = f"refused ({finding.refusal})" if finding.refusal else "allowed"
         became = finding.failure or "it trained"
         print(f"{_pair(finding)}: {said}, but tried: {became}", file=sys.stderr)
-    return DISAGREE if disagreements else 0
+    return FAILED if disagreements else DONE
 
 
 def parse(arguments: list[str]) -> Options:
@@ -79,9 +80,7 @@ def parse(arguments: list[str]) -> Options:
     given = {"doctor.format": Format.table.name, "doctor.methods": "", "doctor.live": "false"}
     valid = {"doctor.format": list(Format.__members__), "doctor.live": ["true", "false"]}
     for argument in arguments:
-        key, separator, value = argument.partition("=")
-        if key not in given or not separator:
-            raise ConfigError(f"{argument}: no such option; {near_misses(key, given)}, each as key=value")
+        key, value = key_value(argument, list(given))
         if value not in valid.get(key, [value]):
             raise ConfigError(f"{argument}: {' or '.join(valid[key])} is allowed")
         given[key] = value

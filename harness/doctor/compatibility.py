@@ -1,4 +1,4 @@
-"""Which method goes with which backbone: asked of the methods' own rules, or tried on tiny models."""
+"""Compatibility of methods and backbones: asked of the methods' own rules, or tried on tiny models."""
 
 import tempfile
 from collections.abc import Iterator
@@ -7,11 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from harness import methods
 from harness.config.build import build
+from harness.config.compose import compose
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import choices
 from harness.config.schema import Experiment, Quantization
 from harness.methods import trained_parameters
+from harness.models import choose_quantization, empty_model, load_config, load_model, model_class
 from harness.models.architectures import ARCHITECTURES, Backbone, Kind
 from harness.training.batches import plain_inputs
 
@@ -87,8 +90,6 @@ def experiments(names: list[str] | None) -> dict[str, Experiment]:
     Raises:
         ConfigError: There is no method of a name.
     """
-    from harness.config.compose import compose
-
     valid = choices("method")
     for name in names or ():
         if name not in valid:
@@ -126,8 +127,6 @@ def words(rows: int, length: int) -> "Tensor":
 
 def ask(tasks: dict[str, Experiment]) -> list[Finding]:
     """Ask the rules of every method for every backbone and way to store it: what a run would be told."""
-    from harness.models import empty_model
-
     found = []
     with tempfile.TemporaryDirectory() as folder:
         _save_tokenizer(Path(folder))
@@ -146,7 +145,6 @@ def _with(experiment: Experiment, kind: Kind, stored: Quantization) -> Experimen
 
 
 def _refusal(experiment: Experiment, skeleton: Backbone) -> str | None:
-    from harness.models import choose_quantization
 
     try:
         stored = choose_quantization(experiment)
@@ -183,8 +181,6 @@ def _save_tiny(folder: Path, architecture: str, kind: Kind) -> None:
     import torch
     from transformers import AutoModel
 
-    from harness.models import model_class
-
     torch.manual_seed(0)
     # A classifier's checkpoint is the backbone alone: its head is new.
     factory = AutoModel if kind is Kind.classification else model_class(kind)
@@ -211,9 +207,6 @@ def _train_a_step(experiment: Experiment, folder: Path) -> None:
         AssertionError: Frozen weights moved, or trained ones did not.
     """
     import torch
-
-    from harness import methods
-    from harness.models import load_config, load_model
 
     kind, method = experiment.task.kind, experiment.method
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config.schema import Quantization
 from harness.config.version import __version__
 from harness.config.versions import installed_versions, untested
+from harness.models import choose_device, keep_trainable
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -56,8 +57,6 @@ def quantized_support() -> dict[str, str]:
     import logging
     import warnings
 
-    from harness.models import choose_device
-
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     device, found = choose_device("auto"), {}
     for kind in (Quantization.nf4, Quantization.fp4, Quantization.int8):
@@ -79,8 +78,6 @@ def probe(kind: Quantization, device: "Device") -> float:
     """
     import torch
     from bitsandbytes import nn as quantized
-
-    from harness.models import keep_trainable
 
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(128, 128, generator=generator) for _ in range(2))

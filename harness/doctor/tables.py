@@ -11,6 +11,7 @@ from harness.config.schema import Quantization
 from harness.config.version import __version__
 from harness.config.versions import installed_versions, untested
 from harness.doctor.machine import WITHOUT_TRYING, machine, quantized_support, summary
+from harness.models.architectures import Kind
 
 if TYPE_CHECKING:
     from harness.doctor.compatibility import Finding
@@ -60,8 +61,6 @@ def grids(findings: "list[Finding]") -> tuple[list[Grid], list[str]]:
     Columns are the architectures, unquantized, then nf4 and int8: there `yes` says that all works that works
     unquantized.
     """
-    from harness.models.architectures import Kind
-
     reasons = Reasons(findings)
     tables = []
     for kind in (Kind.classification, Kind.causal_lm):

@@ -34,7 +34,7 @@ class Energy:
         if now is None or self._start is None:
             return None
         if now < self._start:
-            self.reason = "the energy counter started anew during the run"
+            self.reason = "the energy counter restarted during the run"
             return None
         return now - self._start
 

@@ -1,4 +1,4 @@
-"""How fast, on this device and now: inference latency, the ceiling of matrix products, peak resident size, energy."""
+"""Speed and load of this device as measured now: latency, ceiling of matrix products, peak resident size, energy."""
 
 import logging
 import time
@@ -71,7 +71,7 @@ def peak_resident_bytes() -> int | None:
 
 
 class SystemLoad:
-    """How busy the machine is while a run trains, now and then; named as MLflow names it, which shows it apart."""
+    """Load of the machine while a run trains, sampled now and then; named as MLflow names it, which shows it apart."""
 
     def __init__(self, device: "Device") -> None:
         self.device = device

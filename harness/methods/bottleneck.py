@@ -154,7 +154,7 @@ class Houlsby(BottleneckMethod):
 
 @dataclass(frozen=True)
 class Pfeiffer(BottleneckMethod):
-    """One adapter a layer, after the feed-forward block (Pfeiffer et al. 2021, arXiv 2005.00247).
+    """One adapter per layer, after the feed-forward block (Pfeiffer et al. 2021, arXiv 2005.00247).
 
     It reads the residual sum behind the block, normed where the architecture norms it, and what it adds joins that
     sum: norm(s + up(f(down(norm(s))))) with s = block(x) + x, or s + up(f(down(s))) where norms come first.

@@ -30,7 +30,7 @@ CHUNK = 4096
 PERMUTATIONS = 10_000
 
 
-class NoNeighbours(ValueError):
+class NoNeighbors(ValueError):
     """Why learned vectors can't be compared with the vocabulary, in a sentence."""
 
 
@@ -73,7 +73,7 @@ class SoftPrompt:
         return ids, cosines
 
     def tightness(self, ids: "Tensor") -> "Tensor":
-        """The mean cosine over pairs of the tokens of a row; one number a row."""
+        """The mean cosine over pairs of the tokens of a row; one number per row."""
         from torch.nn.functional import normalize
 
         rows, k = ids.shape
@@ -84,7 +84,7 @@ class SoftPrompt:
 
 @dataclass(frozen=True)
 class Tightness:
-    """How tight the neighbourhoods of learned vectors lie against those of random ones.
+    """How tight the neighborhoods of learned vectors lie against those of random ones.
 
     Attributes:
         learned: One number a virtual token.
@@ -121,7 +121,7 @@ def neighbors(adapter: "Adapter", tokenizer: Any, k: int = NEAREST) -> list[dict
         `rank` from 1, `token_id`, `token`, `cosine`.
 
     Raises:
-        NoNeighbours: The vectors can't be compared with the vocabulary.
+        NoNeighbors: The vectors can't be compared with the vocabulary.
     """
     prompt = soft_prompt(adapter, tokenizer)
     if prompt is None:
@@ -149,7 +149,7 @@ def tightness(adapter: "Adapter", tokenizer: Any, k: int = NEAREST, seed: int = 
         seed: Decides the random directions and tokens.
 
     Raises:
-        NoNeighbours: The vectors can't be compared with the vocabulary.
+        NoNeighbors: The vectors can't be compared with the vocabulary.
     """
     prompt = soft_prompt(adapter, tokenizer)
     return None if prompt is None else _tightness(prompt, k, seed)
@@ -176,7 +176,7 @@ def table(adapter: "Adapter", tokenizer: Any, k: int = NEAREST, seed: int = 0) -
         `random_directions_as_tight` and `random_words_as_tight`, the share of them that lie at least as tight.
 
     Raises:
-        NoNeighbours: The vectors can't be compared with the vocabulary.
+        NoNeighbors: The vectors can't be compared with the vocabulary.
     """
     prompt = soft_prompt(adapter, tokenizer)
     if prompt is None:
@@ -212,7 +212,7 @@ def soft_prompt(adapter: "Adapter", tokenizer: Any) -> SoftPrompt | None:
     """The vectors that an adapter has learned in the place of tokens; null for a method that learns none.
 
     Raises:
-        NoNeighbours: They can't be compared with the vocabulary.
+        NoNeighbors: They can't be compared with the vocabulary.
     """
     import torch
 
@@ -231,10 +231,10 @@ def soft_prompt(adapter: "Adapter", tokenizer: Any) -> SoftPrompt | None:
     if in_cache:
         vectors = _keys(vectors, config, base)
     if not vectors.isfinite().all():
-        raise NoNeighbours("the learned vectors hold numbers that are not finite")
+        raise NoNeighbors("the learned vectors hold numbers that are not finite")
     places = vectors.any(dim=1).nonzero()[:, 0].tolist()
     if not places:
-        raise NoNeighbours("all learned vectors are zero, and point nowhere")
+        raise NoNeighbors("all learned vectors are zero, and point nowhere")
     tokens = min(len(tokenizer), embeddings.num_embeddings)
     return SoftPrompt(
         places, vectors[places], 0 if in_cache else None, tokens, partial(first_keys, base) if in_cache else embed
@@ -262,12 +262,12 @@ def _keys(prefix: "Tensor", config: Any, base: Any) -> "Tensor":
     """The first layer's keys of a prefix, virtual tokens x width, as they would be at the first position.
 
     Raises:
-        NoNeighbours: The architecture has no such keys, or turns them in a way that is not known here.
+        NoNeighbors: The architecture has no such keys, or turns them in a way that is not known here.
     """
     import torch
 
     if base.config.is_encoder_decoder:
-        raise NoNeighbours("the prefix of an encoder-decoder stands before its decoder, which reads no tokens alone")
+        raise NoNeighbors("the prefix of an encoder-decoder stands before its decoder, which reads no tokens alone")
     count, heads = len(prefix), config.num_attention_heads
     keys = prefix.view(count, 2 * config.num_layers, heads, -1)[:, 0]
     rotary: Any = next((m for name, m in base.named_modules() if name.rpartition(".")[2] == "rotary_emb"), None)
@@ -275,7 +275,7 @@ def _keys(prefix: "Tensor", config: Any, base: Any) -> "Tensor":
         # Keys in the cache are turned by the angles of their position; turning back compares them with the first's.
         cosine, sine = (part[0][:, None] for part in rotary(prefix, torch.arange(count)[None]))
         if cosine.shape[-1] != keys.shape[-1]:
-            raise NoNeighbours("only a part of each key carries its position, which is not known here")
+            raise NoNeighbors("only a part of each key carries its position, which is not known here")
         keys = keys * cosine - rotate_half(keys) * sine
     return keys.flatten(1)
 
@@ -286,7 +286,7 @@ def first_keys(base: Any, ids: "Tensor") -> "Tensor":
     The model itself computes them, embeddings, positions and norms included, as far as its first cache.
 
     Raises:
-        NoNeighbours: The model keeps no keys in a cache.
+        NoNeighbors: The model keeps no keys in a cache.
     """
     import torch
     from transformers import DynamicCache
@@ -300,7 +300,7 @@ def first_keys(base: Any, ids: "Tensor") -> "Tensor":
 
     name = cache_argument(base.base_model)
     if name is None:
-        raise NoNeighbours(f"{type(base.base_model).__name__} keeps no keys in a cache")
+        raise NoNeighbors(f"{type(base.base_model).__name__} keeps no keys in a cache")
     training = base.training
     base.eval()
     try:
@@ -310,4 +310,4 @@ def first_keys(base: Any, ids: "Tensor") -> "Tensor":
         return reached.args[0].flatten(1).float()
     finally:
         base.train(training)
-    raise NoNeighbours(f"{type(base.base_model).__name__} keeps no keys in a cache")
+    raise NoNeighbors(f"{type(base.base_model).__name__} keeps no keys in a cache")

@@ -1,4 +1,4 @@
-"""Where the modules sit in each architecture that transformers has and methods change."""
+"""Architectures of transformers: the places of the modules that methods change."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a checkpoint's folder holds, and whether the backbone becomes what it says."""
+"""Checks of a checkpoint's folder: what it holds, and whether the backbone becomes what it says."""
 
 import json
 import logging
@@ -87,7 +87,7 @@ LEFT_OPEN = ("vocab_size", "max_position_embeddings", "type_vocab_size")
 
 
 def stored_quantization(folder: Path) -> Quantization:
-    """How the weights of a checkpoint are stored.
+    """Storage of a checkpoint's weights.
 
     Raises:
         ConfigError: By a method that is not one of bitsandbytes'.

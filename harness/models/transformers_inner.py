@@ -11,7 +11,7 @@ CACHE_ARGUMENTS = ("cache", "past_key_values")
 
 
 def cache_argument(model: Any) -> str | None:
-    """What a model's forward pass calls its key-value cache; None where it takes none.
+    """Name of the key-value cache among the arguments of a model's forward pass; None where it takes none.
 
     A model with a head may hand on what it does not name itself, so its backbone is asked after it.
     """

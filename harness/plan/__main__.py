@@ -10,9 +10,10 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
+from harness.config.command import DONE, FAILED, MISTAKEN, carry_out, interrupted, key_value
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
-from harness.plan.costs import Settings, plan_point, read_settings
+from harness.plan.costs import PLAN_KEYS, PlanSettings, plan_point, read_settings
 from harness.plan.display import PAGE, Stream, draw
 
 USAGE = """harness-plan: what a run will cost, before anything is downloaded.
@@ -32,12 +33,17 @@ Prints parameters, memory of a training step by category, operations, the saved 
 
 
 def main() -> int:
-    """Parse the command line, print the points as they are planned, and return the exit status."""
-    arguments = sys.argv[1:]
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
-    kept: list[dict[str, Any]] = []
+    """Carry out the command and return its exit status."""
+    return carry_out(print_plan, USAGE)
+
+
+def print_plan(arguments: list[str]) -> int:
+    """Print the points as they are planned, and return the exit status.
+
+    Raises:
+        ConfigError: An argument is wrong, or the only point can't be run.
+    """
+    drawn: list[dict[str, Any]] = []
     refused = planned = 0
     try:
         name, overrides, grid, settings = parse(arguments)
@@ -54,24 +60,20 @@ def main() -> int:
                     print(f"{own}: {point['error']}" if grid else point["error"], file=sys.stderr)
                     continue
                 planned += 1
-                if settings.picture and point["cost"]["train_peak_bytes"] and len(kept) < PAGE:
-                    kept.append(point)
-        if kept:
-            draw(kept, Path(str(settings.picture)))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+                if settings.picture and point["cost"]["train_peak_bytes"] and len(drawn) < PAGE:
+                    drawn.append(point)
+        if drawn:
+            draw(drawn, Path(str(settings.picture)))
     except BrokenPipeError:
         # Whoever reads has read enough; Python would complain once more when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return FAILED
     except KeyboardInterrupt:
-        print(f"stopped after {planned + refused} points", file=sys.stderr)
-        return 130
-    return 2 if refused and not planned else 0
+        return interrupted(f"stopped after {planned + refused} points")
+    return MISTAKEN if refused and not planned else DONE
 
 
-def answer(name: str, overrides: list[str], settings: Settings) -> dict[str, Any]:
+def answer(name: str, overrides: list[str], settings: PlanSettings) -> dict[str, Any]:
     """A point with its cost, or with the reason why it can't be run: the others of a grid are still planned."""
     try:
         return {"overrides": overrides, **plan_point(name, overrides, settings)}
@@ -79,7 +81,7 @@ def answer(name: str, overrides: list[str], settings: Settings) -> dict[str, Any
         return {"overrides": overrides, "error": str(error)}
 
 
-def parse(arguments: list[str]) -> tuple[str, list[str], bool, Settings]:
+def parse(arguments: list[str]) -> tuple[str, list[str], bool, PlanSettings]:
     """Config name, overrides, whether values separated by commas make a grid, and the keys of the plan itself."""
     name, overrides, grid = "config", [], False
     given: dict[str, str] = {}
@@ -90,8 +92,8 @@ def parse(arguments: list[str]) -> tuple[str, list[str], bool, Settings]:
         elif argument in ("-cn", "--config-name"):
             name, grid = next(rest, ""), True
         elif argument.startswith("plan."):
-            key, _, value = argument.removeprefix("plan.").partition("=")
-            given[key] = value
+            key, value = key_value(argument, PLAN_KEYS)
+            given[key.removeprefix("plan.")] = value
         elif argument.startswith("-"):
             raise ConfigError(f"{argument}: no such option; harness-plan --help lists them")
         else:

@@ -1,13 +1,13 @@
 """Costs of a run before it is started: parameters, memory, operations, storage."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.build import build
 from harness.config.compose import compose
-from harness.config.errors import ConfigError, near_misses
+from harness.config.errors import ConfigError
 from harness.config.schema import Experiment
 from harness.methods.skeleton import architecture_of, skeleton
 from harness.models import check_positions, choose_device
@@ -42,7 +42,7 @@ PLANNED = (*COLUMNS.values(), "trainable_parameters", "train_flops_per_token", "
 
 
 @dataclass(frozen=True)
-class Settings:
+class PlanSettings:
     """The keys `plan.` of the command line.
 
     Attributes:
@@ -62,17 +62,17 @@ class Settings:
     picture: str | None = None
 
 
-def read_settings(given: dict[str, str]) -> Settings:
-    """Check `plan.` keys.
+PLAN_KEYS = [f"plan.{field.name}" for field in fields(PlanSettings)]
+
+
+def read_settings(given: dict[str, str]) -> PlanSettings:
+    """Check the values of `plan.` keys.
 
     Raises:
-        ConfigError: A key is unknown, or its value is not allowed.
+        ConfigError: A value is not allowed.
     """
-    valid = list(Settings.__dataclass_fields__)
     values: dict[str, Any] = {}
     for key, text in given.items():
-        if key not in valid:
-            raise ConfigError(f"plan.{key}: no such key; {near_misses(key, valid)}")
         if key in ("batch_size", "length", "tasks"):
             if not text.isdecimal() or int(text) < 1:
                 raise ConfigError(f"plan.{key}={text}: a whole number from 1 on is needed")
@@ -84,7 +84,7 @@ def read_settings(given: dict[str, str]) -> Settings:
         if key == "picture" and Path(text).suffix[1:] not in PICTURES:
             raise ConfigError(f"plan.picture={text}: a file that ends in .png or .svg is needed")
         values[key] = text
-    return Settings(**values)
+    return PlanSettings(**values)
 
 
 def fits(cost: dict[str, Any], rows: int) -> list[dict[str, Any]]:
@@ -137,13 +137,13 @@ def steps(experiment: Experiment) -> tuple[int | None, str]:
 # Of a record's costs, those that a plan has.
 
 
-def plan_point(name: str, overrides: list[str], settings: Settings | None = None) -> dict[str, Any]:
+def plan_point(name: str, overrides: list[str], settings: PlanSettings | None = None) -> dict[str, Any]:
     """Plan of one point: `step`, `cost` with the names of `RunRecord.cost`, and what follows from them.
 
     Raises:
         ConfigError: It can't be run.
     """
-    settings = settings or Settings()
+    settings = settings or PlanSettings()
     experiment = build(compose(name, overrides))
     step = step_of(experiment, settings)
     cost, unmeasured = costs(experiment, step)
@@ -162,7 +162,7 @@ def backbone_parameters(experiment: Experiment) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if not backbone.is_head(name))
 
 
-def step_of(experiment: Experiment, settings: Settings) -> "Step":
+def step_of(experiment: Experiment, settings: PlanSettings) -> "Step":
     """The training step that is planned.
 
     Raises:
@@ -184,7 +184,7 @@ def plan(experiment: Experiment) -> dict[str, Any]:
     Raises:
         ConfigError: The method can't go with the backbone, its kind of head or its quantization.
     """
-    return costs(experiment, step_of(experiment, Settings()))[0]
+    return costs(experiment, step_of(experiment, PlanSettings()))[0]
 
 
 def costs(experiment: Experiment, step: "Step") -> tuple[dict[str, Any], dict[str, str]]:

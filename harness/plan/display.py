@@ -71,9 +71,9 @@ def _print_one(point: dict[str, Any]) -> None:
     for device in point["fits"]:
         answer = f"batches up to {device['largest_batch']}" if device["largest_batch"] else "does not fit"
         print(f" {device['gigabytes']:>4} GB: {answer}")
-    kept = point["storage"]
-    adapters, copies = (readable(kept[key], True) for key in ("adapters_bytes", "copies_bytes"))
-    print(f" {kept['tasks']} tasks: {adapters} as adapters with one backbone, {copies} as whole models")
+    stored = point["storage"]
+    adapters, copies = (readable(stored[key], True) for key in ("adapters_bytes", "copies_bytes"))
+    print(f" {stored['tasks']} tasks: {adapters} as adapters with one backbone, {copies} as whole models")
     for name, reason in point["unmeasured"].items():
         print(f" {name}: {reason}")
 
@@ -153,7 +153,7 @@ def memory(cost: dict[str, Any]) -> list[float]:
 
 
 def draw(points: list[dict[str, Any]], path: Path) -> None:
-    """Draw a stacked bar a point, with the sizes of devices that lie in its range as lines.
+    """Draw one stacked bar per point, with the sizes of devices that lie in its range as lines.
 
     Raises:
         ConfigError: The file can't be written.

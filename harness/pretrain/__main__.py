@@ -1,4 +1,4 @@
-"""Makes the two backbones that come with the harness: `python -m harness.pretrain model=micro_encoder|micro_decoder`.
+"""Pretraining of the two shipped backbones: `python -m harness.pretrain model=micro_encoder|micro_decoder`.
 
 This is the first of the three usual steps of making a language model: language modeling, supervised fine-tuning,
 preference tuning. It reads running text of the micro world (`harness.tasks.micro.corpus`) once, no passage twice, and
@@ -26,11 +26,10 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from harness.config.errors import ConfigError, key_values, near_misses
+from harness.config.command import carry_out, key_values, options, writing
+from harness.config.errors import ConfigError, near_misses
 from harness.config.sources import PACKAGE
 from harness.config.version import __version__
 from harness.pretrain.losses import (
@@ -53,7 +52,7 @@ SPECIAL_WORDS = {
 MAX_LENGTH = 128
 
 
-class Backbone(Enum):
+class ShippedModel(Enum):
     micro_encoder = "micro_encoder"
     micro_decoder = "micro_decoder"
 
@@ -66,7 +65,7 @@ class Pretraining:
         model: Which backbone to make.
         seed: Decides the first weights, the text and its order, and what is masked.
         steps: Optimizer steps.
-        batch_size: Passages a step.
+        batch_size: Passages per step.
         learning_rate: Peak of AdamW's rate; it rises over the first 5% of the steps, then falls linearly to zero.
         causal_share: Share of the encoder's steps, at the start, that only read from left to right.
         hidden_size: Width; heads are 32 wide and the feed-forward layer is twice as wide as this.
@@ -76,7 +75,7 @@ class Pretraining:
         out: Folder to write; the package's own folder of backbones unless given.
     """
 
-    model: Backbone
+    model: ShippedModel
     seed: int = 0
     steps: int = 6000
     batch_size: int = 64
@@ -108,17 +107,11 @@ def parse(arguments: list[str]) -> Pretraining:
         ConfigError: A key is unknown, missing or given without a value, or a value is of the wrong type or range.
     """
     given = key_values(arguments, [field.name for field in fields(Pretraining)])
-    backbones = [backbone.name for backbone in Backbone]
+    backbones = [model.name for model in ShippedModel]
     if given.get("model") not in backbones:
         shown = f"model={given['model']}" if "model" in given else "model: a value is needed"
         raise ConfigError(f"{shown}; {near_misses(given.get('model', ''), backbones)}")
-    try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Pretraining), given))
-    except OmegaConfBaseException as error:
-        wrong = str(error.full_key)
-        kind = {field.name: getattr(field.type, "__name__", field.type) for field in fields(Pretraining)}[wrong]
-        raise ConfigError(f"{wrong}={given[wrong]}: a value of type {kind} is allowed") from error
-    assert isinstance(config, Pretraining)
+    config = options(Pretraining, given)
     config.check()
     return config
 
@@ -127,7 +120,7 @@ def parse(arguments: list[str]) -> Pretraining:
 
 
 def build_tokenizer(model: str, words: list[str]) -> "PreTrainedTokenizerFast":
-    """Makes a lower-casing tokenizer with one token a word."""
+    """Makes a lower-casing tokenizer with one token per word."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -172,7 +165,7 @@ def build_model(config: Pretraining, tokenizer: "PreTrainedTokenizerFast") -> An
         "pad_token_id": tokenizer.pad_token_id,
         "tie_word_embeddings": True,
     }
-    if config.model is Backbone.micro_encoder:
+    if config.model is ShippedModel.micro_encoder:
         return BertForPreTraining(
             BertConfig(**shape, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.05)
         )
@@ -210,7 +203,7 @@ def pretrain(config: Pretraining, progress: bool = True) -> dict[str, Any]:
     model.train()
     bar = tqdm(batches(passages, config.batch_size, config.seed), total=config.steps, disable=not progress, unit="step")
     for step, batch in enumerate(bar):
-        if config.model is Backbone.micro_decoder:
+        if config.model is ShippedModel.micro_decoder:
             loss = decoder_loss(model, batch, tokenizer)
         elif step < config.causal_share * config.steps or step % 3 == 0:
             loss = encoder_causal_loss(model, batch, tokenizer)
@@ -233,7 +226,7 @@ def pretrain(config: Pretraining, progress: bool = True) -> dict[str, Any]:
 
 
 def evaluate(model: Any, config: Pretraining, tokenizer: Any) -> dict[str, float]:
-    """Returns losses (nats a word) on passages that were held out of training."""
+    """Returns losses (nats per word) on passages that were held out of training."""
     import torch
 
     model.eval()
@@ -242,7 +235,7 @@ def evaluate(model: Any, config: Pretraining, tokenizer: Any) -> dict[str, float
     found: list[tuple[float, ...]] = []
     with torch.inference_mode():
         for batch in batches(passages, 64, 0):
-            if config.model is Backbone.micro_decoder:
+            if config.model is ShippedModel.micro_decoder:
                 found.append((decoder_loss(model, batch, tokenizer).item(),))
             else:
                 summary = encoder_summary_loss(model, batch, tokenizer, generator)
@@ -251,7 +244,7 @@ def evaluate(model: Any, config: Pretraining, tokenizer: Any) -> dict[str, float
     means = [sum(values) / len(values) for values in zip(*found, strict=True)]
     names = (
         ("causal_loss",)
-        if config.model is Backbone.micro_decoder
+        if config.model is ShippedModel.micro_decoder
         else ("masked_loss", "next_part_loss", "summary_loss")
     )
     return dict(zip(names, means, strict=True)) | {"perplexity": math.exp(means[0])}
@@ -300,23 +293,24 @@ def write(config: Pretraining, model: Any, tokenizer: Any, record: dict[str, Any
     return folder
 
 
-def main() -> None:
-    """Runs the command; a mistake of the user's is told in one sentence, with exit status 2."""
-    try:
-        record = pretrain(parse(sys.argv[1:]))
-    except ConfigError as error:
-        sys.exit(_refuse(str(error)))
-    except OSError as error:
-        sys.exit(_refuse(f"out={error.filename}: cannot be written ({error.strerror})"))
+def main() -> int:
+    """Carry out the command and return its exit status."""
+    return carry_out(make, str(__doc__))
+
+
+def make(arguments: list[str]) -> None:
+    """Make the backbone that the arguments describe, and say what it is.
+
+    Raises:
+        ConfigError: An argument is wrong, or the folder can't be written.
+    """
+    config = parse(arguments)
+    with writing("out", folder_of(config)):
+        record = pretrain(config)
     print(
         f"{record['model']}: {record['parameters']:,} parameters, {record['seconds']} s, held out {record['heldout']}"
     )
 
 
-def _refuse(sentence: str) -> int:
-    print(sentence, file=sys.stderr)
-    return 2
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,7 +6,7 @@ matrices one at a time and writes a CSV file, a page and a picture.
     python -m harness.quantization model=micro_decoder
     python -m harness.quantization model=minilm model.path=FOLDER out=quantization_minilm
 
-One scale a tensor lets a single large weight coarsen all others; a scale for each block of 64 keeps its effect within
+One scale per tensor lets a single large weight coarsen all others; one scale per block of 64 keeps its effect within
 the block (Dettmers et al. 2022, arXiv 2110.02861, section 2.1). NF4 puts its 16 levels at quantiles of a normal
 distribution, which trained weights come near to, and quantizes the scales in turn (Dettmers et al. 2023, arXiv
 2305.14314, section 3).
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.build import typed
+from harness.config.command import carry_out, key_values, options, writing
 from harness.config.compose import compose
-from harness.config.errors import ConfigError, key_values, near_misses
+from harness.config.errors import ConfigError, near_misses
 from harness.config.schema import LARGEST_SEED, ModelConfig
 from harness.methods.earlier import resolve
 from harness.models import quiet_libraries
@@ -40,7 +40,7 @@ class Study:
 
     Attributes:
         out: Folder to write.
-        matrix: The matrix whose weights are drawn; the one that int4 with one scale a tensor spoils most unless given.
+        matrix: The matrix whose weights are drawn; the one that int4 with one scale per tensor spoils most if null.
         seed: Decides the synthetic matrices.
     """
 
@@ -57,11 +57,7 @@ def parse(arguments: list[str]) -> tuple[ModelConfig, Study]:
     """
     given = key_values(arguments, [*MODEL_KEYS, *(field.name for field in fields(Study))])
     overrides = [f"{key}={given.pop(key)}" for key in MODEL_KEYS if key in given]
-    try:
-        study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Study), given))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}={given[str(error.full_key)]}: a whole number is allowed") from error
-    assert isinstance(study, Study)
+    study = options(Study, given)
     if not 0 <= study.seed <= LARGEST_SEED:
         raise ConfigError(f"seed={study.seed}: a whole number from 0 to {LARGEST_SEED} is allowed")
     composed = OmegaConf.to_container(compose("config", overrides).model, resolve=True, enum_to_str=True)
@@ -72,14 +68,8 @@ def parse(arguments: list[str]) -> tuple[ModelConfig, Study]:
     return model, study
 
 
-# --- The schemes ----------------------------------------------------------------------------------------------------
-
-
-# --- The matrices of a backbone -------------------------------------------------------------------------------------
-
-
 def hardest(table: "pd.DataFrame") -> str:
-    """The name of the backbone's matrix that int4 with one scale a tensor spoils most."""
+    """The name of the backbone's matrix that int4 with one scale per tensor spoils most."""
     ours = table[(table["origin"] == "model") & (table["scheme"] == "int4_tensor")]
     return str(ours.set_index("matrix")["relative_error"].idxmax())
 
@@ -87,7 +77,7 @@ def hardest(table: "pd.DataFrame") -> str:
 # --- The command ----------------------------------------------------------------------------------------------------
 
 
-def analyze(model: ModelConfig, told: Study) -> Path:
+def analyze(model: ModelConfig, study: Study) -> Path:
     """Measures a backbone, writes table, page and picture, and returns the folder.
 
     Raises:
@@ -98,13 +88,13 @@ def analyze(model: ModelConfig, told: Study) -> Path:
     folder = resolve(model)
     quiet_libraries()
     found = matrices(folder)
-    if told.matrix is not None and told.matrix not in found:
-        raise ConfigError(f"matrix={told.matrix}: no such matrix of the layers; {near_misses(told.matrix, found)}")
-    out = Path(told.out).expanduser()
-    try:
+    if study.matrix is not None and study.matrix not in found:
+        raise ConfigError(f"matrix={study.matrix}: no such matrix of the layers; {near_misses(study.matrix, found)}")
+    out = Path(study.out).expanduser()
+    with writing("out", study.out):
         out.mkdir(parents=True, exist_ok=True)
-        table = tabulate(found, told.seed)
-        name = told.matrix or hardest(table)
+        table = tabulate(found, study.seed)
+        name = study.matrix or hardest(table)
         contents = {
             "csv": table.to_csv(index=False, float_format="%.9g", lineterminator="\n").encode(),
             "md": page(table, model.name, name).encode(),
@@ -112,20 +102,12 @@ def analyze(model: ModelConfig, told: Study) -> Path:
         }
         for kind, content in contents.items():
             (out / f"quantization_error.{kind}").write_bytes(content)
-    except OSError as error:
-        raise ConfigError(f"out={told.out}: {error.filename} can't be written ({error.strerror})") from error
     return out
 
 
 def main() -> int:
-    """Runs the command; a mistake of the user's is told in one sentence, with exit status 2."""
-    try:
-        out = analyze(*parse(sys.argv[1:]))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{out}/quantization_error.md")
-    return 0
+    """Carry out the command and return its exit status."""
+    return carry_out(lambda arguments: print(f"{analyze(*parse(arguments))}/quantization_error.md"), str(__doc__))
 
 
 if __name__ == "__main__":

@@ -45,11 +45,11 @@ def page(table: pd.DataFrame, model: str, matrix: str) -> str:
     error, bits, merged = means["relative_error"], means["bits_per_weight"], means["block_collisions"]
     findings = (
         f"Over the {ours['matrix'].nunique()} linear weight matrices in the layers of {model}, 4-bit integers with one "
-        f"scale a tensor are off by {error['int4_tensor']:.1%} of the weights' root mean square. A scale for each "
+        f"scale per tensor are off by {error['int4_tensor']:.1%} of the weights' root mean square. A scale for each "
         f"block of {BLOCK} makes that {error['int4_block']:.1%}, and NF4's levels in the same blocks make it "
-        f"{error['nf4_block']:.1%}, all three at {bits['int4_tensor']:.2f} to {bits['nf4_block']:.2f} bits a weight; "
+        f"{error['nf4_block']:.1%}, all three at {bits['int4_tensor']:.2f} to {bits['nf4_block']:.2f} bits per weight; "
         f"quantizing NF4's scales too takes it to {bits['nf4_block_double']:.2f} bits and "
-        f"{error['nf4_block_double']:.1%}. Within a block, one 8-bit scale a tensor returns the same value for "
+        f"{error['nf4_block_double']:.1%}. Within a block, one 8-bit scale per tensor returns the same value for "
         f"{merged['int8_tensor']:.1%} of neighboring weights, one scale per block for {merged['int8_block']:.1%}."
     )
     rows = [
@@ -65,7 +65,7 @@ def page(table: pd.DataFrame, model: str, matrix: str) -> str:
         ]
         for name, row in means.iterrows()
     ]
-    header = ["scheme", "bits a weight", "relative error", "least to most", "largest absolute error", "levels"]
+    header = ["scheme", "bits per weight", "relative error", "least to most", "largest absolute error", "levels"]
     header += ["collisions", "within blocks"]
     control = table[table["origin"] == "synthetic"].set_index(["matrix", "scheme"])
     shown = ("relative_error", "block_collisions")
@@ -133,7 +133,7 @@ def _errors(axes: "Axes", table: pd.DataFrame) -> None:
             style: Any = {"color": color, "markeredgecolor": "black", "markersize": 7, "mew": 0.7}
             handles[f"synthetic, {kind}"] = axes.plot(value, [place + 0.32], marker, **style)[0]
     bits = ours.groupby("scheme")["bits_per_weight"].mean()
-    labels = [f"{scheme.label}\n{bits[name]:.2f} bits a weight" for name, scheme in SCHEMES.items()]
+    labels = [f"{scheme.label}\n{bits[name]:.2f} bits per weight" for name, scheme in SCHEMES.items()]
     axes.set_yticks(range(len(SCHEMES)), labels)
     axes.invert_yaxis()
     axes.set_xscale("log")

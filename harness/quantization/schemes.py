@@ -73,9 +73,9 @@ def _bits(tensor: "Tensor") -> int:
 
 
 SCHEMES = {
-    "int8_tensor": Scheme("int8, one scale a tensor", 8, lambda weights: uniform(weights, 8)),
+    "int8_tensor": Scheme("int8, one scale per tensor", 8, lambda weights: uniform(weights, 8)),
     "int8_block": Scheme(f"int8, blocks of {BLOCK}", 8, int8_blocks),
-    "int4_tensor": Scheme("int4, one scale a tensor", 4, lambda weights: uniform(weights, 4)),
+    "int4_tensor": Scheme("int4, one scale per tensor", 4, lambda weights: uniform(weights, 4)),
     "int4_block": Scheme(f"int4, blocks of {BLOCK}", 4, lambda weights: uniform(weights, 4, BLOCK)),
     "fp4_block": Scheme(f"FP4, blocks of {BLOCK}", 4, lambda weights: four_bits(weights, "fp4")),
     "nf4_block": Scheme(f"NF4, blocks of {BLOCK}", 4, lambda weights: four_bits(weights, "nf4")),

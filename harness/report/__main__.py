@@ -35,7 +35,6 @@ keys:
   sync=FOLDER               the same as --sync FOLDER
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +45,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import tracking
+from harness.config.command import DONE, carry_out, key_value
 from harness.config.errors import ConfigError, near_misses
 from harness.config.sources import conf_root
 from harness.report import definitions
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
 
     from harness.report.runs import Runs
 
-MISTAKEN = 2
 # Damaged files that are named one by one.
 NAMED = 10
 
@@ -97,27 +96,22 @@ class Options(Definition):
         return {name: values for name, values in given.items() if values is not None}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a user's mistake ends it with one sentence and exit status 2."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return
-    try:
-        options = parse(arguments)
-        if options.sync is not None:
-            _sync(options)
-        elif options.ui:
-            sys.exit(_browse(options))
-        elif options.compare is not None:
-            _compare(options)
-        else:
-            _report(options)
-    except (ConfigError, ConnectionError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        print(f"harness-report: {error}", file=sys.stderr)
-        sys.exit(MISTAKEN)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out the command and return its exit status."""
+    return carry_out(_carry_out, str(__doc__), arguments, name="harness-report")
+
+
+def _carry_out(arguments: list[str]) -> int:
+    options = parse(arguments)
+    if options.sync is not None:
+        _sync(options)
+    elif options.ui:
+        return _browse(options)
+    elif options.compare is not None:
+        _compare(options)
+    else:
+        _report(options)
+    return DONE
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -138,14 +132,11 @@ def parse(arguments: Sequence[str]) -> Options:
         argument = rest.pop(0)
         if argument == "--sync":
             argument = f"sync={rest.pop(0) if rest and rest[0].partition('=')[0] not in known else ''}"
-        key, equals, value = argument.removeprefix("--").partition("=")
+        key, equals, _ = argument.removeprefix("--").partition("=")
         if key not in known and not equals and not argument.startswith("-") and argument == arguments[0]:
             near = near_misses(key, definitions.names())
             raise ConfigError(f"{redact(key)}: there is no key and no definition of a report of this name; {near}")
-        if key not in known:
-            raise ConfigError(f"{_shown(argument)}: there is no key {redact(key)}; {near_misses(key, known)}")
-        if not equals or not value:
-            raise ConfigError(f"{argument}: a value is needed, write {key}=VALUE")
+        key, value = key_value(argument.removeprefix("--"), known, _shown)
         try:
             # As it stands, not as YAML: a folder called 1e3 or a sweep called on is a name.
             OmegaConf.update(options, key, definitions.texts(key, value.replace("${", r"\${")), merge=False)
@@ -187,9 +178,9 @@ def _report(options: Options) -> None:
 
 
 def _attach(options: Options, report: Report, out: Path) -> None:
-    """Put the report on its sweep's parent run, if that was asked for, or goes without saying.
+    """Put the report on its sweep's parent run, if that was asked for, or by default.
 
-    It goes without saying of all runs of one sweep, in a file that has its artifacts beside it.
+    The default is yes for all runs of one sweep, in a file that has its artifacts beside it.
 
     Raises:
         ConfigError: It was asked for, and there is no one sweep.
@@ -306,4 +297,4 @@ def _browsed(uri: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

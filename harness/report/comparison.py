@@ -43,7 +43,7 @@ class Resampled:
     """Scores of a method's runs, on all rows and on resampled ones. Runs without a finite score are left out.
 
     Attributes:
-        scores: One a run.
+        scores: One per run.
         replicates: Resamples x runs. The rows behind a resample depend on `seed` and `rows` alone, so they are the
             same rows for all methods.
         rows: How many there are.
@@ -163,7 +163,7 @@ def compare(methods: Mapping[str, Resampled], higher_is_better: bool = True) -> 
         higher_is_better: Direction of the metric.
 
     Returns:
-        One a pair, in the order of the methods.
+        One per pair, in the order of the methods.
 
     Raises:
         ValueError: The methods were not resampled alike.

@@ -138,7 +138,7 @@ def two_sided(differences: np.ndarray, variances: np.ndarray, weights: np.ndarra
     """How probable differences at least as large are by chance, on average over what each variance may be.
 
     Args:
-        differences: One a pair, none below 0.
+        differences: One per pair, none below 0.
         variances: Pairs x possible values.
         weights: How probable each is.
     """

@@ -27,7 +27,7 @@ def over_seeds(
 
     Args:
         metric: Decides where scores can be.
-        scores: One a run; NaN below three of them, as two have hardly a variance.
+        scores: One per run; NaN below three of them, as two have hardly a variance.
         seeds: As for `seed_part`.
         data_seeds: As for `seed_part`.
         rows_variance: What other examples add to the mean's variance.

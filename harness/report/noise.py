@@ -1,4 +1,4 @@
-"""Where the scatter of a configuration's scores comes from, if every seed met every data_seed."""
+"""Sources of the scatter of a configuration's scores, if every seed met every data_seed."""
 
 import math
 

@@ -31,11 +31,11 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class Runs:
-    """What was found.
+    """Runs that were found.
 
     Attributes:
         frame: One row per run, as `harness.report.scores.load` describes it; empty where there is none.
-        damaged: A sentence a `result.json` that cannot be read.
+        damaged: One sentence per `result.json` that cannot be read.
         there: Where the frame is empty, how many runs each sweep, task, ... has in the store.
     """
 

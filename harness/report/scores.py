@@ -202,7 +202,7 @@ def _telling(codes: dict[str, np.ndarray]) -> list[str]:
     """Find the fewest parameters that tell a group's configurations apart.
 
     Args:
-        codes: Parameter, most telling first -> a number for each of its values, one a run.
+        codes: Parameter, most telling first -> a number for each of its values, one per run.
     """
     chosen: list[str] = []
     parts, count = np.zeros(1, dtype=np.int64), 1

@@ -33,7 +33,7 @@ class Runs:
     """The runs of one method that have a score.
 
     Attributes:
-        scores: One a run.
+        scores: One per run.
         seeds: Of new weights and dropout; NaN where none is known.
         data_seeds: Of the order of the rows.
         lost: How many of its runs diverged or are no better than the commonest answer.
@@ -68,8 +68,8 @@ def seed_part(scores: Sequence[float] | np.ndarray, seeds: Any = None, data_seed
     data_seed if that is the more cautious.
 
     Args:
-        scores: One a run.
-        seeds: One a run; without them all runs are independent.
+        scores: One per run.
+        seeds: One per run; without them all runs are independent.
         data_seeds: Likewise.
     """
     values = np.asarray(scores, dtype=float)
@@ -121,7 +121,7 @@ def unstable(variances: np.ndarray, freedom: np.ndarray, floor: float) -> np.nda
     mean of the others, at 5% over all methods. What examples alone would explain (`floor`) is no instability.
 
     Args:
-        variances: Of single runs, one a method.
+        variances: Of single runs, one per method.
         freedom: Of each.
         floor: The variance that other examples would give a score.
 

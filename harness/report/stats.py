@@ -108,7 +108,7 @@ def count_outcomes(
     Args:
         scores: One a run; NaN where a run has none.
         diverged: Whether each run's loss became NaN or infinite. Such a run has no score that counts.
-        majority: The majority class's score, or one a run; NaN where there is none, and then nothing is called
+        majority: The majority class's score, or one per run; NaN where there is none, and then nothing is called
             collapsed.
         higher_is_better: Direction of the score.
     """
@@ -282,7 +282,7 @@ def average_ranks(scores: np.ndarray, higher_is_better: bool | Sequence[bool] = 
 
     Args:
         scores: Methods x tasks, one number each; NaN where there is none. Only tasks that all methods have count.
-        higher_is_better: Direction of the scores, for all tasks or one a task.
+        higher_is_better: Direction of the scores, for all tasks or one per task.
     """
     from scipy.stats import rankdata
 
@@ -296,7 +296,7 @@ def win_rates(scores: np.ndarray, higher_is_better: bool | Sequence[bool] = True
 
     Args:
         scores: Methods x tasks; NaN where there is none. A duel takes place where both have a score.
-        higher_is_better: Direction of the scores, for all tasks or one a task.
+        higher_is_better: Direction of the scores, for all tasks or one per task.
 
     Returns:
         One share a method; NaN without any duel.

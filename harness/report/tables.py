@@ -286,7 +286,7 @@ def cost_tables(costs: pd.DataFrame) -> list[Table]:
         "method",
         *held,
         "ms a step",
-        "MFLOP a token",
+        "MFLOP per token",
         "of ceiling",
         "ms base",
         "ms attached",
@@ -311,7 +311,7 @@ def cost_tables(costs: pd.DataFrame) -> list[Table]:
         ]
         caption = (
             "Bytes of tensors in the training step with most tokens, and at once in evaluation; the median step; "
-            "operations a real token, and the share of this device's matrix-product ceiling, withdrawn above 100%, "
+            "operations per real token, and the share of this device's matrix-product ceiling, withdrawn above 100%, "
             "where the ceiling was measured too low; median latency of one row on the backbone alone, with the "
             "adapter, and merged; taking an adapter off and putting another on. Means over runs; a dash: not measured."
         )

@@ -84,7 +84,7 @@ class Trained:
 
     def _predict(self) -> None:
         """Predict the step that was counted from the architecture alone: reports hold one against the other."""
-        counted = self.trainer.progress.step_costs
+        counted = self.trainer.state.step_costs
         if not self.experiment.measure.predict or not counted:
             self.result.unmeasured["cost.predicted"] = "measure.predict=false" if counted else "no step was counted"
             return
@@ -127,7 +127,7 @@ class Trained:
             return
         try:
             rows = soft_prompts.table(self.subject.adapter, self.subject.tokenizer)
-        except soft_prompts.NoNeighbours as reason:
+        except soft_prompts.NoNeighbors as reason:
             log.info("%s is not written: %s", record.SOFT_PROMPT_FILE, reason)
         else:
             if rows is not None:

@@ -231,7 +231,7 @@ def packed_weights(backbone: Backbone, double: bool) -> dict[str, tuple[int, int
 
 
 def int8_bytes(rows: int, columns: int) -> int:
-    """Bytes of an int8 matrix: one byte per weight and a float32 scale a row."""
+    """Bytes of an int8 matrix: one byte per weight and one float32 scale per row."""
     return rows * columns + 4 * rows
 
 

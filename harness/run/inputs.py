@@ -55,9 +55,9 @@ def _as_stored(experiment: Experiment, folder: Path) -> Experiment:
     found = checkpoints.as_stored(experiment.model, folder)
     if not found:
         return experiment
-    told = {**experiment.resolved["model"], **found, "quantization": found["quantization"].value}
+    resolved = {**experiment.resolved["model"], **found, "quantization": found["quantization"].value}
     return replace(
-        experiment, model=replace(experiment.model, **found), resolved={**experiment.resolved, "model": told}
+        experiment, model=replace(experiment.model, **found), resolved={**experiment.resolved, "model": resolved}
     )
 
 

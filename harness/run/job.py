@@ -107,7 +107,7 @@ def _track(result: RunRecord, run_dir: Path, experiment: Experiment) -> bool | N
 
 
 def wanted(experiment: Experiment) -> int:
-    """How many processes a run asks for.
+    """Number of processes that a run asks for.
 
     Raises:
         ConfigError: There are not so many GPUs, or on a CPU no number is given, or the weights can't be spread.

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was read for a run.
+    """Everything that was read for a run.
 
     Attributes:
         data: Rows by split.

@@ -202,9 +202,9 @@ def _train(course: Course, loaded: Loaded, subject: Subject, score: "Callable[[s
     try:
         trainer.fit()
     finally:
-        write_steps(course.run_dir, trainer.progress.history)
+        write_steps(course.run_dir, trainer.state.history)
         result.cost |= trainer.costs()
-        counted = trainer.progress.step_costs
+        counted = trainer.state.step_costs
         metered = ("rows", "length", "tokens", "flops", "seconds")
         result.provenance["metered_step"] = {name: counted[name] for name in metered if name in counted}
     return trainer

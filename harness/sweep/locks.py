@@ -1,6 +1,6 @@
-"""Claims on points: of all processes that share a store, one at a time works on a point.
+"""Locks on points: of all processes that share a store, one at a time works on a point.
 
-A claim is a lock of the operating system on one byte of a file beside the store, so it ends with the process that holds
+Each is a lock of the operating system on one byte of a file beside the store, so it ends with the process that holds
 it, however that ends, and there is nothing to clean up. Of a server's store the file lies in this machine's temporary
 folder: sweeps of other machines are not seen, and may do a point a second time, which harms no result.
 """
@@ -21,7 +21,7 @@ from harness.tracking.uri import parse
 
 
 @dataclass(frozen=True)
-class Claim:
+class PointLock:
     """Lock on a point, and the place where its result would be found.
 
     Attributes:
@@ -43,9 +43,9 @@ class Claim:
 
     @contextmanager
     def hold(self) -> Iterator[bool]:
-        """Hold the claim until the context ends; false where another process does.
+        """Hold the lock until the context ends; false where another process does.
 
-        Whatever the sweep's name: two runs of one identity would write the same checkpoint. Not for two claims in
+        Whatever the sweep's name: two runs of one identity would write the same checkpoint. Not for two locks in
         one process at once: closing the file for one would end the other.
         """
         # 60 bits of it: the largest place that a lock can have is 2^63.

@@ -1,6 +1,8 @@
 """Outcome of a point of a sweep, or of a single run: how it ended, with what scores, and where its record lies."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -41,7 +43,7 @@ class Outcome:
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> Self:
-        """What a task, a worker or the store said, which may be more than is asked."""
+        """Outcome from what a task, a worker or the store said, which may be more than is asked."""
         names = {one.name for one in fields(cls)} - {"further"}
         further = {key: value for key, value in said.items() if key not in names}
         known = {key: value for key, value in said.items() if key in names}
@@ -78,3 +80,23 @@ class Ended:
 def failed(error: str, status: str = "failed") -> Outcome:
     """The outcome of a point that could not be carried out."""
     return Outcome(status, error)
+
+
+_gathered: ContextVar[list[Outcome] | None] = ContextVar("outcomes", default=None)
+
+
+@contextmanager
+def gathering() -> Iterator[list[Outcome]]:
+    """Gather every outcome of the runs and sweeps within: Hydra's main returns nothing, and exit statuses need them."""
+    outcomes: list[Outcome] = []
+    before = _gathered.set(outcomes)
+    try:
+        yield outcomes
+    finally:
+        _gathered.reset(before)
+
+
+def gather(outcomes: Iterable[Outcome]) -> None:
+    """Add outcomes to those that are gathered; where nobody gathers, they are not needed."""
+    if (gathered := _gathered.get()) is not None:
+        gathered.extend(outcomes)

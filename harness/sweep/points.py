@@ -18,9 +18,9 @@ from harness import tracking
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import key_of
 from harness.config.schema import Rerun
-from harness.sweep.locks import Claim
+from harness.sweep.locks import PointLock
 from harness.sweep.outcome import NOT_RUN, Outcome
-from harness.sweep.progress import Kind, score_text, spell, table
+from harness.sweep.progress import Combination, score_text, spell, table
 from harness.tracking.record import RESULT_FILE, TRACKED_FILE, RunRecord
 from harness.tracking.uri import redact
 
@@ -33,9 +33,6 @@ LEFT_ALONE: dict[str, tuple[str, ...]] = {
     "failed": ("finished", "stopped"),
     "all": (),
 }
-
-# What became of every run and point of this process: Hydra's main returns nothing, the exit status needs it.
-outcomes: list[Outcome] = []
 
 
 @dataclass
@@ -63,20 +60,25 @@ class Point:
     @property
     def name(self) -> str:
         """The overrides that distinguish it from the other points of the sweep."""
-        return " ".join(o for o in told(self.overrides) if o not in self.shared) or "the default"
+        return " ".join(o for o in defining_overrides(self.overrides) if o not in self.shared) or "the default"
 
     @property
     def stage(self) -> str:
         return str(self.settings["sweep"]["stage"]) if self.settings else "run"
 
     @property
-    def kind(self) -> Kind:
+    def combination(self) -> Combination:
         """The names of its method, task and model."""
         settings = self.settings or {}
         return tuple(str((settings.get(group) or {}).get("name")) for group in ("method", "task", "model"))
 
     @property
-    def claim(self) -> Claim | None:
+    def device(self) -> str | None:
+        """What `train.device` says; null where it is not known."""
+        return ((self.settings or {}).get("train") or {}).get("device")
+
+    @property
+    def lock(self) -> PointLock | None:
         """Lock that lets one process at a time work on it, and finds its result; null without a store.
 
         A result counts only under the same sweep name: a report reads one sweep, and a point that was skipped because
@@ -87,7 +89,7 @@ class Point:
         store, sweep = self.settings["tracking"], self.settings["sweep"]
         if not store["uri"] or store["kind"] == "none":
             return None
-        return Claim(str(store["uri"]), str(sweep["name"]), self.identity, LEFT_ALONE[str(sweep["rerun"])])
+        return PointLock(str(store["uri"]), str(sweep["name"]), self.identity, LEFT_ALONE[str(sweep["rerun"])])
 
     @property
     def seconds_allowed(self) -> float | None:
@@ -123,7 +125,7 @@ class Point:
         return self.outcome
 
 
-def told(overrides: Sequence[str]) -> list[str]:
+def defining_overrides(overrides: Sequence[str]) -> list[str]:
     """The overrides that say what a point is, without those that say how the sweep goes about it."""
     own = ("sweep.", "evaluate.", "tracking")
     return [override for override in filter_overrides(overrides) if not key_of(override).startswith(own)]
@@ -181,11 +183,11 @@ def send(point: Point, folder: Path | None = None) -> bool:
     Args:
         folder: Where the record is, if not where the point writes.
     """
-    if point.claim is None:
+    if point.lock is None:
         return True
     assert point.settings is not None
     try:
-        tracking.send(folder or point.folder, point.claim.uri, str(point.settings["tracking"]["experiment"]))
+        tracking.send(folder or point.folder, point.lock.uri, str(point.settings["tracking"]["experiment"]))
     except (ConfigError, ConnectionError, OSError) as error:
         print(f"warning: {folder or point.folder} was not sent: {error}", file=sys.stderr)
         if point.outcome is not None:
@@ -200,10 +202,10 @@ def send_once(point: Point, folder: Path | None = None) -> bool:
     Returns:
         Whether it was sent.
     """
-    if point.claim is None:
+    if point.lock is None:
         return False
-    with point.claim.hold() as held:
-        return held and point.claim.result() is None and send(point, folder)
+    with point.lock.hold() as held:
+        return held and point.lock.result() is None and send(point, folder)
 
 
 def unsent(folder: Path, sweeps: Collection[str], identities: Collection[str]) -> Iterator[tuple[Path, RunRecord]]:
@@ -226,7 +228,7 @@ def unsent(folder: Path, sweeps: Collection[str], identities: Collection[str]) -
 def summary(points: list[Point]) -> str:
     """The table of what happened to every point, with the log of each failure."""
     rows, logs = [], []
-    shared = " ".join(override for override in told(points[0].overrides) if override in points[0].shared)
+    shared = " ".join(override for override in defining_overrides(points[0].overrides) if override in points[0].shared)
     for point in points:
         outcome = point.result
         status = f"{outcome.status} (skipped)" if outcome.skipped else outcome.status

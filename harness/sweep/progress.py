@@ -13,7 +13,7 @@ from harness.training.metrics import higher_is_better
 SCORE_DIGITS = 4
 
 # Names of method, task and model: what decides most of how long a point takes.
-Kind = tuple[str, ...]
+Combination = tuple[str, ...]
 
 
 class Point(Protocol):
@@ -23,7 +23,7 @@ class Point(Protocol):
     def result(self) -> Outcome: ...
 
     @property
-    def kind(self) -> Kind: ...
+    def combination(self) -> Combination: ...
 
     @property
     def name(self) -> str: ...
@@ -33,28 +33,28 @@ class Point(Protocol):
 
 
 class Durations:
-    """How long points take, by kind."""
+    """Durations of points, by combination of method, task and model."""
 
     def __init__(self) -> None:
-        self.earlier: Mapping[Kind, Sequence[float]] = {}
-        self.measured: dict[Kind, list[float]] = defaultdict(list)
+        self.earlier: Mapping[Combination, Sequence[float]] = {}
+        self.measured: dict[Combination, list[float]] = defaultdict(list)
 
-    def of(self, kind: Kind) -> float | None:
+    def of(self, combination: Combination) -> float | None:
         """The median seconds of this sweep's points, else of the store's earlier ones; null when there are none."""
-        seconds = self.measured.get(kind) or self.earlier.get(kind)
+        seconds = self.measured.get(combination) or self.earlier.get(combination)
         return median(seconds) if seconds else None
 
-    def of_all(self, kinds: Sequence[Kind]) -> float | None:
-        """The seconds of points together, an unknown kind like the mean of this sweep; null when nothing is known."""
-        known = {kind: self.of(kind) for kind in set(kinds)}
+    def of_all(self, combinations: Sequence[Combination]) -> float | None:
+        """The seconds of points together, an unknown one like the mean of this sweep; null when nothing is known."""
+        known = {one: self.of(one) for one in set(combinations)}
         every = [one for seconds in self.measured.values() for one in seconds]
         rest = fmean(every) if every else None
-        estimates = [rest if known[kind] is None else known[kind] for kind in kinds]
+        estimates = [rest if known[one] is None else known[one] for one in combinations]
         return None if None in estimates else sum(filter(None, estimates))
 
 
 class Progress:
-    """One line for the whole sweep on a terminal; elsewhere a plain line a point."""
+    """One line for the whole sweep on a terminal; elsewhere one plain line per point."""
 
     def __init__(self, total: int, workers: int, durations: Durations) -> None:
         self.total, self.workers, self.durations = total, workers, durations
@@ -81,9 +81,9 @@ class Progress:
     def line(self, running: Sequence[Point], waiting: Sequence[Point]) -> str:
         """Points that are running and that have ended, the time left, and the highest score so far."""
         parts = [f"{len(running)} running", *(f"{count} {status}" for status, count in sorted(self.counts.items()))]
-        seconds = self.durations.of_all([point.kind for point in (*running, *waiting)])
+        seconds = self.durations.of_all([point.combination for point in (*running, *waiting)])
         if seconds is not None and (running or waiting):
-            spent = sum(min(point.seconds, self.durations.of(point.kind) or 0) for point in running)
+            spent = sum(min(point.seconds, self.durations.of(point.combination) or 0) for point in running)
             parts.append(f"{spell((seconds - spent) / self.workers)} left")
         if self.shown in self.best:
             score, name = self.best[self.shown]
@@ -96,7 +96,7 @@ class Progress:
         status = "skipped" if outcome.skipped else str(outcome.status)
         self.counts[status] += 1
         if not outcome.skipped and outcome.status == "finished" and outcome.seconds:
-            self.durations.measured[point.kind].append(outcome.seconds)
+            self.durations.measured[point.combination].append(outcome.seconds)
         best = self._is_best(point)
         self.bar.update(1)
         if not self.terminal and not outcome.skipped:
@@ -113,7 +113,7 @@ class Progress:
         split, score = next(((s, v) for s in SHOWN if (v := primary_score(outcome, s)) is not None), ("", math.nan))
         if outcome.status != "finished" or not split:
             return False
-        task = point.kind[1]
+        task = point.combination[1]
         self.shown = (task, metric if split == SHOWN[0] else f"{metric} (dev)")
         before = self.best.get(self.shown)
         if before and (score <= before[0] if higher_is_better(metric) else score >= before[0]):

@@ -21,7 +21,7 @@ DIGITS = 3
 ATTEMPTS = 50
 
 # Dotted key -> value.
-Settings = dict[str, float]
+Hyperparameters = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Range:
         """The value that lies at a share of the range, on a log scale; a whole number between whole ends."""
         low, high = self.values[0], self.values[-1]
         value = low * (high / low) ** share
-        return self.told(round(value) if self.whole else value)
+        return self.rounded(round(value) if self.whole else value)
 
-    def told(self, value: float) -> float:
+    def rounded(self, value: float) -> float:
         """A drawn value in a few digits, still in the range."""
         if self.whole:
             return int(value)
@@ -49,8 +49,8 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Budget of every method; the keys of `hydra.sweeper` that conf/hydra/sweeper/equal_budget.yaml explains."""
+class TuningBudget:
+    """Trials that every method gets; the keys of `hydra.sweeper` that conf/hydra/sweeper/equal_budget.yaml explains."""
 
     search: Search
     trials: int
@@ -63,7 +63,7 @@ class Budget:
 class Searcher(Protocol):
     """Proposes the trials of one method on one task."""
 
-    def ask(self) -> list[Settings]:
+    def ask(self) -> list[Hyperparameters]:
         """The next trials, to be run together; none when the budget is spent."""
 
     def tell(self, scores: Sequence[float | None], diverged: Sequence[bool]) -> None:
@@ -103,7 +103,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def searcher(ranges: tuple[Range, ...], budget: Budget, method: str, higher_is_better: bool) -> Searcher:
+def searcher(ranges: tuple[Range, ...], budget: TuningBudget, method: str, higher_is_better: bool) -> Searcher:
     """Make what proposes a method's trials.
 
     Raises:
@@ -125,10 +125,10 @@ def searcher(ranges: tuple[Range, ...], budget: Budget, method: str, higher_is_b
 class Listed:
     """Trials that are all known at the start."""
 
-    def __init__(self, points: list[Settings]) -> None:
+    def __init__(self, points: list[Hyperparameters]) -> None:
         self.points = points
 
-    def ask(self) -> list[Settings]:
+    def ask(self) -> list[Hyperparameters]:
         points, self.points = self.points, []
         return points
 
@@ -139,12 +139,13 @@ class Listed:
 class Tpe:
     """The tree-structured Parzen estimator (Bergstra et al. 2011, Algorithms for Hyper-Parameter Optimization).
 
-    What Optuna's sampler asks follows from the seed and the scores told, in the order in which points were asked for: a
-    sweep that is started again asks for the same ones and finds them in the store. How many are asked for together is a
-    number of the configuration and not that of the workers, else another machine would ask for others.
+    The points that Optuna's sampler proposes follow from the seed and from the scores so far, in the order in which
+    points were asked for: a sweep that is started again asks for the same ones and finds them in the store. How many
+    are asked for together is a number of the configuration and not that of the workers, else another machine would ask
+    for others.
     """
 
-    def __init__(self, ranges: tuple[Range, ...], budget: Budget, higher_is_better: bool) -> None:
+    def __init__(self, ranges: tuple[Range, ...], budget: TuningBudget, higher_is_better: bool) -> None:
         optuna = import_optuna()
         self.ranges, self.left, self.parallel = ranges, budget.trials, budget.parallel_trials
         self.worst = -math.inf if higher_is_better else math.inf
@@ -163,19 +164,19 @@ class Tpe:
         )
         self.failed = optuna.trial.TrialState.FAIL
         self.asked: list[Any] = []
-        self.seen: list[Settings] = []
+        self.seen: list[Hyperparameters] = []
 
-    def ask(self) -> list[Settings]:
+    def ask(self) -> list[Hyperparameters]:
         self.asked = []
         points = [self._ask() for _ in range(min(self.parallel, self.left))]
         self.left -= len(points)
         return points
 
-    def _ask(self) -> Settings:
+    def _ask(self) -> Hyperparameters:
         """A new point; near the end of a range Optuna may come back to one, which would be a trial for nothing."""
         for attempt in range(ATTEMPTS):
             trial = self.study.ask(self.space)
-            point = {one.key: one.told(trial.params[one.key]) for one in self.ranges}
+            point = {one.key: one.rounded(trial.params[one.key]) for one in self.ranges}
             if point not in self.seen or attempt == ATTEMPTS - 1:
                 break
             self.study.tell(trial, state=self.failed)
@@ -208,7 +209,7 @@ def import_optuna() -> Any:
     return optuna
 
 
-def grid_points(ranges: tuple[Range, ...], trials: int, method: str) -> list[Settings]:
+def grid_points(ranges: tuple[Range, ...], trials: int, method: str) -> list[Hyperparameters]:
     """Take `trials` points of the product of all values, spread over it; of two ranges as many of the first as can be.
 
     Raises:
@@ -242,7 +243,7 @@ def beyond(values: Sequence[float], steps: int) -> float:
     return float(f"{(high if steps > 0 else low) * step**steps:.{DIGITS}g}")
 
 
-def random_points(ranges: tuple[Range, ...], trials: int, seed: int) -> list[Settings]:
+def random_points(ranges: tuple[Range, ...], trials: int, seed: int) -> list[Hyperparameters]:
     """Draw points evenly on a log scale (Bergstra and Bengio 2012, Random Search for Hyper-Parameter Optimization).
 
     Every method is tried at the same places of its own range, and more trials go on where fewer ended.

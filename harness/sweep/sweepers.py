@@ -20,10 +20,9 @@ from harness.config import compose
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import MISTAKES, explain, key_of
 from harness.config.schema import Search
-from harness.sweep import points
-from harness.sweep.launchers import local
-from harness.sweep.outcome import Outcome
-from harness.sweep.search import Budget, ranges_of, searcher
+from harness.sweep.launchers.launcher import EMPTY, SweepLauncher
+from harness.sweep.outcome import Outcome, gather
+from harness.sweep.search import TuningBudget, ranges_of, searcher
 from harness.sweep.tuning import Candidate, Trial, choices_table
 from harness.tracking.uri import redact
 from harness.training.metrics import higher_is_better
@@ -58,10 +57,10 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Launch every point, batch by batch; a batch with failures does not stop the next."""
         save_configuration(self.configuration)
-        told = grid(self.params, arguments, self.context)
-        size = self.max_batch_size or max(1, len(told))
+        points = grid(self.params, arguments, self.context)
+        size = self.max_batch_size or max(1, len(points))
         with stopping(self.starter) as launch:
-            return [launch(told[start : start + size], start) for start in range(0, max(1, len(told)), size)]
+            return [launch(points[start : start + size], start) for start in range(0, max(1, len(points)), size)]
 
 
 @dataclass
@@ -118,10 +117,10 @@ class EqualBudgetSweeper(Sweeper):
         Raises:
             ConfigError: A budget that a method can't be given, or a key that is decided here.
         """
-        self.budget = self._check(arguments)
+        self.tuning = self._check(arguments)
         candidates = [self._candidate(overrides) for overrides in grid(self.params, arguments, self.context)]
         if not candidates:
-            raise ConfigError(local.EMPTY)
+            raise ConfigError(EMPTY)
         if all(candidate.error for candidate in candidates):
             raise ConfigError("\n".join(dict.fromkeys(str(candidate.error) for candidate in candidates)))
         save_configuration(self.configuration)
@@ -131,9 +130,9 @@ class EqualBudgetSweeper(Sweeper):
                 self._run([override for candidate in candidates for override in self._finals(candidate)])
         return self.batches
 
-    def _run(self, told: list[list[str]]) -> list[Outcome] | None:
+    def _run(self, points: list[list[str]]) -> list[Outcome] | None:
         """Launch points and return their outcomes; null when one failed and `sweep.fail_fast` ends the sweep."""
-        returned = self.launch(told, sum(map(len, self.batches)))
+        returned = self.launch(points, sum(map(len, self.batches)))
         self.batches.append(returned)
         outcomes = [Outcome.of(one.return_value) for one in returned]
         failed = self.configuration.sweep.fail_fast and any(outcome.counts_as_failure for outcome in outcomes)
@@ -166,30 +165,30 @@ class EqualBudgetSweeper(Sweeper):
         return True
 
     def _trial(self, trial: Trial, share: float | None) -> list[str]:
-        fixed = [f"seed={self.budget.seed}", "evaluate.validation=false", "sweep.stage=tune", *self._searched(trial)]
+        fixed = [f"seed={self.tuning.seed}", "evaluate.validation=false", "sweep.stage=tune", *self._searched(trial)]
         # From rung to rung by the checkpoint, which the next command finds too.
         rung = ["train.resume=true"] * bool(self.rungs) + [f"sweep.stop_share={share!r}"] * (share is not None)
-        return [*told_settings(trial), *fixed, *rung]
+        return [*overrides_of(trial), *fixed, *rung]
 
     def _searched(self, trial: Trial) -> list[str]:
-        return [f"sweep.search={self.budget.search.name}", f"sweep.searched=[{','.join(trial.settings)}]"]
+        return [f"sweep.search={self.tuning.search.name}", f"sweep.searched=[{','.join(trial.hyperparameters)}]"]
 
     def _choose(self, candidates: list[Candidate]) -> bool:
         """Choose, and show it; false when nothing is left to run."""
         for candidate in candidates:
             candidate.choose()
-        points.outcomes.extend(Outcome("failed", c.error, point=c.name) for c in candidates if c.error)
-        print(choices_table(candidates, self.budget.search is not Search.grid), flush=True)
+        gather(Outcome("failed", c.error, point=c.name) for c in candidates if c.error)
+        print(choices_table(candidates, self.tuning.search is not Search.grid), flush=True)
         return any(candidate.chosen for candidate in candidates)
 
     def _finals(self, candidate: Candidate) -> list[list[str]]:
         if candidate.chosen is None:
             return []
         why = [*self._searched(candidate.chosen), f'sweep.chosen_from="{candidate.reason()}"']
-        chosen = told_settings(candidate.chosen)
+        chosen = overrides_of(candidate.chosen)
         return [[*candidate.overrides, *chosen, f"seed={seed}", "sweep.stage=final", *why] for seed in self.seeds]
 
-    def _check(self, arguments: list[str]) -> Budget:
+    def _check(self, arguments: list[str]) -> TuningBudget:
         for key in (*map(key_of, arguments), *(self.params or {})):
             if key in DECIDED:
                 raise ConfigError(f"{key}: the equal_budget sweeper decides it; use {DECIDED[key]}")
@@ -214,7 +213,7 @@ class EqualBudgetSweeper(Sweeper):
         self._check_rungs(search)
         self._check_extend(search)
         numbers = {key: self.given[key] for key in ("trials", "startup_trials", "parallel_trials", "extend")}
-        return Budget(Search[search], seed=seed, **numbers)
+        return TuningBudget(Search[search], seed=seed, **numbers)
 
     def _check_rungs(self, search: str) -> None:
         numbers = [rung for rung in self.rungs if isinstance(rung, float) and 0 < rung < 1]
@@ -251,12 +250,12 @@ class EqualBudgetSweeper(Sweeper):
         for one in ranges[1:]:
             if any(key_of(override) == one.key for override in overrides):
                 raise ConfigError(f"{one.key}: the equal_budget sweeper searches it; hydra.sweeper.second_range=false")
-        search = searcher(ranges, self.budget, str(method.get("name")), higher)
-        return Candidate(overrides, None, search, ranges, higher, self.budget.extend)
+        search = searcher(ranges, self.tuning, str(method.get("name")), higher)
+        return Candidate(overrides, None, search, ranges, higher, self.tuning.extend)
 
 
-def told_settings(trial: Trial) -> list[str]:
-    return [f"{key}={value!r}" for key, value in trial.settings.items()]
+def overrides_of(trial: Trial) -> list[str]:
+    return [f"{key}={value!r}" for key, value in trial.hyperparameters.items()]
 
 
 def discard_checkpoints(trials: list[Trial]) -> None:
@@ -274,8 +273,8 @@ def grid(params: DictConfig | None, arguments: list[str], context: HydraContext)
     """The product of a sweep's values: a list of overrides a point. An argument replaces the parameter of its key."""
     given = [f"{key!s}={value}" for key, value in (params or {}).items()]
     parser = OverridesParser.create(config_loader=context.config_loader)
-    (told,) = BasicSweeper.split_arguments(parser.parse_overrides([*given, *arguments]), None)
-    return told
+    (points,) = BasicSweeper.split_arguments(parser.parse_overrides([*given, *arguments]), None)
+    return points
 
 
 @contextmanager
@@ -284,7 +283,7 @@ def stopping(starter: Launcher) -> Iterator[Callable[[list[list[str]], int], Seq
     try:
         yield starter.launch
     finally:
-        if isinstance(starter, local.LocalLauncher):
+        if isinstance(starter, SweepLauncher):
             starter.stop()
 
 

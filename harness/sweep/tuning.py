@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from harness.sweep.outcome import Outcome
 from harness.sweep.progress import SCORE_DIGITS, primary_score, table
-from harness.sweep.search import RATE, Range, Searcher, Settings, beyond, edge
+from harness.sweep.search import RATE, Hyperparameters, Range, Searcher, beyond, edge
 from harness.tracking.record import Status
 
 RATE_EDGE = "edge of its range"
@@ -15,7 +15,7 @@ RATE_EDGE = "edge of its range"
 class Trial:
     """A point that is tried, and what became of it."""
 
-    settings: Settings
+    hyperparameters: Hyperparameters
     outcome: Outcome | None = None
 
     @property
@@ -23,7 +23,7 @@ class Trial:
         """The learning rate, and other hyper-parameters with their names: `0.002 alpha=16`."""
         parts = [
             f"{value:g}" if key == RATE else f"{key.removeprefix('method.')}={value:g}"
-            for key, value in self.settings.items()
+            for key, value in self.hyperparameters.items()
         ]
         return " ".join(parts)
 
@@ -80,14 +80,14 @@ class Candidate:
         return " ".join(o for o in self.overrides if not o.startswith(("hydra.", "sweep."))) or "the default"
 
     def ask(self) -> list[Trial]:
-        """The next trials; none when its budget is spent, or it has none for an error."""
-        trials = [Trial(settings) for settings in self.searcher.ask()] if self.searcher else []
+        """The next trials; none when all of them were asked for, or it has none for an error."""
+        trials = [Trial(values) for values in self.searcher.ask()] if self.searcher else []
         if self.trials and not trials:
             trials = self._beyond_the_grid()
             self.further += len(trials)
         self.trials += trials
         if not self.grid:
-            self.grid = tuple(sorted({trial.settings[RATE] for trial in trials}))
+            self.grid = tuple(sorted({trial.hyperparameters[RATE] for trial in trials}))
         return trials
 
     def _beyond_the_grid(self) -> list[Trial]:
@@ -96,18 +96,18 @@ class Candidate:
         if self.further >= self.extend or len(self.grid) < 2 or not scored:
             return []
         best = self._ranked(scored)[0]
-        rates = [trial.settings[RATE] for trial in self.trials if trial.told_something]
-        at_best = {trial.settings[RATE]: trial for trial in reversed(scored) if trial.score == best.score}
+        rates = [trial.hyperparameters[RATE] for trial in self.trials if trial.told_something]
+        at_best = {trial.hyperparameters[RATE]: trial for trial in reversed(scored) if trial.score == best.score}
         if any(min(rates) < rate < max(rates) for rate in at_best):
             return []
-        tried = {trial.settings[RATE] for trial in self.trials}
+        tried = {trial.hyperparameters[RATE] for trial in self.trials}
         found = []
         for end, steps in ((min(rates), -1), (max(rates), 1)):
             past = sum(rate < self.grid[0] if steps < 0 else rate > self.grid[-1] for rate in set(rates))
             rate = beyond(self.grid, steps * (past + 1))
             # One that was tried and failed says nothing about its place; a further one would leave a hole.
             if end in at_best and rate not in tried:
-                found.append(Trial({**at_best[end].settings, RATE: rate}))
+                found.append(Trial({**at_best[end].hyperparameters, RATE: rate}))
         return found[: self.extend - self.further]
 
     def tell(self, trials: list[Trial]) -> None:
@@ -133,12 +133,12 @@ class Candidate:
 
     def _ranked(self, trials: list[Trial]) -> list[Trial]:
         sign = -1 if self.higher_is_better else 1
-        return sorted(trials, key=lambda trial: (sign * (trial.score_so_far or 0.0), *trial.settings.values()))
+        return sorted(trials, key=lambda trial: (sign * (trial.score_so_far or 0.0), *trial.hyperparameters.values()))
 
     def reason(self) -> str:
         """The trials and their scores, as a final run's record keeps them."""
         further = f" ({self.further} beyond the grid{self._limit()})" if self.further else ""
-        return f"best of {len(self.trials)}{further}: " + ", ".join(map(told, self.trials))
+        return f"best of {len(self.trials)}{further}: " + ", ".join(map(with_score, self.trials))
 
     def note(self, sampled: bool) -> str:
         """What is to be said of the choice: at which edge it lies, and that the search went no further than allowed."""
@@ -155,14 +155,14 @@ class Candidate:
             return ""
         found = []
         for one in self.ranges:
-            tried = [trial.settings[one.key] for trial in self.trials if trial.told_something]
+            tried = [trial.hyperparameters[one.key] for trial in self.trials if trial.told_something]
             ends = (one.values[0], one.values[-1]) if sampled else (min(tried), max(tried))
-            if edge(self.chosen.settings[one.key], *ends):
+            if edge(self.chosen.hyperparameters[one.key], *ends):
                 found.append(RATE_EDGE if one.key == RATE else f"edge of the range of {one.key}")
         return ", ".join(found)
 
 
-def told(trial: Trial) -> str:
+def with_score(trial: Trial) -> str:
     """A trial and its score; a dash where it has none."""
     score = trial.score_so_far
     text = "-" if score is None else f"{score:.{SCORE_DIGITS}f}"
@@ -174,7 +174,7 @@ def choices_table(candidates: list[Candidate], sampled: bool) -> str:
     rows = [
         [
             candidate.name,
-            ", ".join(map(told, candidate.trials)),
+            ", ".join(map(with_score, candidate.trials)),
             "" if candidate.chosen is None else candidate.chosen.name,
             candidate.error or candidate.note(sampled),
         ]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class LogProbabilities(NamedTuple):
-    """Of whole answers given their prompts, in nats: one of each a pair."""
+    """Of whole answers given their prompts, in nats: one of each per pair."""
 
     chosen: "Tensor"
     rejected: "Tensor"

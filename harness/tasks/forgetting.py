@@ -45,7 +45,7 @@ class Forgetting:
         metric: `perplexity` of decoders; `masked_loss` (nats a masked token) of encoders.
         before: Of the backbone alone.
         after: With the adapter.
-        tokens: Tokens that were foretold.
+        tokens: Tokens that were predicted.
     """
 
     metric: str
@@ -336,7 +336,7 @@ def masked_loss(
             seen = pad([[1] * len(row.ids) for row in batch], 0).to(device)
             targets = pad([row.targets for row in batch], IGNORED).to(device)
             asked = targets != IGNORED
-            foretold = model(input_ids=ids, attention_mask=seen).logits[asked].float()
-            losses = functional.cross_entropy(foretold, targets[asked], reduction="none")
+            predicted = model(input_ids=ids, attention_mask=seen).logits[asked].float()
+            losses = functional.cross_entropy(predicted, targets[asked], reduction="none")
             nll += float(losses.double().sum())
     return nll / masked, masked

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from harness.training.evaluation import Evaluation, Subject
 
 LANGUAGE_SCORES = ("loss", "perplexity")
-# Of the options: by the likelihood of the whole, and by its mean a token, which does not favor short ones.
+# Of the options: by the likelihood of the whole, and by its mean per token, which does not favor short ones.
 CHOICE_SCORES = ("accuracy", "accuracy_normalized")
 
 

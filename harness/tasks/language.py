@@ -161,7 +161,7 @@ def _piece(ids: list[int]) -> Features:
     return {
         "input_ids": ids,
         "attention_mask": [1] * len(ids),
-        # The first token is foretold by nothing, or by virtual tokens, which do not count.
+        # The first token is predicted from nothing, or by virtual tokens, which do not count.
         "labels": [IGNORED, *ids[1:]],
         "length": len(ids),
         "weight": len(ids) - 1,

@@ -1,4 +1,4 @@
-"""How much of an evaluation split was seen in training."""
+"""Leakage: the share of an evaluation split that was seen in training."""
 
 from collections.abc import Iterable
 

@@ -42,7 +42,7 @@ KINDS = ("question", "list", "count", "negation", "voice", "number", "paraphrase
 FAULTS = ("wrong", "rude", "curt", "rambling")
 # Half of the pairs are of right and wrong: the other faults, once noticed, are hardly ever missed.
 _FAULTS_IN_TURN = ("wrong", "rude", "wrong", "curt", "wrong", "rambling")
-# The smallest kind, number, has about 7,700 different prompts a split.
+# The smallest kind, number, has about 7,700 different prompts per split.
 MOST_ROWS = 30_000
 
 

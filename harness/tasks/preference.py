@@ -34,7 +34,7 @@ class Preference(PromptTask):
         reward_accuracy        share of pairs in which the chosen answer's reward is the larger one
         reward_margin          mean difference of the two rewards
         loss                   mean -log sigmoid(difference)
-        chosen_loss            what the chosen answers cost: nats a token, as in supervised fine-tuning
+        chosen_loss            what the chosen answers cost: nats per token, as in supervised fine-tuning
         reference_chosen_loss  the same of the backbone alone
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Where rows come from: the Hub, local files, or the generator; and the development split carved from train."""
+"""Sources of rows: the Hub, local files, or the generator; and the development split carved from train."""
 
 import hashlib
 import json

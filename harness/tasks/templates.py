@@ -1,4 +1,4 @@
-"""How a row becomes a prompt: a template with column names in braces."""
+"""Templates of prompts: texts with column names in braces."""
 
 import re
 from collections.abc import Callable

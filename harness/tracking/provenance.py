@@ -1,4 +1,4 @@
-"""Where a result came from: versions, commit, device, threads, seeds, revisions."""
+"""Provenance of a result: versions, commit, device, threads, seeds, revisions."""
 
 import os
 import platform

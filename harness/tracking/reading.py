@@ -79,7 +79,7 @@ def read_runs(uri: str, sweep: str | Collection[str] | None = None) -> list[dict
 def read_curves(uri: str, sweep: str | Collection[str] | None = None) -> list[tuple[str, str, int, float]]:
     """Return each evaluation on the development split while training: run id, metric, step, value.
 
-    A server is asked once a run and metric, and never again.
+    A server is asked once per run and metric, and never again.
 
     Raises:
         ConfigError: The URI names no store.

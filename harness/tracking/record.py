@@ -63,7 +63,7 @@ COST_FIELDS = (
 
 
 class Status(StrEnum):
-    """How a run ended; a stopped one was told to end on its way (`sweep.stop_share`), and a checkpoint goes on."""
+    """Status of a run that ended; a stopped one ended early on purpose (`sweep.stop_share`) and can go on."""
 
     finished = "finished"
     stopped = "stopped"
@@ -82,7 +82,7 @@ class RunRecord:
     """One run.
 
     Attributes:
-        run_id: Random, 32 hexadecimal digits: one a run, also of two runs of the same point.
+        run_id: Random, 32 hexadecimal digits: one per run, also of two runs of the same point.
         status: How it ended.
         error: One sentence saying why it did not finish; null when it finished.
         identity: SHA-256 over everything that decides the result.

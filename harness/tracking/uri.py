@@ -1,4 +1,4 @@
-"""Where runs are kept: tracking URIs without their secrets, checks in seconds, and SQLite stores read with SQL.
+"""Tracking stores: URIs without their secrets, checks in seconds, and SQLite stores read with SQL.
 
 Nothing here needs mlflow.
 """

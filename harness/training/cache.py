@@ -48,14 +48,14 @@ def _shelves() -> dict[str, Shelf]:
 
 
 # Null outside of workers: a single run has no next one.
-_kept: dict[str, Shelf] | None = None
+_cache: dict[str, Shelf] | None = None
 _used: list[str] = []
 
 
 def begin() -> None:
     """Keep things from now on, in this process."""
-    global _kept
-    _kept = _shelves()
+    global _cache
+    _cache = _shelves()
 
 
 def new_run() -> None:
@@ -75,9 +75,9 @@ def once(sort: str, decisive: Any, make: Callable[[], T]) -> T:
         sort: rows, features or tokenizer.
         decisive: Everything that the value depends on; its repr is compared.
     """
-    if _kept is None:
+    if _cache is None:
         return make()
-    shelf, key = _kept[sort], repr(decisive)
+    shelf, key = _cache[sort], repr(decisive)
     if key not in shelf.values:
         value = make()
         shelf.put(key, value)

@@ -37,7 +37,7 @@ def read(path: Path, device: "Device") -> dict[str, Any] | None:
         # weights_only: a checkpoint is data, nothing in it is executed.
         return torch.load(path, map_location=device, weights_only=True)
     except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
-        log.warning("%s is damaged (%s); training starts anew", path, type(error).__name__)
+        log.warning("%s is damaged (%s); training starts from the beginning", path, type(error).__name__)
         return None
 
 

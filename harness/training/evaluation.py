@@ -59,7 +59,7 @@ class Evaluation:
 
     Attributes:
         scores: Metric name -> value, and `loss`.
-        columns: One entry a row, in the order of the rows: `label`, `prediction`, and more of the task's own.
+        columns: One entry per row, in the order of the rows: `label`, `prediction`, and more of the task's own.
         costs: Names of `RunRecord.cost` -> what was measured in passing.
         seconds: What it took.
     """

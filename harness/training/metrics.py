@@ -202,7 +202,7 @@ def metric(name: str) -> "Metric":
             return evaluate.MetricInfo(
                 description=(function.__doc__ or "").split("\n")[0],
                 citation=(text_metrics.__doc__ or "") if name in PER_ROW else glue,
-                inputs_description="predictions, references: one of each a row",
+                inputs_description="predictions, references: one of each per row",
                 features=Features({"predictions": Value(kind), "references": Value(kind)}),
             )
 

@@ -39,7 +39,7 @@ class Window:
 
 @dataclass(frozen=True)
 class TextScore:
-    """How well a model predicts texts.
+    """Score of a model on texts.
 
     Where the model has no beginning-of-sequence token, the first token of a document is not scored, while its word and
     its bytes are counted. Documents without any scored token are left out.
@@ -70,7 +70,7 @@ class TextScore:
 
     @property
     def loss(self) -> float:
-        """Nats a token."""
+        """Nats per token."""
         return self._each(self.tokens, "token")
 
     @property
@@ -100,8 +100,8 @@ class TextScore:
     def _each(self, number: int, what: str) -> float:
         if not self.tokens or not number:
             raise ValueError(
-                f"the text has {self.tokens} tokens to score and {number} {what}s, so it has no loss a {what}; a text "
-                "of two tokens has one to score"
+                f"the text has {self.tokens} tokens to score and {number} {what}s, so it has no loss per {what}; a "
+                "text of two tokens has one to score"
             )
         return self.nll / number
 
@@ -233,7 +233,7 @@ def _score_batch(model: "nn.Module", batch: list[Window], device: "Device") -> l
     sums = []
     for row, one in enumerate(batch):
         # A row at a time: float32 logits over a large vocabulary are larger than anything else here.
-        foretold = logits[row, one.first_scored - 1 : len(one.ids) - 1].float()
-        losses = functional.cross_entropy(foretold, ids[row, one.first_scored : len(one.ids)], reduction="none")
+        predicted = logits[row, one.first_scored - 1 : len(one.ids) - 1].float()
+        losses = functional.cross_entropy(predicted, ids[row, one.first_scored : len(one.ids)], reduction="none")
         sums.append(float(losses.double().sum()))
     return sums

@@ -1,7 +1,7 @@
 """Processes of one run (`train.distributed=ddp|fsdp`): each computes its share of every batch.
 
 Data parallel: every process computes the gradient of its rows and steps with the sum of all gradients. The sum is taken
-once a step over what is trained, which is little; wrapping the model, as torch's DistributedDataParallel does to
+once per step over what is trained, which is little; wrapping the model, as torch's DistributedDataParallel does to
 overlap it with the backward pass, would come between the methods and their modules.
 
 Under ddp every process holds the whole model. Under fsdp it holds a share of the frozen weights, which are nearly all,

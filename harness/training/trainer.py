@@ -96,7 +96,7 @@ class Trainer:
         self.optimizer = adapter.optimizer(self.trained, settings) or make_optimizer(self.trained, settings)
         self.schedule = make_schedule(self.optimizer, settings, self.steps.total)
         self.metered_step = self._largest_step() if metered else None
-        self.progress = TrainingState()
+        self.state = TrainingState()
         self._timed_step, self._timed_seconds = 0, 0.0
         self.load = SystemLoad(collate.device)
         self.best: dict[str, Tensor] = {}
@@ -115,16 +115,16 @@ class Trainer:
         if self.settings.resume:
             self._restore()
         self._saved_at = time.monotonic()
-        self._timed_step, self._timed_seconds = self.progress.step, self.progress.train_seconds
+        self._timed_step, self._timed_seconds = self.state.step, self.state.train_seconds
         self.adapter.model.train()
         with (
             deferred_interrupts() as interrupted,
-            tqdm(total=self.steps.total, initial=self.progress.step, desc="train", unit="step", disable=None) as bar,
+            tqdm(total=self.steps.total, initial=self.state.step, desc="train", unit="step", disable=None) as bar,
         ):
             start = time.perf_counter()
             for micro_batches, weight in self._steps():
                 loss = self._read(self._step(micro_batches, weight))
-                self.progress.train_seconds += time.perf_counter() - start
+                self.state.train_seconds += time.perf_counter() - start
                 self._report(loss, bar)
                 if self._evaluation_is_due():
                     self._evaluate()
@@ -141,12 +141,12 @@ class Trainer:
         if self.stopped:
             self._save_checkpoint()
         self._load(self.best)
-        return self.progress
+        return self.state
 
     def _steps(self) -> "Iterator[tuple[list[Batch], int]]":
         """This process's batches of each optimizer step from where the run stands, and the weight of all processes'."""
-        while self.progress.step < self.steps.last:
-            epoch, done = divmod(self.progress.step, self.steps.per_epoch)
+        while self.state.step < self.steps.last:
+            epoch, done = divmod(self.state.step, self.steps.per_epoch)
             order = bucketed(self.lengths, self.settings.batch_size, self.data_seed, epoch)
             size = self.settings.gradient_accumulation_steps
             for first in range(done * size, len(order), size):
@@ -154,7 +154,7 @@ class Trainer:
                 batches = [batch for indices in together if (batch := self._share(indices))]
                 weight = sum(self.features[row]["weight"] for indices in together for row in indices)
                 yield batches, weight
-                if self.progress.step == self.steps.last:
+                if self.state.step == self.steps.last:
                     return
 
     def _share(self, indices: list[int]) -> Batch | None:
@@ -177,7 +177,7 @@ class Trainer:
 
     def _meter(self, micro_batches: list[Batch]) -> "measure.StepMeter | nullcontext[None]":
         """The meter of this step, if this is the one to count."""
-        if self.progress.step != self.metered_step or not micro_batches:
+        if self.state.step != self.metered_step or not micro_batches:
             return nullcontext()
         largest = max(micro_batches, key=lambda batch: batch.padded_tokens)
         # Not the batch's rows: a pair of answers is two texts.
@@ -195,7 +195,7 @@ class Trainer:
         with self._meter(micro_batches) as meter:
             loss = self._descend(micro_batches, weight, meter)
         if meter is not None:
-            self.progress.step_costs = asdict(meter.costs)
+            self.state.step_costs = asdict(meter.costs)
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss
@@ -216,8 +216,8 @@ class Trainer:
             loss += part.detach()
         read = [sum(b.tokens for b in micro_batches), sum(b.padded_tokens for b in micro_batches)]
         tokens, padded_tokens = self.processes.sums(read)
-        self.progress.tokens += int(tokens)
-        self.progress.padded_tokens += int(padded_tokens)
+        self.state.tokens += int(tokens)
+        self.state.padded_tokens += int(padded_tokens)
         self.processes.sum_gradients(self.trained.values())
         loss = self.processes.sum_tensor(loss)
         penalty = self.adapter.penalty()
@@ -228,15 +228,15 @@ class Trainer:
         self.optimizer.step()
         if meter:
             meter.step_ended()
-        self.progress.step += 1
-        self.adapter.after_step(self.progress.step)
+        self.state.step += 1
+        self.adapter.after_step(self.state.step)
         return loss
 
     def _evaluation_is_due(self) -> bool:
-        return self.progress.step == self.steps.total or self.progress.step % self.steps.evaluation == 0
+        return self.state.step == self.steps.total or self.state.step % self.steps.evaluation == 0
 
     def _report_is_due(self) -> bool:
-        return self.progress.step % LOG_STEPS == 0 or self.progress.step in (1, self.steps.total)
+        return self.state.step % LOG_STEPS == 0 or self.state.step in (1, self.steps.total)
 
     def _read(self, loss: "Tensor") -> float | None:
         """The loss as a number: at every step on a CPU, now and then on a GPU, which it makes wait; else null."""
@@ -244,7 +244,7 @@ class Trainer:
             return None
         value = float(loss)
         if not math.isfinite(value):
-            raise Diverged(f"the loss is {value} at step {self.progress.step}; a smaller learning rate may help")
+            raise Diverged(f"the loss is {value} at step {self.state.step}; a smaller learning rate may help")
         return value
 
     def _report(self, loss: float | None, bar: Any) -> None:
@@ -252,17 +252,17 @@ class Trainer:
         bar.update()
         if loss is None:
             return
-        step, seconds = self.progress.step, self.progress.train_seconds
+        step, seconds = self.state.step, self.state.train_seconds
         taken = (seconds - self._timed_seconds) / (step - self._timed_step)
         if self.metered_step is not None and self._timed_step <= self.metered_step < step:
-            self.progress.step_costs["seconds"] = taken
+            self.state.step_costs["seconds"] = taken
         else:
-            self.progress.step_seconds.append(taken)
+            self.state.step_seconds.append(taken)
         self._timed_step, self._timed_seconds = step, seconds
         if not self._report_is_due():
             return
-        tokens_per_second = self.progress.tokens / seconds
-        self.progress.history.append(
+        tokens_per_second = self.state.tokens / seconds
+        self.state.history.append(
             {
                 "step": step,
                 "loss": loss,
@@ -278,33 +278,33 @@ class Trainer:
         evaluation.scores = self.processes.of_first(evaluation.scores)
         self.adapter.model.train()
         primary = evaluation.scores[self.primary_metric]
-        self.progress.evaluation_seconds += evaluation.seconds
+        self.state.evaluation_seconds += evaluation.seconds
         if not math.isfinite(evaluation.scores["loss"]):
-            raise Diverged(f"the development loss is {evaluation.scores['loss']} at step {self.progress.step}")
-        self.progress.history.append(
+            raise Diverged(f"the development loss is {evaluation.scores['loss']} at step {self.state.step}")
+        self.state.history.append(
             {
-                "step": self.progress.step,
-                "train_seconds": self.progress.train_seconds,
+                "step": self.state.step,
+                "train_seconds": self.state.train_seconds,
                 **{f"development.{name}": value for name, value in evaluation.scores.items()},
             }
         )
-        if not self.adapter.settled() and self.progress.step < self.steps.total:
+        if not self.adapter.settled() and self.state.step < self.steps.total:
             return  # the method is still changing what it trains: these weights can't be the final ones
-        if self.progress.best_score is None or self._better(primary, self.progress.best_score):
-            self.progress.best_score = primary
-            self.progress.best_step = self.progress.step
-            self.progress.evaluations_without_gain = 0
+        if self.state.best_score is None or self._better(primary, self.state.best_score):
+            self.state.best_score = primary
+            self.state.best_step = self.state.step
+            self.state.evaluations_without_gain = 0
             self.best_evaluation = evaluation
             self.best = {name: p.detach().clone() for name, p in self.trained.items()}
         else:
-            self.progress.evaluations_without_gain += 1
+            self.state.evaluations_without_gain += 1
 
     def _better(self, score: float, other: float) -> bool:
         return score > other if self.higher_is_better else score < other
 
     def _stalled(self) -> bool:
         patience = self.settings.early_stopping_patience
-        return patience is not None and self.progress.evaluations_without_gain >= patience
+        return patience is not None and self.state.evaluations_without_gain >= patience
 
     def _load(self, weights: "dict[str, Tensor]") -> None:
         import torch
@@ -326,7 +326,7 @@ class Trainer:
         if not self.processes.is_first:
             return
         state = {
-            "progress": asdict(self.progress),
+            "progress": asdict(self.state),
             "trained": {name: p.detach() for name, p in self.trained.items()},
             "best": self.best,
             "method": self.adapter.state(),
@@ -340,26 +340,26 @@ class Trainer:
         state = checkpoint.read(self.checkpoint, self.collate.device)
         if state is None or state["progress"]["step"] > self.steps.last:
             return  # there is none, or it is of a run that went on from here before
-        self.progress = TrainingState(**state["progress"])
+        self.state = TrainingState(**state["progress"])
         self._load(state["trained"])
         self.best = state["best"]
         self.adapter.load_state(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        # One state a process; with more of them than there were, the further ones have drawn nothing yet.
+        # One state per process; with more of them than there were, the further ones have drawn nothing yet.
         if self.processes.rank < len(state["random"]):
             checkpoint.set_random_state(state["random"][self.processes.rank])
 
     def costs(self) -> dict[str, Any]:
         """Costs of the training so far, with the names of `RunRecord.cost`."""
-        return self.progress.costs()
+        return self.state.costs()
 
     def seconds_to(self, target: float | None) -> float | None:
         """Seconds of training until the development split first had this score of the primary metric, or better."""
         if target is None:
             return None
         name = f"development.{self.primary_metric}"
-        for line in self.progress.history:
+        for line in self.state.history:
             if name in line and not self._better(target, line[name]):
                 return line["train_seconds"]
         return None

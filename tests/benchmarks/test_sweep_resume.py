@@ -1,4 +1,4 @@
-"""How long a sweep takes that has nothing left to do.
+"""Time of a sweep that has nothing left to do.
 
 python -m pytest -m slow -s tests/benchmarks/test_sweep_resume.py
 """
@@ -23,7 +23,8 @@ from harness import tracking
 from harness.__main__ import register_plugins, run_point
 from harness.config.sources import conf_root
 from harness.run import Identities, identify
-from harness.sweep import points, sweepers
+from harness.sweep import sweepers
+from harness.sweep.outcome import gathering
 from harness.sweep.points import without_hydra
 from harness.sweep.resolve import Resolution
 from harness.tracking.record import COST_FIELDS
@@ -89,14 +90,14 @@ def test_ten_thousand_finished_points_are_skipped_within_ten_seconds(
 
         monkeypatch.setattr(tracking, "finished", counted)
         plugin = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=run_point, config=master)
-        points.outcomes.clear()
         processor, clock = time.process_time(), time.perf_counter()
-        plugin.sweep(SWEEP)
+        with gathering() as outcomes:
+            plugin.sweep(SWEEP)
         seconds = time.process_time() - processor
     shown = capsys.readouterr()
     with capsys.disabled():
         print(f"\n{POINTS} points skipped in {seconds:.1f} s, {time.perf_counter() - clock:.1f} s by the clock")
     assert f"{POINTS} of {POINTS} points have their result in the store" in shown.err
     assert len(asked) == 1
-    assert all(outcome.skipped and outcome.status == "finished" for outcome in points.outcomes)
+    assert all(outcome.skipped and outcome.status == "finished" for outcome in outcomes)
     assert seconds < SECONDS

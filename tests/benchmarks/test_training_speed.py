@@ -1,4 +1,4 @@
-"""How fast training is, as ratios in one run on SST-2 with MiniLM.
+"""Speed of training, as ratios in one run on SST-2 with MiniLM.
 
     HARNESS_REAL_DATA=FOLDER python -m pytest -m slow -s tests/benchmarks
 
@@ -94,6 +94,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def test_a_step_takes_at_most_a_twentieth_longer_than_a_plain_loops(setting: Setting) -> None:
+    """Both loops take turns on the same batches, and the median ratio of their times is what counts."""
     steps = {"ours": setting.our_step(), "plain": setting.plain_step()}
     order = bucketed(setting.lengths, BATCH, 0, 0)[: STEPS + WARM_UP]
     timed: dict[str, list[float]] = {name: [] for name in steps}
@@ -109,6 +110,7 @@ def test_a_step_takes_at_most_a_twentieth_longer_than_a_plain_loops(setting: Set
 
 
 def test_length_buckets_double_the_real_tokens_a_second(setting: Setting) -> None:
+    """Buckets and shuffled batches take turns on the same rows; padding is not counted."""
     step = setting.plain_step()
     figures = {}
     orders = {"buckets": bucketed(setting.lengths, BATCH, 0, 0), "shuffled": setting.shuffled()}
@@ -129,6 +131,7 @@ def test_length_buckets_double_the_real_tokens_a_second(setting: Setting) -> Non
 
 
 def test_less_than_15_percent_of_an_epoch_is_padding(setting: Setting) -> None:
+    """Counted over all batches of one epoch, each as long as its longest row."""
     order = bucketed(setting.lengths, BATCH, 0, 0)
     padded = sum(len(batch) * max(setting.lengths[row] for row in batch) for batch in order)
     share = 1 - sum(setting.lengths) / padded

@@ -1,4 +1,4 @@
-"""What a reader of the documentation of transformers and peft would write: one run, one process.
+"""Script that a reader of the documentation of transformers and peft would write: one run, one process.
 
     python trainer_script.py MODEL DATA METHOD SEED EPOCHS OUTPUT
 

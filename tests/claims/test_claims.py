@@ -344,7 +344,7 @@ def test_attention_has_a_quarter_of_bert() -> None:
 
 @pytest.mark.slow
 def test_planned_memory_of_lora_against_full() -> None:
-    """Without activations 4 bytes a parameter against 16; a bound of a fifth fails."""
+    """Without activations 4 bytes per parameter against 16; a bound of a fifth fails."""
     point = "model=bert_base task=glue/sst2 plan.batch_size=2 plan.length=16"
     for most, outcome in ((1 / 3, HOLDS), (0.2, FAILS)):
         held = "weight_bytes+gradient_bytes+optimizer_bytes"

@@ -38,27 +38,32 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("override", "sentence"), MISTAKES.items())
 def test_a_mistake_is_named_with_its_key_and_what_is_allowed(override: str, sentence: str) -> None:
+    """Every kind of mistake in an override is refused with its own sentence."""
     with pytest.raises(ConfigError, match=sentence):
         build(compose("config", [override]))
 
 
 def test_all_mistakes_of_a_configuration_are_told_at_once() -> None:
+    """Three wrong values give three lines in one error."""
     with pytest.raises(ConfigError) as caught:
         build(compose("config", ["data_seed=-1", "method.rank=0", "train.epochs=soon"]))
     assert len(str(caught.value).splitlines()) == 3
 
 
 def test_the_default_configuration_is_lora_on_sentiment() -> None:
+    """The learning rate of the training is that of the method."""
     experiment = build(compose("config", []))
     assert (experiment.method.name, experiment.task.name) == ("lora", "micro/sentiment")
     assert experiment.train.learning_rate == experiment.method.learning_rate
 
 
 def test_near_misses_come_before_the_valid_names() -> None:
+    """A misspelled name is answered with its correction, then with all names."""
     assert near_misses("loraa", ["full", "lora"]) == "did you mean lora? Valid: full, lora"
 
 
 def test_a_component_must_name_its_class() -> None:
+    """A bare name in place of a mapping with `_target_` is refused with its key."""
     with pytest.raises(ConfigError, match="method="):
         component("lora", "method")
 
@@ -68,6 +73,7 @@ def same(*overrides: str) -> str:
 
 
 def test_identity_changes_with_what_decides_the_result() -> None:
+    """Seeds, hyper-parameters and the weights' revision are part of it."""
     base = same()
     for override in ("seed=1", "data_seed=1", "method.rank=4", "train.learning_rate=0.5", "task.max_length=32"):
         assert same(override) != base, override
@@ -75,12 +81,14 @@ def test_identity_changes_with_what_decides_the_result() -> None:
 
 
 def test_identity_ignores_where_things_lie_and_how_runs_are_stored() -> None:
+    """Paths, stores, names and devices are no part of it."""
     base = same()
     for override in ("tracking=none", "model.path=/elsewhere", "train.resume=true", "sweep.name=x", "train.device=cpu"):
         assert same(override) == base, override
 
 
 def test_identity_is_the_same_for_one_number_written_two_ways() -> None:
+    """2 and 2.0 epochs are one experiment."""
     assert same("train.epochs=2") == same("train.epochs=2.0")
 
 

@@ -11,6 +11,7 @@ from harness.config.sources import register_resolvers
 
 
 def test_a_folder_or_hub_name_becomes_a_path_and_a_name() -> None:
+    """The name is the last part of the path, and no architecture is assumed."""
     Path("my encoder").mkdir()
     register_resolvers()
     for given, name in (("model='./my encoder'", "my encoder"), ("model=owner/some-model", "some-model")):
@@ -19,12 +20,14 @@ def test_a_folder_or_hub_name_becomes_a_path_and_a_name() -> None:
 
 
 def test_a_file_of_conf_and_other_keys_stay_as_they_are() -> None:
+    """A folder called like a file of conf/model does not take its place."""
     Path("gpt2").mkdir()
     given = ["model=gpt2", "model.path=./x", "-m", "seed=0,1", "model=no_such_name"]
     assert with_paths(given) == given
 
 
 def test_a_sweep_over_folders_names_each_and_takes_no_other_sort() -> None:
+    """Folders and names of files can't be mixed in one list."""
     assert with_paths(["model=./a,./b"])[1:] == ["model.path='./a','./b'", "model.name='${base_name:${model.path}}'"]
     with pytest.raises(ConfigError, match=r"\./a is where a model is and minilm is a file of conf/model/"):
         with_paths(["model=./a,minilm"])

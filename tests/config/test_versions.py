@@ -1,4 +1,4 @@
-"""What was tested is known by the lock and by the lower ends of what the package asks for."""
+"""Tested versions are known by the lock and by the lower ends of what the package asks for."""
 
 import logging
 import re

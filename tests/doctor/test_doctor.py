@@ -170,8 +170,8 @@ def test_disagreement_is_exit_status_1(
     [
         ("doctor.format=xml", "doctor.format=xml: table or json or markdown is allowed"),
         ("doctor.live=perhaps", "doctor.live=perhaps: true or false is allowed"),
-        ("doctor.metods=lora", "doctor.metods=lora: no such option; did you mean doctor.methods"),
-        ("--live", "--live: no such option"),
+        ("doctor.metods=lora", "doctor.metods=lora: there is no key doctor.metods; did you mean doctor.methods"),
+        ("--live", "--live: there is no key of this name, and arguments are key=value; "),
         ("doctor.methods=lroa", "doctor.methods=lroa: there is no such method; did you mean "),
     ],
 )

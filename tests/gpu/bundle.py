@@ -1,4 +1,4 @@
-"""Makes gpu-bundle/: what a GPU machine without a network lacks, small enough to be carried there with the tree.
+"""Maker of gpu-bundle/: what a GPU machine without a network lacks, small enough to be carried there with the tree.
 
     make gpu-bundle                             packages as wheels, and a real encoder
     HARNESS_REAL_DATA=FOLDER make gpu-bundle    real rows too; their licences keep them out of the repository

@@ -1,4 +1,4 @@
-"""What the GPU steps take from the harness, gathered in one place, and what they share."""
+"""Parts of the harness that the GPU steps use, gathered in one place, and what they share."""
 
 import fcntl
 import gc

@@ -116,7 +116,7 @@ def _measure(setting: Setting, line: dict[str, Any]) -> None:
 
     counted = trainer_of(COUNTED_STEPS, metered=True)
     counted.fit()
-    step = counted.progress.step_costs
+    step = counted.state.step_costs
     planned, _ = costs(experiment, Step(step["rows"], step["length"], device.type))
     line |= {name: step[name] for name in MEMORY if name in step}
     line |= {name: step[name] for name in ("cuda_allocated_bytes", "cuda_reserved_bytes")}

@@ -1,4 +1,4 @@
-"""What is prepared for a GPU machine: the page it writes, the bundle it is given, and a dry run of all of it."""
+"""The package for a GPU machine: the page it writes, the bundle it is given, and a dry run of all of it."""
 
 import base64
 import csv
@@ -56,6 +56,7 @@ def test_a_plan_stands_beside_what_was_measured() -> None:
 
 
 def test_what_has_no_figures_says_why() -> None:
+    """A method that does not fit is listed with its reason, and steps without figures say so."""
     missing = {"status": "does not fit", "error": "141.0 GB are planned and 84.0 GB free"}
     keys = ("step", "device", "size", "checkpointing", "rows", "length", "planned")
     written = page([{**{key: COSTS[key] for key in keys}, "method": "full", **missing}])
@@ -75,6 +76,8 @@ def test_what_was_tried_again_counts() -> None:
 
 
 def test_scores_are_means_over_the_seeds_that_were_reached() -> None:
+    """The number of seeds is printed beside each mean."""
+
     def run(seed: int, method: str, score: float) -> dict[str, Any]:
         of = {"task": "glue/cola", "method": method, "seed": seed, "point": f"glue/cola {method} {seed}"}
         return {"step": "glue", "device": "H100", **of, "status": "finished", "error": None,
@@ -87,12 +90,14 @@ def test_scores_are_means_over_the_seeds_that_were_reached() -> None:
 
 
 def test_a_line_that_was_being_written_is_left_out(tmp_path: Path) -> None:
+    """The last line of a file that was cut off is ignored, and a missing file is an empty one."""
     (tmp_path / RESULTS).write_text('{"step": "start"}\n{"step": "cos')
     assert read_lines(tmp_path / RESULTS) == [{"step": "start"}]
     assert read_lines(tmp_path / "absent.jsonl") == []
 
 
 def test_every_step_has_a_limit_a_module_and_a_table() -> None:
+    """The limits of all steps leave time for the last one."""
     assert set(STEPS) == set(LIMITS) == {*MODULES, "tests"}
     # Real rows take what the others leave, which must be something.
     assert sum(limit for name, limit in LIMITS.items() if name != "glue") < SECONDS
@@ -109,6 +114,7 @@ def test_time_that_is_over_ends_every_step_and_leaves_the_page(tmp_path: Path) -
 
 
 def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
+    """Exit status 2 and a sentence with the valid names."""
     ended = prove(tmp_path, "--steps", "costs,speed")
     assert ended.returncode == 2
     assert "speed: no such step; valid: tests, costs, time, sweep, latency, glue" in ended.stderr
@@ -142,6 +148,7 @@ def test_a_wheel_keeps_the_libraries_that_are_loaded_there(tmp_path: Path) -> No
 
 
 def test_a_wheel_without_the_library_is_refused(tmp_path: Path) -> None:
+    """A wheel built for other CUDA versions does not go into the bundle."""
     wheel = tmp_path / "bitsandbytes-2-py3-none-any.whl"
     made_wheel(wheel, "cpu", "cuda128")
     with pytest.raises(SystemExit, match="no library for CUDA 130"):
@@ -149,6 +156,7 @@ def test_a_wheel_without_the_library_is_refused(tmp_path: Path) -> None:
 
 
 def test_rows_come_out_of_the_bundle_as_they_went_in(tmp_path: Path) -> None:
+    """Data and license files are packed and unpacked byte by byte; other files are left out."""
     rows = tmp_path / "data/glue/cola"
     rows.mkdir(parents=True)
     (rows / "train.jsonl").write_text('{"sentence": "Él ran."}\n')
@@ -181,6 +189,7 @@ class TestDryRun:
     """A script that was never run is not prepared: all steps, at tiny sizes on the CPU."""
 
     def test_every_step_ends_well(self, dry_run: Path) -> None:
+        """The page says that it was a dry run and has figures from every step."""
         lines = read_lines(dry_run / RESULTS)
         ends = {line["name"]: line["status"] for line in lines if line["step"] == "end"}
         assert ends == dict.fromkeys(["environment", *STEPS], "ended well")
@@ -199,12 +208,14 @@ class TestDryRun:
         assert [line["method"] for line in lines if line["status"] == "does not fit"] == ["full"]
 
     def test_the_sweeps_points_end_as_they_were_made_to(self, dry_run: Path) -> None:
+        """Two points finish, one runs out of memory and one is killed; the page has the sweep's table."""
         (line,) = [line for line in read_lines(dry_run / RESULTS) if line["step"] == "sweep"]
         assert [point["status"] for point in line["points"]] == ["finished", "finished", "out_of_memory", "failed"]
         assert line["killed_process"]
         assert line["table"] in (dry_run / "gpu.md").read_text()
 
     def test_every_run_on_rows_leaves_its_record(self, dry_run: Path) -> None:
+        """There is one record with validation scores per point."""
         points = [line for line in read_lines(dry_run / RESULTS) if line["step"] == "glue"]
         records = read_lines(dry_run / "records.jsonl")
         assert len(records) == len(points) > 0

@@ -8,6 +8,7 @@ from harness.models import sizes as models_sizes
 
 
 def test_shared_storage_counts_once() -> None:
+    """Two layers with tied weights take the bytes and parameters of one."""
     model = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4, bias=False))
     model[1].weight = model[0].weight
     assert measure.weight_bytes(model) == 64
@@ -25,6 +26,7 @@ def test_gradients_and_optimizer_state_of_a_known_model() -> None:
 
 
 def test_frozen_weights_have_no_gradient_bytes() -> None:
+    """Only the bias of a layer with frozen weights has a gradient."""
     model = torch.nn.Linear(5, 10)
     model.weight.requires_grad = False
     model(torch.ones(1, 5)).sum().backward()
@@ -32,6 +34,8 @@ def test_frozen_weights_have_no_gradient_bytes() -> None:
 
 
 def test_parameters_that_differ_from_the_closed_form_are_refused() -> None:
+    """A method that trains more or less than it says stops the run."""
+
     class Wrong:
         def adapter_parameters(self) -> dict:
             return {"a": torch.nn.Parameter(torch.ones(3))}
@@ -93,12 +97,14 @@ def test_the_operations_of_a_known_step() -> None:
 
 
 def test_activations_grow_with_the_rows_and_nothing_else_does() -> None:
+    """Gradients and optimizer state are the same for 3 rows and for 30."""
     few, many = metered_step(two_layers(), 3), metered_step(two_layers(), 30)
     assert many.activation_bytes - 4 == 10 * (few.activation_bytes - 4)
     assert (many.gradient_bytes, many.optimizer_bytes) == (few.gradient_bytes, few.optimizer_bytes)
 
 
 def test_what_is_freed_no_longer_lives() -> None:
+    """The peak stays, views count once, and after the last reference nothing is left."""
     with measure.live_bytes([]) as live:
         kept = torch.ones(10)
         torch.ones(100)
@@ -111,6 +117,7 @@ def test_what_is_freed_no_longer_lives() -> None:
 
 
 def test_a_sparse_tensor_is_its_indices_and_values() -> None:
+    """Both are counted, as live bytes and as storage."""
     with measure.live_bytes([]) as live:
         diagonal = torch.arange(4).repeat(2, 1)
         sparse = torch.sparse_coo_tensor(diagonal, torch.ones(4), (4, 4), check_invariants=False)
@@ -128,6 +135,7 @@ def test_attention_on_a_cpu_is_counted() -> None:
 
 
 def test_a_forward_pass_is_counted_by_its_tokens() -> None:
+    """Operations per token and peak bytes are those computed by hand."""
     model = two_layers()
     meter, x = measure.ForwardMeter(model), torch.ones(3, 4)
     with torch.inference_mode(), meter.counting(tokens=3):

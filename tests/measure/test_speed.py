@@ -48,6 +48,7 @@ def batches(*rows: int) -> list[Batch]:
 
 
 def test_base_and_adapter_take_turns_and_the_merged_model_comes_last() -> None:
+    """After one warm-up each is timed as often as the fewest repeats say."""
     adapter = Sleeper(mergeable=True)
     timed = latency.latency(adapter, batches(1), seconds=0, device=CPU)  # type: ignore[arg-type]
     turns = latency.FEWEST_REPEATS + 1
@@ -61,6 +62,7 @@ def test_base_and_adapter_take_turns_and_the_merged_model_comes_last() -> None:
 
 
 def test_a_method_that_cannot_be_merged_says_why() -> None:
+    """The merged time is missing with a reason, and the others are there for every batch size."""
     timed = latency.latency(Sleeper(mergeable=False), batches(1, 4), seconds=0, device=CPU)  # type: ignore[arg-type]
     assert set(timed.milliseconds) == {"base", "attached"}
     assert set(timed.milliseconds["base"]) == {"1", "4"}
@@ -68,6 +70,7 @@ def test_a_method_that_cannot_be_merged_says_why() -> None:
 
 
 def test_the_ceiling_does_not_move_the_random_numbers_of_the_run() -> None:
+    """The generator's state is the same after the speed of the machine was measured."""
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
@@ -98,6 +101,7 @@ def test_the_peak_resident_size_falls_after_a_reset() -> None:
 
 
 def test_energy_is_the_sum_of_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a package do not count twice, and a counter that started anew gives no figure."""
     counters = [tmp_path / f"intel-rapl:{number}" / "energy_uj" for number in range(2)]
     for counter in counters:
         counter.parent.mkdir()
@@ -111,10 +115,11 @@ def test_energy_is_the_sum_of_the_packages(tmp_path: Path, monkeypatch: pytest.M
     assert energy.joules() == 2.5
     counters[1].write_text("0\n")
     assert energy.joules() is None
-    assert "started anew" in energy.reason
+    assert "restarted" in energy.reason
 
 
 def test_without_a_counter_there_is_a_reason_and_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty powercap folder gives null and a sentence."""
     monkeypatch.setattr(measure_energy, "RAPL", tmp_path)
     energy = measure_energy.Energy(CPU)
     assert energy.joules() is None

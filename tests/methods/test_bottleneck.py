@@ -72,6 +72,7 @@ def train(adapter: Any, kind: Kind, steps: int = 3, autocast: bool = False) -> t
 def test_before_training_the_expected_parameters_are_there_and_change_nothing(
     name: str, architecture: str, kind: Kind
 ) -> None:
+    """Logits are equal bit by bit, on every architecture and on a skeleton without weights."""
     backbone, method = backbone_of(architecture, kind), method_of(name)
     base, total = logits(backbone), sizes.logical_parameters(backbone.model)
     skeleton = models.empty_model(backbone.model.config, kind)
@@ -96,6 +97,7 @@ def test_before_training_the_expected_parameters_are_there_and_change_nothing(
     ],
 )
 def test_parameters_on_roberta_base_are_the_published_ones(name: str, changes: dict[str, Any], parameters: int) -> None:
+    """Counted by the closed form and by attaching to a skeleton."""
     configuration = AutoConfig.for_model("roberta", vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
     skeleton, method = models.empty_model(configuration), method_of(name, **changes)
     assert method.expected_parameters(skeleton) == parameters
@@ -104,6 +106,7 @@ def test_parameters_on_roberta_base_are_the_published_ones(name: str, changes: d
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "tanh"])
 def test_a_bottleneck_is_its_formula_and_its_gradient_that_of_finite_differences(activation: str) -> None:
+    """With each activation and a learned scale, in float64."""
     adapter = random_bottleneck(activation, scale=torch.nn.Parameter(torch.tensor([0.7])))
     x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
     by_hand = {
@@ -146,6 +149,7 @@ def hidden_states() -> torch.Tensor:
 
 
 def test_houlsby_adapts_what_leaves_both_blocks_before_the_residual_sum() -> None:
+    """Attention and feed-forward outputs equal those computed by hand."""
     backbone = backbone_of("bert")
     randomized(backbone, "houlsby")
     layer, added = backbone.model.bert.encoder.layer[1], backbone.model.adapters
@@ -160,6 +164,7 @@ def test_houlsby_adapts_what_leaves_both_blocks_before_the_residual_sum() -> Non
 
 
 def test_pfeiffer_reads_the_normed_sum_and_adds_to_it_where_the_norm_is_behind() -> None:
+    """A BERT layer's output equals the one computed by hand."""
     backbone = backbone_of("bert")
     randomized(backbone, "pfeiffer")
     end, adapter = (
@@ -177,6 +182,7 @@ def test_pfeiffer_reads_the_normed_sum_and_adds_to_it_where_the_norm_is_behind()
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "modernbert"])
 def test_pfeiffer_reads_the_residual_stream_behind_a_layer_where_norms_are_before(architecture: str) -> None:
+    """A layer's output plus its adapter's is what comes out."""
     backbone = backbone_of(architecture)
     names = method_of("pfeiffer").sites(backbone)
     assert names == backbone.layers()
@@ -194,6 +200,7 @@ def test_pfeiffer_reads_the_residual_stream_behind_a_layer_where_norms_are_befor
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("gated", [False, True])
 def test_an_encoder_with_a_decoder_is_adapted_in_both(name: str, gated: bool, tmp_path: Path) -> None:
+    """Every adapter has a gradient, training helps, and saving and restoring give the same bits."""
     configuration = AutoConfig.for_model(
         "t5", vocab_size=64, d_model=64, d_kv=32, d_ff=128, num_layers=2, num_heads=2, decoder_start_token_id=0,
         feed_forward_proj="gated-gelu" if gated else "relu",
@@ -218,6 +225,7 @@ def test_an_encoder_with_a_decoder_is_adapted_in_both(name: str, gated: bool, tm
 
 
 def test_layers_that_return_more_than_hidden_states_are_adapted() -> None:
+    """BLOOM's tuples pass through, and training helps."""
     configuration = AutoConfig.for_model("bloom", vocab_size=64, hidden_size=64, n_layer=2, n_head=2)
     torch.manual_seed(0)
     backbone = models.empty_model(configuration, Kind.causal_lm, device="cpu")
@@ -231,12 +239,14 @@ def test_layers_that_return_more_than_hidden_states_are_adapted() -> None:
 
 
 def test_opt_with_the_norm_behind_is_treated_so() -> None:
+    """The adapter sits behind the final norm of the layer."""
     configuration = AutoConfig.for_model("opt", **TINY["opt"], do_layer_norm_before=False)
     assert method_of("pfeiffer").sites(models.empty_model(configuration))[0].endswith("layers.0.final_layer_norm")
 
 
 @pytest.mark.parametrize("learned", [False, True])
 def test_a_parallel_adapter_reads_the_blocks_input_and_adds_to_its_output(learned: bool) -> None:
+    """The block's output equals the one computed by hand, with a fixed scale and with a learned one."""
     backbone = backbone_of("llama")
     block, x = backbone.model.model.layers[0].mlp, hidden_states()
     plain = copy.deepcopy(block).double()(x)
@@ -249,6 +259,7 @@ def test_a_parallel_adapter_reads_the_blocks_input_and_adds_to_its_output(learne
 
 
 def test_a_learned_scale_starts_from_the_fixed_one_and_is_trained() -> None:
+    """It begins at 4 in every layer and has moved after a few steps."""
     backbone = backbone_of("bert")
     adapter = method_of("parallel_adapter", learned_scale=True).attach(backbone)
     scales = [p for name, p in adapter.adapter_parameters().items() if name.endswith(".scale")]
@@ -260,6 +271,7 @@ def test_a_learned_scale_starts_from_the_fixed_one_and_is_trained() -> None:
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # renamed by transformers 5
 @pytest.mark.parametrize("name", METHODS[:4])
 def test_layers_computed_again_in_the_backward_pass_give_the_same_gradients(name: str) -> None:
+    """Gradient checkpointing changes none of them."""
     gradients = []
     for checkpointing in (False, True):
         backbone = backbone_of("bert")
@@ -275,6 +287,7 @@ def test_layers_computed_again_in_the_backward_pass_give_the_same_gradients(name
 
 @pytest.mark.parametrize("name", METHODS[:4])
 def test_adapters_train_under_autocast(name: str) -> None:
+    """The loss falls in bfloat16 too."""
     backbone = backbone_of("bert")
     adapter = method_of(name).attach(backbone)
     before, after = train(adapter, Kind.classification, steps=10, autocast=True)
@@ -283,12 +296,14 @@ def test_adapters_train_under_autocast(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS[:4])
 def test_adapters_that_are_not_linear_say_why_they_can_not_be_merged(name: str) -> None:
+    """The error names the method and the reason."""
     with pytest.raises(ValueError, match=f"{name} can't be merged: its adapters are not linear"):
         method_of(name).attach(backbone_of("bert")).merge()
 
 
 @pytest.mark.parametrize("name", METHODS[:4])
 def test_two_adapters_take_turns_on_one_backbone(name: str, tmp_path: Path) -> None:
+    """Each gives its own logits bit by bit, in whatever order they are put on."""
     backbone, method = backbone_of("bert"), method_of(name)
     wanted = []
     for number in range(2):
@@ -305,6 +320,7 @@ def test_two_adapters_take_turns_on_one_backbone(name: str, tmp_path: Path) -> N
 
 
 def test_an_adapter_of_another_size_is_refused(tmp_path: Path) -> None:
+    """Restoring it names the tensor that does not fit."""
     method_of("pfeiffer").attach(backbone_of("bert")).save(tmp_path)
     with pytest.raises(ValueError, match="was saved for another backbone or method: tensor adapters"):
         method_of("pfeiffer", reduction_factor=8).restore(backbone_of("bert"), tmp_path)
@@ -322,6 +338,7 @@ def test_an_adapter_of_another_size_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_sizes_are_refused(name: str, changes: dict[str, Any], message: str) -> None:
+    """Each is one sentence that begins with the key."""
     with pytest.raises(ConfigError) as error:
         method_of(name, **changes)
     assert str(error.value).startswith(message)
@@ -335,10 +352,12 @@ def test_impossible_sizes_are_refused(name: str, changes: dict[str, Any], messag
     ],
 )
 def test_a_bottleneck_that_the_backbone_has_no_room_for_is_refused(changes: dict[str, Any], message: str) -> None:
+    """It may not be wider than the hidden states."""
     with pytest.raises(ConfigError, match=message):
         method_of("pfeiffer", **changes).expected_parameters(backbone_of("bert"))
 
 
 def test_quantization_is_left_to_the_model() -> None:
+    """Bottlenecks take any weights, diff pruning only unquantized ones."""
     assert all(method_of(name).quantization() is None for name in METHODS[:4])
     assert method_of("diff_pruning").quantization() is Quantization.none

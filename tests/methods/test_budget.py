@@ -73,11 +73,13 @@ def test_the_solved_size_is_recorded_and_decides_the_identity_alone() -> None:
 
 
 def test_the_same_budget_gives_the_same_size_again() -> None:
+    """Solving twice gives one resolved configuration."""
     first, second = (experiment("method=p_tuning", "sweep.budget=0.02") for _ in range(2))
     assert first.resolved == second.resolved
 
 
 def test_a_budget_of_a_plan_is_kept() -> None:
+    """The planned adapter has no more parameters than it allows."""
     assert plan(experiment("method=vblora", "sweep.budget=50000"))["adapter_parameters"] <= 50000
 
 
@@ -100,6 +102,7 @@ def test_the_backbone_of_a_share_has_no_head() -> None:
     ],
 )
 def test_a_budget_that_cannot_be_kept_is_one_sentence(overrides: list[str], sentence: str) -> None:
+    """The sentence says what the method trains at the least or at the most."""
     with pytest.raises(ConfigError, match=sentence) as error:
         experiment(*overrides)
     assert "\n" not in str(error.value)

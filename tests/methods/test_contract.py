@@ -151,6 +151,7 @@ def alone_and_padded(backbone: Backbone, model: torch.nn.Module) -> tuple[torch.
 
 
 def test_there_are_methods_to_test() -> None:
+    """The four basic methods and nearly all architectures take part in the contract."""
     assert {"full", "head", "bitfit", "lora"} <= set(METHODS)
     assert {architecture for architecture, _ in backbones()} == set(ARCHITECTURES) - {"bloom", "t5", "mt5"}
 
@@ -336,6 +337,7 @@ def merge_tolerance(backbone: Backbone) -> float:
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other backbone"])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_damaged_or_foreign_adapter_is_refused(name: str, damage: str, tiny_model: TinyModel, tmp_path: Path) -> None:
+    """A missing, shortened or differently shaped file raises ValueError, with every method."""
     model_type, kind = ("llama", Kind.causal_lm) if name in LANGUAGE_MODELS_ONLY else ("bert", Kind.classification)
     backbone, method = make_backbone(tiny_model(model_type), name, kind=kind)
     method.attach(backbone).save(tmp_path / "adapter")
@@ -395,11 +397,13 @@ def test_a_quantized_backbone_trains_or_is_refused(
 
 
 def test_full_fine_tuning_of_a_quantized_backbone_is_refused(tiny_model: TinyModel) -> None:
+    """The sentence names both keys."""
     with pytest.raises(ConfigError, match=r"model\.quantization=nf4: method=full needs unquantized weights"):
         make_backbone(tiny_model("bert"), "full", "model.quantization=nf4")
 
 
 def test_bitfit_refuses_a_backbone_without_biases(tiny_model: TinyModel) -> None:
+    """LLaMA has none to train."""
     backbone, method = make_backbone(tiny_model("llama"), "bitfit")
     with pytest.raises(ConfigError, match="method=bitfit: the llama backbone has no bias terms"):
         method.expected_parameters(backbone)
@@ -419,12 +423,14 @@ def test_lora_is_the_formula_of_its_paper(tiny_model: TinyModel) -> None:
 
 
 def test_lora_above_the_width_of_a_layer_is_refused(tiny_model: TinyModel) -> None:
+    """The sentence has the layer's shape."""
     backbone, method = make_backbone(tiny_model("bert"), "lora", "method.rank=65")
     with pytest.raises(ConfigError, match=r"method\.rank=65: .* is 64 x 64"):
         method.expected_parameters(backbone)
 
 
 def test_lora_without_a_matching_module_is_refused_with_near_misses(tiny_model: TinyModel) -> None:
+    """A misspelled role is answered with its correction."""
     backbone, method = make_backbone(tiny_model("bert"), "lora", "method.target_modules=[qeury]")
     with pytest.raises(ConfigError, match=r"method\.target_modules=qeury: .*did you mean query\?"):
         method.expected_parameters(backbone)
@@ -434,6 +440,7 @@ def test_lora_without_a_matching_module_is_refused_with_near_misses(tiny_model: 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 @pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers")
 def test_lora_counts_the_biases_it_trains(bias: str, kind: str, tiny_model: TinyModel) -> None:
+    """The closed form holds for each choice of biases."""
     backbone, method = make_backbone(tiny_model(kind), "lora", f"method.bias={bias}")
     expected = method.expected_parameters(backbone)
     methods.parameters(method.attach(backbone), expected)

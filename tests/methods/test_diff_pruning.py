@@ -27,6 +27,7 @@ def attached(backbone: Backbone, **changes: Any) -> DiffPrunedWeights:
 
 
 def test_a_gate_is_the_stretched_and_cut_sigmoid() -> None:
+    """Computed by hand with and without noise."""
     logit = torch.randn(1000, dtype=torch.float64) * 3
     noise = torch.randn(1000, dtype=torch.float64)
     for given in (noise, 0.0):
@@ -35,6 +36,7 @@ def test_a_gate_is_the_stretched_and_cut_sigmoid() -> None:
 
 
 def test_gradients_of_gates_and_penalty_are_those_of_finite_differences() -> None:
+    """Away from the corners of the gate, in float64."""
     # Away from the ends at logit(5/6) and 0, where the gate has a corner.
     logit = torch.tensor([-3.0, -0.7, 0.3, 0.9, 1.2, 4.0], dtype=torch.float64, requires_grad=True)
     difference = torch.randn(6, dtype=torch.float64, requires_grad=True)
@@ -44,6 +46,7 @@ def test_gradients_of_gates_and_penalty_are_those_of_finite_differences() -> Non
 
 @pytest.mark.parametrize("logit", [-2.0, 0.0, 1.0])
 def test_as_many_drawn_gates_are_open_as_the_penalty_expects(logit: float) -> None:
+    """The share of 200,000 draws is the expected one."""
     torch.manual_seed(0)
     logits_of_gates = torch.full((200_000,), logit)
     drawn = hard_concrete(logits_of_gates, torch.logit(torch.rand(200_000)))
@@ -53,6 +56,7 @@ def test_as_many_drawn_gates_are_open_as_the_penalty_expects(logit: float) -> No
 
 
 def test_the_model_computes_with_weights_plus_gated_differences() -> None:
+    """Logits equal those of a copy whose weights were changed by hand."""
     backbone = backbone_of("bert")
     by_hand = copy.deepcopy(backbone.model)
     adapter = attached(backbone)
@@ -82,6 +86,7 @@ def test_gradients_reach_every_difference_once() -> None:
 
 
 def test_gates_are_drawn_anew_in_training_only() -> None:
+    """Two passes agree in evaluation mode and differ in training mode, without dropout."""
     backbone = backbone_of("bert")
     adapter = attached(backbone, gate_init=0.0)
     torch.nn.init.normal_(adapter.difference, std=0.1)
@@ -96,6 +101,7 @@ def test_gates_are_drawn_anew_in_training_only() -> None:
 
 
 def test_after_its_share_of_the_steps_exactly_the_target_share_differs() -> None:
+    """The largest differences stay, the penalty ends, and the adapter is settled from then on."""
     backbone = backbone_of("bert")
     adapter = attached(backbone, target_share=0.01, prune_at_share=0.5)
     adapter.start(8)
@@ -119,6 +125,7 @@ def test_after_its_share_of_the_steps_exactly_the_target_share_differs() -> None
 
 
 def test_the_penalty_closes_gates_and_weights_count_each() -> None:
+    """It is the weighted expected number of open gates, and its gradient closes every one."""
     adapter = attached(backbone_of("bert"), l0_weight=0.5, gate_init=5.0)
     penalty = adapter.penalty()
     assert penalty is not None
@@ -128,6 +135,7 @@ def test_the_penalty_closes_gates_and_weights_count_each() -> None:
 
 
 def test_gates_and_kept_differences_learn_at_their_own_rates_and_do_not_decay() -> None:
+    """After pruning, the differences learn faster by the factor that was set."""
     adapter = attached(backbone_of("bert"), gate_learning_rate=0.2, fixed_rate_factor=7.0)
     trained = trained_parameters(adapter)
     settings: Any = SimpleNamespace(learning_rate=1e-3, weight_decay=0.1)
@@ -149,6 +157,7 @@ def test_gates_and_kept_differences_learn_at_their_own_rates_and_do_not_decay() 
 
 
 def test_a_language_model_without_a_new_head_has_its_optimizer_too() -> None:
+    """Differences and gates are its two groups."""
     adapter = attached(backbone_of("gpt2", Kind.causal_lm))
     settings: Any = SimpleNamespace(learning_rate=1e-3, weight_decay=0.1)
     assert len(adapter.optimizer(adapter.adapter_parameters(), settings).param_groups) == 2
@@ -162,6 +171,7 @@ def trained_and_pruned(backbone: Backbone, **changes: Any) -> DiffPrunedWeights:
 
 
 def test_the_saved_file_is_sparse_and_says_how_much_changed(tmp_path: Path) -> None:
+    """Places and differences give the trained weights back bit by bit."""
     backbone = backbone_of("bert")
     adapter = trained_and_pruned(backbone)
     adapter.save(tmp_path)
@@ -180,6 +190,7 @@ def test_the_saved_file_is_sparse_and_says_how_much_changed(tmp_path: Path) -> N
 
 
 def test_a_checkpoint_holds_the_places(tmp_path: Path) -> None:
+    """A resumed adapter trains on to the same bits; before pruning there is nothing to hold."""
     adapter = trained_and_pruned(backbone_of("bert"))
     resumed = attached(backbone_of("bert"))
     assert attached(backbone_of("bert")).state() == {}
@@ -194,6 +205,7 @@ def test_a_checkpoint_holds_the_places(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("architecture", "kind"), [("bert", Kind.classification), ("gpt2", Kind.causal_lm)])
 def test_merged_the_logits_are_the_same_and_the_adapter_goes_on(architecture: str, kind: Kind) -> None:
+    """The merged model has the names of a plain one."""
     backbone = backbone_of(architecture, kind)
     adapter = trained_and_pruned(backbone)
     expected, names = logits(backbone), {name for name, _ in backbone.model.named_parameters()}
@@ -205,6 +217,7 @@ def test_merged_the_logits_are_the_same_and_the_adapter_goes_on(architecture: st
 
 
 def test_without_embeddings_tables_and_what_is_tied_to_them_stay() -> None:
+    """GPT-2's tied output layer is left out with its embeddings."""
     backbone = backbone_of("gpt2", Kind.causal_lm)
     adapter = attached(backbone, embeddings=False)
     assert "transformer.wte.weight" in attached(backbone_of("gpt2", Kind.causal_lm)).selected
@@ -214,6 +227,7 @@ def test_without_embeddings_tables_and_what_is_tied_to_them_stay() -> None:
 
 
 def test_a_model_that_fails_while_computing_has_its_own_weights_back() -> None:
+    """After an error every parameter is the original object."""
     backbone = backbone_of("bert")
     adapter = attached(backbone)
     with pytest.raises(IndexError):
@@ -222,6 +236,7 @@ def test_a_model_that_fails_while_computing_has_its_own_weights_back() -> None:
 
 
 def test_a_quantized_or_checkpointing_backbone_is_refused() -> None:
+    """A difference can't be added to packed weights."""
     from dataclasses import replace
 
     method, backbone = method_of("diff_pruning"), backbone_of("bert")
@@ -231,6 +246,7 @@ def test_a_quantized_or_checkpointing_backbone_is_refused() -> None:
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # renamed by transformers 5
 def test_layers_computed_again_in_the_backward_pass_are_refused() -> None:
+    """Gradient checkpointing is named with what is needed."""
     backbone = backbone_of("bert")
     models.set_checkpointing(backbone.model, True)
     with pytest.raises(ConfigError, match=r"train\.gradient_checkpointing=false is needed"):
@@ -250,12 +266,14 @@ def test_layers_computed_again_in_the_backward_pass_are_refused() -> None:
     ],
 )
 def test_impossible_hyper_parameters_are_refused(changes: dict[str, Any], message: str) -> None:
+    """Each is named with what is allowed."""
     with pytest.raises(ConfigError, match=message):
         method_of("diff_pruning", **changes)
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "a tensor short", "places outside", "places twice", "head"])
 def test_a_damaged_or_foreign_file_is_refused(damage: str, tmp_path: Path) -> None:
+    """Missing, cut, incomplete or contradictory places raise ValueError."""
     adapter = trained_and_pruned(backbone_of("bert"))
     adapter.save(tmp_path)
     path = tmp_path / "adapter_model.safetensors"

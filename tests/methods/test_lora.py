@@ -38,11 +38,13 @@ SETTINGS: Any = SimpleNamespace(learning_rate=1e-3, weight_decay=0.0)
     ],
 )
 def test_impossible_values_are_refused(name: str, override: str, sentence: str) -> None:
+    """Each is named with what is allowed, for plain LoRA and its variants."""
     with pytest.raises(ConfigError, match=sentence):
         method_of(name, override)
 
 
-def test_rank_stabilised_lora_divides_by_the_root_of_the_rank() -> None:
+def test_rank_stabilized_lora_divides_by_the_root_of_the_rank() -> None:
+    """The scale is alpha over the square root of the rank."""
     layer = (
         method_of("rslora")
         .attach(random_backbone("bert"))
@@ -52,6 +54,7 @@ def test_rank_stabilised_lora_divides_by_the_root_of_the_rank() -> None:
 
 
 def test_pissa_starts_from_the_main_singular_directions_and_gives_the_weights_back() -> None:
+    """Detached or disabled, the original weights are there bit by bit."""
     plain = random_backbone("bert")
     weight = plain.model.get_submodule("bert.encoder.layer.0.attention.self.query").weight
     original = weight.detach().clone()
@@ -66,6 +69,7 @@ def test_pissa_starts_from_the_main_singular_directions_and_gives_the_weights_ba
 
 
 def test_in_lora_plus_b_learns_faster_than_a() -> None:
+    """Every trained parameter is in a group, and B's rate is sixteen times A's."""
     adapter = method_of("lora_plus").attach(random_backbone("bert"))
     trained = trained_parameters(adapter)
     optimizer = adapter.optimizer(trained, SETTINGS)
@@ -76,6 +80,7 @@ def test_in_lora_plus_b_learns_faster_than_a() -> None:
 
 
 def test_lora_fa_trains_b_alone() -> None:
+    """The loss falls while A stays as it was drawn."""
     method = method_of("lora_fa")
     adapter = method.attach(random_backbone("bert"))
     assert all(".lora_B." in name for name in adapter.adapter_parameters())
@@ -95,6 +100,7 @@ def test_lora_fa_trains_b_alone() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes says what it lacks on this machine
 def test_qlora_has_the_optimizer_of_bitsandbytes_with_the_same_groups() -> None:
+    """It holds all trained parameters, and the presets store the weights in nf4 and int8."""
     from bitsandbytes import optim
 
     adapter = method_of("lora", "method.optimizer=paged_adamw").attach(random_backbone("bert"))
@@ -137,6 +143,7 @@ def adalora(total_steps: int = 20) -> tuple[Any, Any]:
 
 
 def test_adalora_cuts_to_its_budget_and_then_no_more() -> None:
+    """Ranks fall from 12 to 4 per layer between the warm-up and the last phase."""
     adapter, optimizer = adalora()
     steps(adapter, optimizer, 1, 2)
     assert ranks(adapter) == 4 * 12
@@ -153,6 +160,7 @@ def test_adalora_cuts_to_its_budget_and_then_no_more() -> None:
 
 @pytest.mark.parametrize("cut", [1, 7, 12, 15])
 def test_adalora_goes_on_where_it_stopped(cut: int, tmp_path: Path) -> None:
+    """From a checkpoint in any phase the losses are the same."""
     whole, optimizer = adalora()
     steps(whole, optimizer, 1, cut)
     trained = trained_parameters(whole)
@@ -176,6 +184,7 @@ def test_adalora_goes_on_where_it_stopped(cut: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("total_steps", [1, 2, 3, 50])
 def test_adalora_fits_its_schedule_into_any_run(total_steps: int) -> None:
+    """Even few steps end at the target rank; a single step cuts nothing."""
     adapter, optimizer = adalora(total_steps)
     steps(adapter, optimizer, 1, total_steps)
     assert adapter.settled()

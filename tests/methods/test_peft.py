@@ -64,6 +64,7 @@ def shake(adapter: Any) -> None:
 
 
 def test_every_class_of_peft_is_run_or_left_out_with_a_reason() -> None:
+    """A class that a new peft brings fails this test until someone decides on it."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     classes = {cls.__name__ for cls in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
@@ -73,6 +74,7 @@ def test_every_class_of_peft_is_run_or_left_out_with_a_reason() -> None:
 
 
 def test_every_class_that_is_run_has_a_file_in_the_catalog() -> None:
+    """LoRA and AdaLoRA have methods of their own."""
     named = {name for name in RULES for text in CATALOGUE.values() if f"peft.{name}\n" in text}
     assert set(RULES) - named == {"LoraConfig", "AdaLoraConfig"}
     assert {"lora", "adalora"} <= set(CATALOGUE)
@@ -80,6 +82,7 @@ def test_every_class_that_is_run_has_a_file_in_the_catalog() -> None:
 
 @pytest.mark.slow
 def test_learning_rates_are_three_a_factor_of_four_apart() -> None:
+    """The middle one is the default."""
     for name in OF_PEFT:
         low, middle, high = method_of(name).learning_rates
         assert method_of(name).learning_rate == middle
@@ -88,6 +91,7 @@ def test_learning_rates_are_three_a_factor_of_four_apart() -> None:
 
 
 def test_any_class_is_reached_by_hand() -> None:
+    """A class with its options in `method.config` is counted by its closed form."""
     method = by_hand("_target_: peft.VeraConfig, r: 16")
     assert method.expected_parameters(skeleton("bert")) == 4 * (64 + 16)
 
@@ -125,12 +129,14 @@ def test_any_class_is_reached_by_hand() -> None:
     ],
 )
 def test_a_wrong_configuration_is_refused_before_anything_is_loaded(overrides: list[str], sentence: str) -> None:
+    """Unknown classes, unknown options, wrong types and options that can't be set have sentences of their own."""
     with pytest.raises(ConfigError, match=sentence):
         build(compose("config", overrides))
 
 
 @pytest.mark.parametrize("start", ["eva", "corda", "loftq", "olora", "pissa"])
 def test_a_start_that_needs_data_or_changes_weights_is_refused(start: str) -> None:
+    """The allowed starts are named."""
     with pytest.raises(ConfigError, match=rf"init_lora_weights={start}: .* is allowed"):
         by_hand(f"_target_: peft.LoraConfig, init_lora_weights: {start}")
 
@@ -174,6 +180,7 @@ def test_a_start_that_needs_data_or_changes_weights_is_refused(start: str) -> No
 def test_what_can_not_work_is_refused_by_shapes_alone(
     name: str, model_type: str, overrides: list[str], sentence: str
 ) -> None:
+    """Sizes and architectures that do not go together are named before anything is attached."""
     with pytest.raises(ConfigError, match=sentence):
         method_of(name, *overrides).expected_parameters(skeleton(model_type))
 
@@ -181,12 +188,14 @@ def test_what_can_not_work_is_refused_by_shapes_alone(
 @pytest.mark.parametrize("name", ["delora", "osf", "psoft", "c3a", "hra", "pissa"])
 @pytest.mark.parametrize("stored", [Quantization.int8, Quantization.nf4])
 def test_a_method_that_computes_with_the_weights_refuses_quantized_ones(name: str, stored: Quantization) -> None:
+    """Stored in eight bits or in four."""
     with pytest.raises(ConfigError, match=rf"method={name}: "):
         method_of(name).expected_parameters(skeleton("bert", stored=stored))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers renames what switches it on
 def test_prefixes_refuse_gradient_checkpointing(tiny_model: TinyModel) -> None:
+    """It would switch off the cache that holds them."""
     plain = random_backbone("bert", folder=tiny_model("bert"))
     plain.model.gradient_checkpointing_enable({"use_reentrant": False})
     with pytest.raises(ConfigError, match=r"method=prefix_tuning: .* gradient checkpointing switches off"):
@@ -194,11 +203,13 @@ def test_prefixes_refuse_gradient_checkpointing(tiny_model: TinyModel) -> None:
 
 
 def test_a_method_that_starts_from_the_weights_can_not_be_attached_to_a_plan() -> None:
+    """A skeleton has no values to start from."""
     with pytest.raises(ConfigError, match="method=frod: it starts from the weights' values, and a plan has none"):
         method_of("frod").attach(skeleton("bert"))
 
 
 def test_virtual_tokens_are_told() -> None:
+    """Prompts and prefixes have them, other methods none."""
     assert [method_of(name).virtual_tokens() for name in [*PROMPTS, "vera"]] == [20, 20, 30, 0]
 
 
@@ -208,6 +219,7 @@ def test_virtual_tokens_are_told() -> None:
 def test_a_prompt_leaves_logits_as_they_are_whatever_the_padding(
     name: str, model_type: str, kind: Kind, tiny_model: TinyModel
 ) -> None:
+    """The shape is that of the text alone, and padding on the left changes no logit."""
     plain = random_backbone(model_type, kind, tiny_model(model_type))
     plain.model.config.pad_token_id = 0
     base = logits(plain.model)
@@ -218,6 +230,7 @@ def test_a_prompt_leaves_logits_as_they_are_whatever_the_padding(
 
 
 def test_a_prompt_may_start_as_a_text(tiny_model: TinyModel) -> None:
+    """The virtual tokens are the embeddings of its words."""
     plain = random_backbone("bert", folder=tiny_model("bert"))
     start = ["method.config.prompt_tuning_init=TEXT", "+method.config.prompt_tuning_init_text=word3 word5"]
     adapter = method_of("prompt_tuning", "method.config.num_virtual_tokens=2", *start).attach(plain)
@@ -240,6 +253,7 @@ def test_modernberts_head_is_not_sought_in_a_prompt_encoder(tiny_model: TinyMode
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", OF_PEFT)
 def test_what_is_saved_loads_with_peft_alone(name: str, tiny_model: TinyModel, tmp_path: Path) -> None:
+    """The loader of peft alone gives the same logits, for every class."""
     from peft import PeftModel
 
     kind = Kind.causal_lm if name in LANGUAGE_MODELS_ONLY else Kind.classification
@@ -260,6 +274,7 @@ def test_what_is_saved_loads_with_peft_alone(name: str, tiny_model: TinyModel, t
 @pytest.mark.parametrize("name", ["lora", "vera", "prompt_tuning", "prefix_tuning_projected"])
 @pytest.mark.parametrize("damage", ["missing tensor", "truncated", "pickled", "other method", "other backbone"])
 def test_a_damaged_or_foreign_adapter_is_refused(name: str, damage: str, tiny_model: TinyModel, tmp_path: Path) -> None:
+    """Missing tensors, cut files, pickles and other methods' files raise ValueError."""
     plain, folder = random_backbone("bert", folder=tiny_model("bert")), tmp_path / "adapter"
     method = method_of(name)
     method.attach(plain).save(folder)
@@ -283,6 +298,7 @@ def test_a_damaged_or_foreign_adapter_is_refused(name: str, damage: str, tiny_mo
 
 @pytest.mark.parametrize("name", ["prompt_tuning", "fourierft", "pissa"])
 def test_a_merge_leaves_the_adapter_alone(name: str, tiny_model: TinyModel) -> None:
+    """The merged model has its logits, and it has them still; a prompt can't be merged."""
     adapter = method_of(name).attach(random_backbone("bert", folder=tiny_model("bert")))
     shake(adapter)
     before = adapter.model(input_ids=words(4, 9)).logits
@@ -325,6 +341,7 @@ def test_ia3_is_the_formula_of_its_paper(model_type: str, tiny_model: TinyModel)
 
 
 def test_types_are_those_of_the_annotations() -> None:
+    """A whole number is a number, true is neither, and unions and enums are understood."""
     from peft.tuners.prompt_tuning import PromptTuningInit
 
     assert fits(1, float)
@@ -337,5 +354,6 @@ def test_types_are_those_of_the_annotations() -> None:
 
 
 def test_the_catalog_has_no_class_by_another_path() -> None:
+    """A file of the catalog makes a `PeftMethod` with its options."""
     assert isinstance(method_of("vera"), PeftMethod)
     assert SimpleNamespace(**method_of("vera").options()).r == 256

@@ -106,6 +106,7 @@ def test_a_string_for_feedforward_modules_names_no_module(skeleton: Callable[[Ro
 def test_bitfit_has_no_biases_on_llama_so_that_the_published_count_is_of_new_ones(
     skeleton: Callable[[Row], Backbone],
 ) -> None:
+    """Training is refused, and the count is that of one new bias per projection."""
     row = next(row for row in ROWS if row.trained == 163840)
     bitfit = component(load("method", "bitfit"), "method")
     with pytest.raises(ConfigError, match="no bias terms"):

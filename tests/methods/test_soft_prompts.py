@@ -1,4 +1,4 @@
-"""The nearest tokens are those that a hand finds, for embeddings and for keys, and a tight neighbourhood is seen."""
+"""The nearest tokens are those that a hand finds, for embeddings and for keys, and a tight neighborhood is seen."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from harness import models
 from harness.config.build import build
 from harness.doctor.compatibility import TINY
 from harness.methods import soft_prompts
-from harness.methods.soft_prompts import NoNeighbours, SoftPrompt, Tightness, first_keys, neighbors, table, tightness
+from harness.methods.soft_prompts import NoNeighbors, SoftPrompt, Tightness, first_keys, neighbors, table, tightness
 from harness.models.architectures import ARCHITECTURES, Backbone, Kind
 from harness.plan.__main__ import compose
 
@@ -267,11 +267,11 @@ def test_vectors_without_a_direction_have_no_neighbors(value: float, sentence: s
     """A diverged run and an empty prompt are distinguished from a found one."""
     adapter = attach("prompt_tuning", backbone(tiny_model("bert"), "bert"))
     write(adapter, torch.full((20, 64), value))
-    with pytest.raises(NoNeighbours, match=sentence):
+    with pytest.raises(NoNeighbors, match=sentence):
         table(adapter, tokenizer_of(tiny_model("bert")))
 
 
 def test_a_model_without_a_cache_has_no_keys_to_compare_with(tiny_model: TinyModel) -> None:
     """It reads the tokens to the end, and nothing was asked of a cache."""
-    with pytest.raises(NoNeighbours, match="ModernBertModel keeps no keys"):
+    with pytest.raises(NoNeighbors, match="ModernBertModel keeps no keys"):
         first_keys(backbone(tiny_model("modernbert"), "modernbert").model, torch.tensor(WORDS))

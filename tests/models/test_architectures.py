@@ -21,6 +21,7 @@ ENCODER_DECODERS = {"t5", "mt5"}
 @pytest.mark.parametrize("model_type", sorted(set(ARCHITECTURES) - ENCODER_DECODERS))
 @pytest.mark.parametrize("role", ROLES)
 def test_a_role_matches_the_same_projections_in_every_layer(model_type: str, role: str) -> None:
+    """As many modules are found as the role has projections, times the layers."""
     backbone = empty_model(AutoConfig.for_model(model_type, num_labels=2, **DIMENSIONS[model_type]))
     names = find_modules([role], backbone, "method.target_modules")
     found = [name for name, _ in backbone.model.named_modules() if matches(name, names)]
@@ -52,6 +53,7 @@ def test_a_decoder_that_reads_an_encoder_has_a_second_attention(model_type: str)
 
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
 def test_the_head_is_what_the_classifier_adds(model_type: str) -> None:
+    """All other weights belong to the base model."""
     backbone = empty_model(AutoConfig.for_model(model_type, num_labels=3, **DIMENSIONS[model_type]))
     assert backbone.head
     outside = {name.split(".")[0] for name, _ in backbone.model.named_parameters() if not backbone.is_head(name)}
@@ -59,5 +61,6 @@ def test_the_head_is_what_the_classifier_adds(model_type: str) -> None:
 
 
 def test_an_unknown_architecture_is_refused_with_what_to_write() -> None:
+    """The sentence names the table to extend."""
     with pytest.raises(ConfigError, match=r"'bart' is not described; add it to ARCHITECTURES"):
         architecture(SimpleNamespace(model_type="bart"))  # type: ignore[arg-type]

@@ -47,6 +47,7 @@ def revision(folder: Path) -> str:
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "added_tokens.json", "spm.model", "sentencepiece.bpe.model"])
 def test_every_file_that_is_read_is_part_of_the_revision(name: str, tiny_model: TinyModel, tmp_path: Path) -> None:
+    """Adding or changing one gives another revision."""
     folder = copied(tiny_model("bert"), tmp_path)
     seen = [revision(folder)]
     for content in ("one", "two"):
@@ -56,6 +57,7 @@ def test_every_file_that_is_read_is_part_of_the_revision(name: str, tiny_model: 
 
 
 def test_an_adapter_beside_a_model_is_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """An adapter's folder is never taken for a model's."""
     folder = copied(tiny_model("bert"), tmp_path)
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/base"}))
     with pytest.raises(ConfigError, match=r"adapter_config\.json lies beside the model"):
@@ -66,6 +68,7 @@ def test_an_adapter_beside_a_model_is_refused(tiny_model: TinyModel, tmp_path: P
 
 
 def test_weights_of_the_backbone_that_are_not_used_are_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """They are counted; a foreign head is not among them."""
     folder = copied(tiny_model("bert"), tmp_path)
     tensors = load_file(folder / "model.safetensors")
     further = {"encoder.layer.0.attention.self.query.scale": torch.ones(4), "cls.predictions.bias": torch.ones(4)}
@@ -75,6 +78,7 @@ def test_weights_of_the_backbone_that_are_not_used_are_refused(tiny_model: TinyM
 
 
 def test_a_head_that_no_one_asked_for_and_tables_are_left_out(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """The model gets its own new head."""
     folder = copied(tiny_model("bert"), tmp_path)
     tensors = load_file(folder / "model.safetensors")
     further = {"cls.predictions.bias": torch.ones(4), "embeddings.position_ids": torch.arange(4)}
@@ -106,12 +110,14 @@ def test_a_new_head_is_drawn_as_before(tiny_model: TinyModel) -> None:
 
 
 def test_a_folder_of_another_architecture_than_the_chosen_file_is_refused(tiny_model: TinyModel) -> None:
+    """Type and sizes are compared with the file of conf/model."""
     for chosen, told in (("gpt2", "its model_type is bert, and model=gpt2 is of gpt2"), ("bert_base", "hidden_size")):
         with pytest.raises(ConfigError, match=told):
             prepare(compose("config", [f"model={chosen}", f"model.path={tiny_model('bert')}", "task=micro/sentiment"]))
 
 
 def test_weights_stored_in_four_bits_are_recorded_so(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """A run has them as nf4; other formats and full fine-tuning are refused."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     folder = copied(tiny_model("llama"), tmp_path)
@@ -143,6 +149,7 @@ def tokenizer_of(folder: Path):
 
 
 def test_tokenizer_json_counts_where_the_named_class_changes_it(tmp_path: Path) -> None:
+    """Numbers are split into digits as the file says."""
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers import models as kinds
 
@@ -160,6 +167,7 @@ def test_tokenizer_json_counts_where_the_named_class_changes_it(tmp_path: Path) 
 
 
 def test_a_pad_token_beyond_the_table_is_replaced(tiny_model: TinyModel) -> None:
+    """The end of sequence pads instead; a further token is refused."""
     folder = tiny_model("llama")
     configuration = models.load_config(folder, None, False)
     tokenizer = models.load_tokenizer(folder, architecture(configuration))
@@ -172,6 +180,7 @@ def test_a_pad_token_beyond_the_table_is_replaced(tiny_model: TinyModel) -> None
 
 
 def test_segments_that_the_model_has_no_rows_for_are_left_out(tiny_model: TinyModel) -> None:
+    """The tokenizer no longer gives segment numbers."""
     from transformers import BertTokenizer
 
     folder = tiny_model("bert")
@@ -186,6 +195,7 @@ def test_segments_that_the_model_has_no_rows_for_are_left_out(tiny_model: TinyMo
 
 @pytest.mark.parametrize("name", ["spm.model", "tokenizer.model"])
 def test_a_sentencepiece_model_alone_is_a_tokenizer(name: str, tmp_path: Path) -> None:
+    """Text is encoded and decoded without a tokenizer.json."""
     import sentencepiece
 
     Path("text.txt").write_text("the bird sees the baker and the sailor smiled\n" * 50)
@@ -206,6 +216,7 @@ def test_a_sentencepiece_model_alone_is_a_tokenizer(name: str, tmp_path: Path) -
 
 
 def test_a_folder_with_nothing_but_weights_says_what_is_missing(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """Tokenizer and configuration are asked for by name."""
     folder = copied(tiny_model("bert"), tmp_path)
     for path in folder.iterdir():
         if path.name not in ("model.safetensors", "config.json"):

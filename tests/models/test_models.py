@@ -39,16 +39,19 @@ def copy_of_bert(tiny_model: TinyModel, tmp_path: Path) -> Path:
 
 
 def test_a_missing_folder_is_named() -> None:
+    """The sentence has the key and the path."""
     with pytest.raises(ConfigError, match=r"model\.path=\./nowhere: there is no such folder"):
         models.resolve(backbone_of("./nowhere"))
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
+    """config.json is asked for."""
     with pytest.raises(ConfigError, match=r"has no config\.json"):
         models.resolve(backbone_of(tmp_path))
 
 
 def test_a_folder_without_weights_is_refused_unless_random_ones_are_wanted(copy_of_bert: Path) -> None:
+    """`pretrained=false` needs the configuration alone."""
     (copy_of_bert / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"has no \*\.safetensors weights"):
         models.resolve(backbone_of(copy_of_bert))
@@ -56,22 +59,26 @@ def test_a_folder_without_weights_is_refused_unless_random_ones_are_wanted(copy_
 
 
 def test_pickled_weights_are_refused_and_not_read(copy_of_bert: Path) -> None:
+    """Only safetensors files are loaded."""
     (copy_of_bert / "model.safetensors").rename(copy_of_bert / "pytorch_model.bin")
     with pytest.raises(ConfigError, match=r"pytorch_model\.bin is a pickle, which can run code"):
         models.resolve(backbone_of(copy_of_bert))
 
 
 def test_a_hub_name_without_a_network_says_what_to_do() -> None:
+    """A local folder is offered instead."""
     with pytest.raises(ConfigError, match=r"model\.path=someone/nothing: .*can't be reached; give model\.path=FOLDER"):
         models.resolve(backbone_of("someone/nothing"))
 
 
 def test_an_architecture_without_weights_can_only_be_planned() -> None:
+    """To run it, a path is needed."""
     with pytest.raises(ConfigError, match=r"set model\.path"):
         models.resolve(backbone_of(None))
 
 
 def test_damaged_weights_are_refused(copy_of_bert: Path) -> None:
+    """A shortened file is one sentence."""
     weights = copy_of_bert / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ConfigError, match="the weights can't be loaded"):
@@ -79,6 +86,7 @@ def test_damaged_weights_are_refused(copy_of_bert: Path) -> None:
 
 
 def test_a_checkpoint_that_lacks_backbone_weights_is_refused(copy_of_bert: Path) -> None:
+    """The missing tensors are counted."""
     tensors = load_file(copy_of_bert / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if "layer.1." not in name}
     save_file(kept, copy_of_bert / "model.safetensors", metadata={"format": "pt"})
@@ -87,6 +95,7 @@ def test_a_checkpoint_that_lacks_backbone_weights_is_refused(copy_of_bert: Path)
 
 
 def test_a_pooler_that_the_checkpoint_lacks_is_trained_with_the_head(copy_of_bert: Path) -> None:
+    """It counts as a part of the head."""
     tensors = load_file(copy_of_bert / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("pooler")}
     save_file(kept, copy_of_bert / "model.safetensors", metadata={"format": "pt"})
@@ -94,6 +103,7 @@ def test_a_pooler_that_the_checkpoint_lacks_is_trained_with_the_head(copy_of_ber
 
 
 def test_code_that_comes_with_a_model_is_not_run(copy_of_bert: Path) -> None:
+    """A configuration that names code of its own is refused."""
     (copy_of_bert / "evil.py").write_text("raise SystemExit('executed')")
     content = json.loads((copy_of_bert / "config.json").read_text())
     content |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}
@@ -103,6 +113,7 @@ def test_code_that_comes_with_a_model_is_not_run(copy_of_bert: Path) -> None:
 
 
 def test_a_tokenizer_of_another_model_is_refused(tiny_model: TinyModel) -> None:
+    """It has more tokens than the model has rows."""
     folder = tiny_model("bert")
     configuration = models.load_config(folder, 2, False)
     tokenizer = models.load_tokenizer(folder, architecture(configuration))
@@ -112,6 +123,7 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_model: TinyModel) -> None:
 
 
 def test_text_longer_than_the_model_is_refused(tiny_model: TinyModel) -> None:
+    """The sentence has the number of positions."""
     folder = tiny_model("bert")
     configuration = models.load_config(folder, 2, False)
     tokenizer = models.load_tokenizer(folder, architecture(configuration))
@@ -120,6 +132,7 @@ def test_text_longer_than_the_model_is_refused(tiny_model: TinyModel) -> None:
 
 
 def test_a_revision_is_of_content_and_not_of_place(copy_of_bert: Path, tiny_model: TinyModel) -> None:
+    """A copy has the same, changed weights have another."""
     original = tiny_model("bert")
     assert models.revision(backbone_of(original), original) == models.revision(backbone_of(copy_of_bert), copy_of_bert)
     tensors = load_file(copy_of_bert / "model.safetensors")
@@ -129,6 +142,7 @@ def test_a_revision_is_of_content_and_not_of_place(copy_of_bert: Path, tiny_mode
 
 @pytest.mark.parametrize("kind", sorted(TINY))
 def test_a_row_scores_the_same_alone_and_padded_in_a_batch(kind: str, tiny_model: TinyModel) -> None:
+    """On every architecture."""
     folder = tiny_model(kind)
     backbone = load(folder)
     tokenizer = models.load_tokenizer(folder, backbone.architecture)

@@ -56,6 +56,7 @@ def cost(*overrides: str) -> dict:
 
 @pytest.mark.parametrize(("overrides", "figure", "count"), PUBLISHED)
 def test_a_published_count_is_reproduced_from_the_architecture(overrides: list[str], figure: str, count: int) -> None:
+    """No weights are downloaded."""
     assert cost(*overrides)[figure] == count
 
 
@@ -67,11 +68,13 @@ def test_lora_cuts_gpt3_by_ten_thousand_at_rank_one_of_two_matrices() -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_of_conf_is_planned_with_lora(model: str) -> None:
+    """The adapter is less than a twentieth of the model."""
     planned = cost(f"model={model}")
     assert 0 < planned["adapter_parameters"] < 0.05 * planned["total_parameters"]
 
 
 def test_full_fine_tuning_trains_every_weight() -> None:
+    """The trained and the total count are equal."""
     planned = cost("model=roberta_base", "method=full")
     assert planned["trainable_parameters"] == planned["total_parameters"]
 
@@ -109,6 +112,7 @@ def test_a_method_that_starts_from_the_weights_values_is_counted_by_its_closed_f
 
 
 def test_a_quantized_backbone_is_counted_by_the_numbers_it_stands_for() -> None:
+    """Packed storage does not halve the count."""
     packed, plain = cost("model=minilm", "model.quantization=nf4"), cost("model=minilm")
     assert packed["total_parameters"] == plain["total_parameters"]
 
@@ -116,6 +120,7 @@ def test_a_quantized_backbone_is_counted_by_the_numbers_it_stands_for() -> None:
 def test_a_pair_that_cannot_work_is_one_sentence_alone_and_does_not_spoil_a_grid(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Alone it ends with status 2; in a grid the others are planned."""
     pair = ["model=micro_decoder", "method=bitfit"]
     monkeypatch.setattr(sys, "argv", ["harness-plan", *pair])
     assert planner.main() == 2
@@ -135,6 +140,7 @@ def test_a_pair_that_cannot_work_is_one_sentence_alone_and_does_not_spoil_a_grid
 
 
 def test_a_grid_is_the_product_of_the_values_with_the_sweeps_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments replace the sweep file's parameters of the same key."""
     points = list(planner.expand("config", ["method=full,lora", "seed=0,1", "task=glue/sst2"], True))
     assert len(points) == 4
     assert points[0] == ["method=full", "seed=0", "task=glue/sst2"]
@@ -154,7 +160,7 @@ def plan_all(arguments: list[str]) -> list[dict]:
         (["plan.device=tpu"], r"plan\.device=tpu: cpu or cuda is allowed"),
         (["plan.batch_size=0"], r"plan\.batch_size=0: a whole number from 1 on"),
         (["plan.length=-5"], r"plan\.length=-5: a whole number from 1 on"),
-        (["plan.lenght=5"], r"plan\.lenght: no such key; did you mean length"),
+        (["plan.lenght=5"], r"plan\.lenght=5: there is no key plan\.lenght; did you mean plan\.length"),
         (["plan.picture=memory.gif"], r"plan\.picture=memory.gif: a file that ends in .png or .svg"),
         (["--frobnicate"], "no such option"),
         (["method=lroa"], "did you mean .*lora"),
@@ -163,11 +169,13 @@ def plan_all(arguments: list[str]) -> list[dict]:
     ],
 )
 def test_a_mistake_is_one_sentence(arguments: list[str], sentence: str) -> None:
+    """It has the key and what is allowed or was meant."""
     with pytest.raises(ConfigError, match=sentence):
         plan_all(arguments)
 
 
 def test_json_holds_every_point_with_the_names_of_a_record() -> None:
+    """Points come in the order of the grid."""
     command = [sys.executable, "-m", "harness.plan", "-m", "method=head,bitfit", "model=minilm", "plan.format=json"]
     printed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert [point["overrides"] for point in printed["points"]] == [
@@ -182,6 +190,7 @@ def test_json_holds_every_point_with_the_names_of_a_record() -> None:
     [(None, False, "-"), (0, False, "0"), (999, False, "999"), (9175040, False, "9.18 M"), (1536, True, "1.5 KiB")],
 )
 def test_figures_are_short_in_the_table(value: int | None, is_bytes: bool, text: str) -> None:
+    """Three digits with a unit, and a dash for what is not known."""
     assert display.readable(value, is_bytes) == text
 
 
@@ -236,6 +245,7 @@ def test_the_predicted_file_is_the_one_that_is_saved(method: str, tmp_path: Path
 
 
 def test_storing_tasks_counts_one_backbone_or_a_model_each() -> None:
+    """Adapters share the backbone, whole models do not."""
     cost = {"adapter_file_bytes": 10, "head_parameters": 2}
     assert costs.storage(cost, 100, 3) == {"tasks": 3, "adapters_bytes": 430, "copies_bytes": 1224}
 
@@ -322,6 +332,7 @@ def test_a_grid_is_printed_as_it_is_planned_and_ends_whole_when_it_is_interrupte
 def test_a_picture_of_the_memory_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """As PNG and as SVG, by the file's name."""
     for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
         path = tmp_path / f"memory.{kind}"
         monkeypatch.setattr(sys, "argv", ["harness-plan", "-m", "method=full,lora", f"plan.picture={path}"])
@@ -343,7 +354,7 @@ def test_a_prompt_is_planned_for_a_large_backbone(method: str, numbers: int) -> 
 
 @pytest.mark.slow
 def test_tasks_of_language_are_planned_without_weights() -> None:
-    """A pair of answers is two texts, and the reference reads them too: more operations a token, twice the tokens."""
+    """A pair of answers is two texts, and the reference reads them too: more operations per token, twice the tokens."""
     options = ["model=llama_3_2_1b", "method=lora", "task.data_dir=.", "task.max_length=64", "train.max_steps=10"]
     instruct, preference = (
         costs.plan_point("config", [f"task={task}", *options], costs.Settings(batch_size=4))

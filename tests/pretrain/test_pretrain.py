@@ -10,16 +10,16 @@ import pytest
 
 from harness.config.errors import ConfigError
 from harness.config.sources import PACKAGE
-from harness.pretrain.__main__ import Backbone, Pretraining, build_tokenizer, parse, pretrain
+from harness.pretrain.__main__ import Pretraining, ShippedModel, build_tokenizer, parse, pretrain
 from harness.pretrain.losses import batches, read_passages, with_strangers
 from harness.tasks import micro
 
-BACKBONES = [backbone.name for backbone in Backbone]
+BACKBONES = [model.name for model in ShippedModel]
 
 
 def tiny(model: str, out: Path) -> Pretraining:
     return Pretraining(
-        Backbone[model], steps=20, batch_size=8, hidden_size=32, layers=1, threads=1, heldout=16, out=str(out)
+        ShippedModel[model], steps=20, batch_size=8, hidden_size=32, layers=1, threads=1, heldout=16, out=str(out)
     )
 
 
@@ -101,13 +101,13 @@ def test_a_stranger_is_never_the_true_second_part():
     [
         ([], "model: a value is needed.*Valid: micro_decoder, micro_encoder"),
         (["model=micro_encodr"], "model=micro_encodr.*did you mean micro_encoder"),
-        (["model=micro_encoder", "step=3"], "step=3: no such key; did you mean steps"),
-        (["model=micro_encoder", "steps=many"], "steps=many: a value of type int is allowed"),
+        (["model=micro_encoder", "step=3"], "step=3: there is no key step; did you mean steps"),
+        (["model=micro_encoder", "steps=many"], "steps=many: a whole number is allowed"),
         (["model=micro_encoder", "steps=0"], "steps=0: a positive number is needed"),
         (["model=micro_encoder", "hidden_size=100"], "hidden_size=100: a positive multiple of 32"),
         (["model=micro_encoder", "causal_share=2"], "causal_share=2.0: a share from 0 to 1"),
         (["model=micro_encoder", "seed=-1"], "seed=-1: a whole number"),
-        (["micro_encoder"], "'micro_encoder': arguments are key=value"),
+        (["micro_encoder"], "micro_encoder: .* arguments are key=value"),
     ],
 )
 def test_a_wrong_argument_is_told_in_one_sentence(arguments, sentence):

@@ -11,7 +11,7 @@ from harness.report.runs import load_runs
 
 
 def found(folder: Path, table: dict[str, dict[str, tuple[float, ...]]]) -> across.Across | None:
-    """Over tasks, of runs with these scores: method -> task -> one a seed."""
+    """Over tasks, of runs with these scores: method -> task -> one per seed."""
     for method, tasks in table.items():
         for task, values in tasks.items():
             for seed, score in enumerate(values):

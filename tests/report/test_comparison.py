@@ -357,7 +357,7 @@ def test_runs_on_other_examples_are_refused() -> None:
 
 
 def test_metrics_with_and_without_a_score_a_row() -> None:
-    """A column of the metric's name is the score a row; F1 has none and is computed from labels and predictions."""
+    """A column of the metric's name is the score per row; F1 has none and is computed from labels and predictions."""
     found = frame([0, 1, 1, 1], [0, 1, 0, 1], exact_match=[1.0, 0.5, 0.0, 0.5])
     assert list(per_row_scores(found, "exact_match")) == [1, 0.5, 0, 0.5]
     assert per_row_scores(found, "f1") is None

@@ -1,4 +1,4 @@
-"""What stored predictions say of methods, and what is said where there are none."""
+"""Stored predictions are compared, and where there are none the report says so."""
 
 from collections.abc import Sequence
 from pathlib import Path

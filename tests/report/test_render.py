@@ -1,4 +1,4 @@
-"""What is shown is what was measured, and a text is only ever a text."""
+"""Reports show what was measured, and a text is only ever a text."""
 
 from pathlib import Path
 

@@ -249,10 +249,8 @@ def test_a_mistake_is_one_sentence(
     arguments: str, sentence: str, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 2, one line on the error stream, no password and no stack trace."""
-    with pytest.raises(SystemExit) as ended:
-        report.main([part.format(tmp=tmp_path, store=store) for part in arguments.split()])
+    assert report.main([part.format(tmp=tmp_path, store=store) for part in arguments.split()]) == 2
     shown = capsys.readouterr()
-    assert ended.value.code == 2
     assert sentence.format(tmp=tmp_path, store=store) in shown.err
     assert shown.err.startswith("harness-report: ")
     assert (shown.err.count("\n"), shown.out) == (1, "")
@@ -351,10 +349,8 @@ def test_a_mistake_in_a_definition_is_one_sentence(
 ) -> None:
     """The file, the key, what is allowed; exit status 2 and nothing written."""
     define(text)
-    with pytest.raises(SystemExit) as ended:
-        report.main([*arguments.split(), f"tracking.uri={store}"])
+    assert report.main([*arguments.split(), f"tracking.uri={store}"]) == 2
     shown = capsys.readouterr()
-    assert ended.value.code == 2
     assert sentence.format(store=store) in shown.err
     assert (shown.err.count("\n"), shown.out) == (1, "")
     assert not Path("report").exists()

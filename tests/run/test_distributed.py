@@ -65,6 +65,7 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 7])
 def test_every_row_is_one_processs(rows: int) -> None:
+    """Shares are disjoint, complete and as equal as can be."""
     shares = []
     for rank in range(3):
         process = processes.Processes()
@@ -75,6 +76,7 @@ def test_every_row_is_one_processs(rows: int) -> None:
 
 
 def test_alone_nothing_changes() -> None:
+    """Sums are the values themselves, and random numbers stay."""
     alone = processes.Processes()
     assert alone.is_first
     assert alone.sums([1.5, True]) == [1.5, True]
@@ -85,6 +87,7 @@ def test_alone_nothing_changes() -> None:
 
 
 def test_gradients_are_summed_in_pieces_of_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every parameter is in one bucket, and only a large one exceeds the limit, alone."""
     monkeypatch.setattr(processes, "BUCKET", 10)
     sizes = [(4, torch.float32), (3, torch.float64), (5, torch.float32), (30, torch.float32), (2, torch.float32)]
     parameters = [torch.nn.Parameter(torch.zeros(size, dtype=dtype)) for size, dtype in sizes]
@@ -109,6 +112,7 @@ def test_gradients_are_summed_in_pieces_of_one_type(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_how_many_processes(monkeypatch: pytest.MonkeyPatch, overrides, gpus, expected) -> None:
+    """As many as were asked for, or one per GPU; contradictions are refused."""
     monkeypatch.setattr(torch, "cuda", SimpleNamespace(device_count=lambda: gpus))
     experiment = build(compose("config", overrides))
     if isinstance(expected, int):
@@ -120,6 +124,7 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch, overrides, gpus, ex
 
 @pytest.mark.parametrize("wrong", ["train.processes=0", "train.distributed=zero"])
 def test_a_mistake_is_told(wrong: str) -> None:
+    """The sentence names the key."""
     with pytest.raises(ConfigError, match=wrong.partition("=")[0]):
         build(compose("config", [wrong]))
 
@@ -127,7 +132,7 @@ def test_a_mistake_is_told(wrong: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_two_processes_end_where_one_does(way: str, tmp_path: Path) -> None:
-    """The same rows a step give the same weights and scores, within what the order of a sum changes."""
+    """The same rows per step give the same weights and scores, within what the order of a sum changes."""
     # Of the last of eleven batches, of a single row, the second process has none.
     rows = ("task.max_train_rows=31", "train.batch_size=3")
     short = (*rows, "train.max_steps=8", "forgetting.text=micro")
@@ -157,6 +162,7 @@ def test_two_processes_end_where_one_does(way: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs or none")
 def test_a_method_that_freezes_nothing_can_not_be_spread(tmp_path: Path) -> None:
+    """The run fails with a sentence that names the other way."""
     # On whatever device there is: the processes must find each other without being told that it is the CPU.
     two = ("train.distributed=fsdp", "train.processes=2", "train.device=auto")
     told = command("method=full", *two, "hydra.run.dir=full")

@@ -27,8 +27,9 @@ from harness.__main__ import exit_status
 from harness.config import compose
 from harness.config.sources import conf_root
 from harness.run.job import _track
-from harness.sweep import points, sweepers
-from harness.sweep.launchers import local
+from harness.sweep import sweepers
+from harness.sweep.launchers import composing, local
+from harness.sweep.outcome import gathering
 from harness.tracking.record import RunRecord
 
 CONFIG = """
@@ -85,14 +86,15 @@ def main() -> None:
     Path("conf/config.yaml").write_text(CONFIG.replace("CONF", str(conf_root() / "conf")))
     compose.register(local.LocalLauncher)
     sweepers.register()
-    local.identities = lambda: identity
+    composing.identities = lambda: identity
     with initialize_config_dir(str(Path("conf").resolve()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         config = loader.load_configuration("config", arguments, RunMode.MULTIRUN)
         context = HydraContext(config_loader=loader, callbacks=Callbacks())
         plugin = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
-        plugin.sweep(arguments)
-    sys.exit(exit_status(points.outcomes))
+        with gathering() as outcomes:
+            plugin.sweep(arguments)
+    sys.exit(exit_status(outcomes))
 
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":

@@ -20,8 +20,8 @@ from harness import tracking
 from harness.config import compose
 from harness.config.sources import conf_root
 from harness.sweep import points, sweepers
-from harness.sweep.launchers import local as launcher
-from harness.sweep.launchers import ray, slurm
+from harness.sweep.launchers import composing, local, ray, slurm
+from harness.sweep.outcome import Outcome, gathering
 from harness.tracking.record import TRACKED_FILE, RunRecord
 
 CONFIG = """
@@ -119,19 +119,19 @@ class ToySweep:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self.sent: list[RunRecord] = []
+        self.gathered: list[Outcome] = []
         self.stored: dict[str, dict[str, Any]] = {}
         self.questions = 0
         self.asked: list[tuple[list[str], str]] = []
-        monkeypatch.setattr(launcher, "identities", lambda: identity)
-        resolve = launcher.LocalLauncher._points
-        monkeypatch.setattr(launcher.LocalLauncher, "_points", lambda *given: self._note(resolve(*given)))
+        monkeypatch.setattr(composing, "identities", lambda: identity)
+        resolve = composing.Composer.points
+        monkeypatch.setattr(composing.Composer, "points", lambda *given: self._note(resolve(*given)))
         monkeypatch.setattr(tracking, "check", lambda uri: None)
         monkeypatch.setattr(tracking, "finished", self._finished)
         monkeypatch.setattr(tracking, "durations", lambda uri: {})
         monkeypatch.setattr(tracking, "create", lambda uri, experiment, sweep: None)
         monkeypatch.setattr(tracking, "send", self._send)
-        points.outcomes.clear()
-        compose.register(launcher.LocalLauncher, ray.RayLauncher, slurm.SlurmLauncher)
+        compose.register(local.LocalLauncher, ray.RayLauncher, slurm.SlurmLauncher)
         sweepers.register()
         self.configurations = folder / "conf"
         (self.configurations / "method").mkdir(parents=True)
@@ -180,7 +180,7 @@ class ToySweep:
 
     def sweep(self, arguments: list[str], *settings: str) -> list[list[dict[str, Any]]]:
         """Run a whole sweep and return the outcomes of each batch."""
-        with self.hydra([*settings, *arguments], task) as (context, config):
+        with gathering() as self.gathered, self.hydra([*settings, *arguments], task) as (context, config):
             plugin = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
             return [values(batch) for batch in plugin.sweep(arguments)]
 

@@ -14,7 +14,7 @@ from harness.training.trainer import Trainer
 
 def harness_step(trainer: Trainer) -> Callable[[Batch], None]:
     """A step of a run, its bookkeeping included."""
-    trainer.progress.train_seconds = 1e-9  # what fit counts; the report divides by it
+    trainer.state.train_seconds = 1e-9  # what fit counts; the report divides by it
     trainer.adapter.model.train()
     bar = tqdm(disable=True)
     return lambda batch: trainer._report(trainer._read(trainer._step([batch], batch.weight)), bar)

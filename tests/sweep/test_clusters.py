@@ -25,8 +25,9 @@ from harness.config.errors import ConfigError
 from harness.config.sources import register_resolvers
 from harness.sweep.launchers import cluster as clusters
 from harness.sweep.launchers import node
-from harness.sweep.launchers.ray import RayLauncher
-from harness.sweep.launchers.slurm import SlurmLauncher
+from harness.sweep.launchers.ray import RayWorkers
+from harness.sweep.launchers.settling import settle_run
+from harness.sweep.launchers.slurm import SlurmWorkers
 from harness.sweep.outcome import NOT_RUN, Ended, Outcome
 from harness.sweep.points import Point
 from harness.tracking.record import RESULT_FILE, RunRecord
@@ -127,10 +128,9 @@ def test_what_a_node_sends_back_becomes_the_run_directory(toy: ToySweep, tmp_pat
     away.mkdir()
     scores = {"primary_metric": "x", "validation": {"x": 0.75}}
     RunRecord("0" * 32, "finished", None, "i", {}, {}, scores=scores).write(away)
-    launcher = RayLauncher("auto", 30, None, 1, None, None, 0)
     here = Point(0, [], tmp_path / "here", began=time.time() - 5)
     files = {RESULT_FILE: (away / RESULT_FILE).read_bytes(), "../../steps.jsonl": b"{}"}
-    launcher._end(here, Ended(Outcome("failed", "its worker died"), lost=True, files=files))
+    settle_run(here, Ended(Outcome("failed", "its worker died"), lost=True, files=files))
     assert (here.result.status, here.result.scores["validation"]) == ("finished", {"x": 0.75})
     assert sorted(path.name for path in here.folder.iterdir()) == [RESULT_FILE, "steps.jsonl"]
 
@@ -146,37 +146,40 @@ class Follower(clusters.ClusterWorker):
     """Follows points whose attempts end as a list says."""
 
     def __init__(self, ends: list[Any], retries: int) -> None:
-        super().__init__(RayLauncher("auto", 30, None, 1, None, None, retries))
+        super().__init__(RayWorkers("auto", 30, None, 1, None, None, retries))
         self.ends = ends
 
-    def _attempt(self, assignment: Any, asked: clusters.Resources) -> Ended:
+    def attempt(self, assignment: Any, asked: clusters.Resources) -> Ended:
         end = self.ends.pop(0)
         if isinstance(end, Exception):
             raise end
         return end
 
-    def follow(self) -> Ended:
+    def cancel(self, force: bool) -> None:
+        """Nothing runs."""
+
+    def end(self) -> Ended:
         future: Future[Any] = Future()
-        self._follow(None, clusters.Resources(1, 0, {}), future)
+        self.follow(None, clusters.Resources(1, 0, {}), future)
         return future.result()
 
 
 def test_a_point_whose_node_was_lost_is_handed_over_again() -> None:
     """As often as hydra.launcher.retries says, then it failed; another failure is not the node's."""
     lost, done = clusters.NodeLost("the node died"), Ended(Outcome("finished"))
-    assert Follower([lost, lost, done], retries=2).follow() == done
-    twice = Follower([lost, lost], retries=1).follow()
+    assert Follower([lost, lost, done], retries=2).end() == done
+    twice = Follower([lost, lost], retries=1).end()
     assert twice.outcome.error == "what worked on it was lost (attempt 2): the node died"
-    assert Follower([ValueError("no"), done], retries=2).follow().outcome.status == "failed"
+    assert Follower([ValueError("no"), done], retries=2).end().outcome.status == "failed"
     stopped = Follower([lost, done], retries=2)
     stopped.stop()
-    assert stopped.follow().outcome.status == "failed"
+    assert stopped.end().outcome.status == "failed"
 
 
 def test_after_a_cluster_was_lost_nothing_more_is_handed_over(toy: ToySweep) -> None:
     """What ran then failed, what had not begun was not run, and has no record."""
     follower = Follower([clusters.ClusterLost("the Ray cluster was lost")], retries=2)
-    assert follower.follow().outcome.error == "the Ray cluster was lost"
+    assert follower.end().outcome.error == "the Ray cluster was lost"
     ended = follower.start(None, None, None, None, None).result()  # type: ignore[arg-type]
     assert ended == Ended(Outcome(NOT_RUN, "the Ray cluster was lost"))
 
@@ -204,10 +207,11 @@ def slurm(toy: ToySweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
             launcher: Any = Plugins.instance().instantiate_launcher(
                 hydra_context=context, task_function=task, config=config
             )
-            launcher.connect()
-            asked = launcher.resources(context.config_loader.load_sweep_config(config, told))
+            workers = launcher.workers
+            workers.connect()
+            asked = workers.resources(context.config_loader.load_sweep_config(config, told))
             executor = submitit.AutoExecutor(tmp_path / "jobs", cluster="slurm")
-            executor.update_parameters(**launcher.parameters("harness-abc", asked, 1800))
+            executor.update_parameters(**workers.parameters("harness-abc", asked, 1800))
             return executor._executor._make_submission_file_text("run the point", "uid")
 
     return script
@@ -251,11 +255,11 @@ def test_resources_that_make_no_sense_are_refused(slurm: Any, value: str) -> Non
 
 def test_a_job_of_a_sweep_that_was_killed_is_waited_for(slurm: Any) -> None:
     """A point that is in the queue already is not put there again; this sweep's own jobs do not count."""
-    launcher = SlurmLauncher("slurm", 1, 1, None, None, None, None, None, None, None, [], {}, 0)  # type: ignore[arg-type]
-    assert launcher.queued_elsewhere("harness-abc")
-    assert not launcher.queued_elsewhere("harness-abd")
-    launcher.own["7"] = time.monotonic()
-    assert not launcher.queued_elsewhere("harness-abc")
+    workers = SlurmWorkers("slurm", 1, 1, None, None, None, None, None, None, None, [], {}, 0)  # type: ignore[arg-type]
+    assert workers.queued_elsewhere("harness-abc")
+    assert not workers.queued_elsewhere("harness-abd")
+    workers.own["7"] = time.monotonic()
+    assert not workers.queued_elsewhere("harness-abc")
 
 
 def test_submitits_local_jobs_keep_the_guarantees(toy: ToySweep) -> None:

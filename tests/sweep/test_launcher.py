@@ -1,3 +1,5 @@
+"""The launcher: no point harms another, whatever it does, and what was done is recorded and not done again."""
+
 import multiprocessing
 import os
 import signal
@@ -5,18 +7,25 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
-from toy_sweep import ToySweep, die_while_starting
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+from toy_sweep import ToySweep, die_while_starting, task, values
 
 from harness import tracking
 from harness.config.errors import ConfigError
 from harness.sweep import points as sweep_points
-from harness.sweep.launchers import local, workers
+from harness.sweep.launchers import composing, local, workers
+from harness.sweep.launchers.composing import Composer
+from harness.sweep.launchers.launcher import SweepLauncher
 from harness.sweep.launchers.slots import available_cores, visible_gpus
-from harness.sweep.outcome import Outcome
+from harness.sweep.outcome import LOST, Ended, Outcome, gathering
+from harness.sweep.points import Point
 from harness.tracking.record import RunRecord
 
 ACTS = ["finish", "raise", "exit", "kill", "leave", "hang", "garbage", "diverge", "record_then_die"]
@@ -170,7 +179,7 @@ def test_rerun_runs_points_again(toy, rerun, skipped):
     for point, status in zip(points, ("diverged", "finished"), strict=True):
         with toy.hydra(point, None) as (_, config):
             plain = OmegaConf.to_container(sweep_points.without_hydra(config), resolve=True)
-            toy.stored[local.identities()(plain)] = {"status": status, "scores": {}}
+            toy.stored[composing.identities()(plain)] = {"status": status, "scores": {}}
     outcomes = toy.launch([[*point, f"sweep.rerun={rerun}"] for point in points])
     assert sum(outcome.get("skipped", False) for outcome in outcomes) == skipped
 
@@ -198,9 +207,9 @@ def test_an_interrupted_sweep_records_what_was_running_and_stops_its_workers(toy
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt_the_second_point).start()
-    with pytest.raises(KeyboardInterrupt):
+    with gathering() as outcomes, pytest.raises(KeyboardInterrupt):
         toy.launch([["act=finish"], ["act=hang"], ["seed=5"]], "hydra.launcher.workers=1")
-    statuses = [outcome.status for outcome in sweep_points.outcomes]
+    statuses = [outcome.status for outcome in outcomes]
     assert statuses == ["finished", "interrupted", "not run"]
     assert [record.status for record in toy.sent if record.config["act"] == "hang"] == ["interrupted"]
     assert "1 finished, 1 interrupted, 1 not run" in capsys.readouterr().out
@@ -275,14 +284,13 @@ def test_points_share_the_gpus(toy, monkeypatch):
     seen = [outcome["environment"]["CUDA_VISIBLE_DEVICES"] for outcome in outcomes]
     assert sorted(seen) == ["3", "5"]
     with toy.hydra(["sweep.slots_per_gpu=2"], None) as (context, config):
-        plugin = local.LocalLauncher()
-        plugin.setup(hydra_context=context, task_function=lambda _: None, config=config)
-        plugin.identify = local.identities()
-        points = plugin._points([["train.device=auto", f"seed={seed}"] for seed in range(9)], 0)
-        assert plugin._slots(points) == ["3", "5", "3", "5"]
-        assert plugin._slots(points[:3]) == ["3", "5", "3"]
-        on_cpu = plugin._points([["train.device=cpu"], ["train.device=cpu", "seed=1"]], 0)
-        assert set(plugin._slots(on_cpu)) == {None}
+        composer, workers = Composer(context, config), local.LocalWorkers(None, 1, [])
+        workers.begin(config)
+        points = composer.points([["train.device=auto", f"seed={seed}"] for seed in range(9)], 0)
+        assert workers.prepare(points) == ["3", "5", "3", "5"]
+        assert workers.prepare(points[:3]) == ["3", "5", "3"]
+        on_cpu = composer.points([["train.device=cpu"], ["train.device=cpu", "seed=1"]], 0)
+        assert set(workers.prepare(on_cpu)) == {None}
 
 
 def test_a_gpu_that_is_not_there_is_asked_for_in_vain(toy, monkeypatch):
@@ -314,13 +322,63 @@ def test_gpus_are_found_by_the_drivers_tool(tmp_path, monkeypatch):
 def test_a_point_that_was_cut_off_goes_on_from_its_checkpoint(toy):
     """Unless everything is to be done anew, or the user says otherwise."""
     with toy.hydra([], None) as (context, config):
-        plugin = local.LocalLauncher()
-        plugin.setup(hydra_context=context, task_function=lambda _: None, config=config)
-        plugin.identify = local.identities()
-        points = plugin._points([["seed=1"], ["sweep.rerun=all"], ["train.resume=false"]], 0)
+        composer = Composer(context, config)
+        points = composer.points([["seed=1"], ["sweep.rerun=all"], ["train.resume=false"]], 0)
         for point in points:
-            plugin._compose(point)
+            composer.compose(point)
         assert [point.config.train.resume for point in points] == [True, False, False]
+
+
+class Threads:
+    """Workers of one's own: each is a thread of this process."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def begin(self, config: DictConfig) -> None:
+        self.calls.append("begin")
+
+    def prepare(self, points: list[Point]) -> list[str | None]:
+        self.calls.append("prepare")
+        return [None] * 2
+
+    def hire(self, places: Sequence[str | None]) -> "list[Thread]":
+        self.calls.append(f"hire {len(places)}")
+        return [Thread() for _ in places]
+
+    def stop(self) -> None:
+        self.calls.append("stop")
+
+
+class Thread:
+    """Runs one point at a time; one whose seed is 1 dies before it begins, the first two times."""
+
+    deaths = 0
+
+    def start(self, task: Any, config: DictConfig, context: HydraContext, seconds: Any, lock: Any) -> "Future[Ended]":
+        return ThreadPoolExecutor(1).submit(self.run, task, config)
+
+    def run(self, task: Any, config: DictConfig) -> Ended:
+        if config.seed == 1 and Thread.deaths < 2:
+            Thread.deaths += 1
+            return Ended(Outcome(LOST, "its thread was lost"), lost=True)
+        return Ended(Outcome.of(task(config)))
+
+
+def test_a_launcher_needs_no_more_than_workers_of_its_own(toy):
+    """Composing, scheduling, settling and the records are the same whatever carries points out."""
+    workers = Threads()
+    with toy.hydra([], task) as (context, config):
+        launcher = SweepLauncher(workers)
+        launcher.setup(hydra_context=context, task_function=task, config=config)
+        outcomes = values(launcher.launch([["seed=0"], ["seed=1"], ["seed=1"], ["method=none", "wrong=1"]], 0))
+        launcher.stop()
+    assert [outcome["status"] for outcome in outcomes] == ["finished", "finished", "finished", "failed"]
+    assert [outcome["skipped"] for outcome in outcomes] == [False, False, True, False]
+    assert workers.calls == ["begin", "prepare", "hire 2", "stop"]
+    assert Thread.deaths == 2
+    assert [record.status for record in toy.sent] == ["finished", "finished"]
+    assert RunRecord.read(Path(outcomes[3]["run_dir"])).status == "failed"
 
 
 def test_a_kept_record_that_still_cannot_be_sent_leaves_its_point_to_run(toy, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """An outcome keeps what a task says, typed where it is known, and is plain again for Hydra's sweepers."""
 
-from harness.sweep.outcome import Outcome
+from harness.sweep.outcome import Outcome, gather, gathering
 
 
 def test_what_a_task_says_beyond_an_outcome_is_kept() -> None:
@@ -18,3 +18,15 @@ def test_the_plain_form_is_read_back_as_it_was() -> None:
     assert "checkpoint" not in plain
     assert "error" in Outcome("finished").plain()
     assert Outcome.of(plain) == outcome
+
+
+def test_outcomes_are_gathered_within_their_scope_alone() -> None:
+    """An inner scope has its own, and what ends outside of any is gathered nowhere."""
+    gather([Outcome("finished")])
+    with gathering() as outer:
+        gather([Outcome("finished"), Outcome("failed")])
+        with gathering() as inner:
+            gather([Outcome("stopped")])
+        gather([Outcome("diverged")])
+    assert [outcome.status for outcome in outer] == ["finished", "failed", "diverged"]
+    assert [outcome.status for outcome in inner] == ["stopped"]

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: counts, the time left from what was measured, the best score so far."""
+"""Display of a sweep while it runs: counts, the time left from what was measured, the best score so far."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def finished(number: int, score: float, metric: str = "accuracy", **more: Any) -
 def test_durations_are_told_apart_by_kind() -> None:
     """This sweep's count before the store's, and an unknown kind is like the mean."""
     durations = Durations()
-    slow, fast, new = (point(0, method).kind for method in ("full", "head", "ia3"))
+    slow, fast, new = (point(0, method).combination for method in ("full", "head", "ia3"))
     assert durations.of_all([slow]) is None
     durations.earlier = {slow: [100.0, 300.0, 120.0]}
     assert durations.of_all([slow]) == 120
@@ -43,6 +43,7 @@ def test_durations_are_told_apart_by_kind() -> None:
 
 
 def test_the_line_says_what_runs_what_ended_what_is_left_and_the_best() -> None:
+    """The time left follows from the points that ended and the number of workers."""
     durations = Durations()
     progress = Progress(6, 2, durations)
     for one in (
@@ -60,6 +61,7 @@ def test_the_line_says_what_runs_what_ended_what_is_left_and_the_best() -> None:
 
 
 def test_the_best_is_the_lowest_where_lower_is_better() -> None:
+    """Of two perplexities the smaller one is shown."""
     progress = Progress(2, 1, Durations())
     progress.ended(finished(1, 3.0, "perplexity"))
     progress.ended(finished(2, 4.0, "perplexity"))

@@ -104,6 +104,7 @@ def test_identities_are_those_of_the_composed_points(composer: Composer) -> None
     ],
 )
 def test_what_is_unusual_or_wrong_is_left_to_hydra(composer: Composer, overrides: list[str], error: type) -> None:
+    """The quick way refuses and works on for the next point."""
     with pytest.raises((error, Inseparable)):
         composer.resolution.plain(overrides)
     assert composer.resolution.plain(["seed=3"])["data_seed"] == 3
@@ -141,5 +142,6 @@ def test_a_changed_file_changes_the_identity(
 
 
 def test_a_mistake_is_the_same_sentence(composer: Composer) -> None:
+    """A wrong value is told as Hydra's way tells it."""
     with pytest.raises(ConfigError, match=r"train\.batch_size=-1: a positive number is needed"):
         Identities()(composer.resolution.plain(["train.batch_size=-1"]))

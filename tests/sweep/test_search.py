@@ -1,4 +1,4 @@
-"""What an equal budget tries is spread over each method's own ranges, follows from the seed, and the best is chosen."""
+"""Trials of an equal budget are spread over each method's own ranges, follows from the seed, and the best is chosen."""
 
 import json
 import math
@@ -15,15 +15,25 @@ from harness.config.schema import Search
 from harness.config.sources import conf_root
 from harness.run import prepare, run
 from harness.sweep.outcome import Outcome
-from harness.sweep.search import RATE, Budget, Range, edge, grid_points, random_points, ranges_of, searcher, spread
+from harness.sweep.search import (
+    RATE,
+    Range,
+    TuningBudget,
+    edge,
+    grid_points,
+    random_points,
+    ranges_of,
+    searcher,
+    spread,
+)
 from harness.sweep.tuning import Candidate, Trial, choices_table
 
 RATES = Range(RATE, (1e-4, 1e-3, 1e-2))
 METHODS = sorted(path.stem for path in (conf_root() / "conf/method").glob("*.yaml"))
 
 
-def budget(search: str, trials: int, seed: int = 0) -> Budget:
-    return Budget(Search[search], trials, seed, startup_trials=4, parallel_trials=2)
+def budget(search: str, trials: int, seed: int = 0) -> TuningBudget:
+    return TuningBudget(Search[search], trials, seed, startup_trials=4, parallel_trials=2)
 
 
 def trial(rate: float, status: str, score: float | None) -> Trial:
@@ -122,6 +132,7 @@ def test_tpe_follows_from_its_seed_and_the_scores() -> None:
     [(1e-4, "lowest"), (1.2e-4, "lowest"), (1.3e-4, ""), (1e-3, ""), (7.5e-3, ""), (8.5e-3, "highest"), (2e-2, "")],
 )
 def test_the_edge_is_a_twentieth_of_the_range_on_a_log_scale(value: float, found: str) -> None:
+    """At either end, and nowhere between."""
     assert edge(value, 1e-4, 1e-2) == found
 
 
@@ -151,7 +162,7 @@ def extended(
     candidate = Candidate([], None, search, (Range(RATE, grid),), extend=extend, **further)
     while trials := candidate.ask():
         for one in trials:
-            found = score(one.settings[RATE])
+            found = score(one.hyperparameters[RATE])
             one.outcome = trial(1.0, lost if found is None else "finished", found).outcome
         candidate.tell(trials)
     candidate.choose()
@@ -159,7 +170,7 @@ def extended(
 
 
 def tried(candidate: Candidate) -> list[float]:
-    return [one.settings[RATE] for one in candidate.trials]
+    return [one.hyperparameters[RATE] for one in candidate.trials]
 
 
 def peak(best: float) -> Callable[[float], float]:
@@ -230,7 +241,7 @@ def test_a_drawn_choice_near_the_end_of_its_range_is_flagged() -> None:
     candidate.choose()
     assert "edge of its range" in choices_table([candidate], sampled=False)
     assert "edge" not in choices_table([candidate], sampled=True)
-    trials[1].settings[RATE] = 9.5e-3
+    trials[1].hyperparameters[RATE] = 9.5e-3
     assert "edge of its range" in choices_table([candidate], sampled=True)
 
 

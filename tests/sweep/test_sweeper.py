@@ -1,3 +1,5 @@
+"""The sweepers: grids that survive a wrong point, and equal budgets whose choice follows from the scores."""
+
 import math
 import sys
 
@@ -23,7 +25,7 @@ def toy(tmp_path, monkeypatch):
 def test_each_method_gets_the_same_trials_then_its_best_rate_with_fresh_seeds(toy, capsys):
     """Three trials with the tuning seed and validation untouched, then two final runs with the chosen rate."""
     tuned, finals = toy.sweep(["method=wide,narrow"], EQUAL, TWO_FINALS)
-    told = [points.told(point) for point in overrides(toy, "tune")]
+    told = [points.defining_overrides(point) for point in overrides(toy, "tune")]
     assert told == [
         [f"method={method}", f"train.learning_rate={rate}", "seed=0"]
         for method, rates in {"wide": (0.1, 0.3, 0.5), "narrow": (1.0, 2.0, 3.0)}.items()
@@ -31,7 +33,7 @@ def test_each_method_gets_the_same_trials_then_its_best_rate_with_fresh_seeds(to
     ]
     assert [outcome["status"] for outcome in tuned] == ["finished"] * 3 + ["diverged"] + ["finished"] * 2
     assert all(outcome["scores"]["validation"] is None for outcome in tuned)
-    assert [points.told(point) for point in overrides(toy, "final")] == [
+    assert [points.defining_overrides(point) for point in overrides(toy, "final")] == [
         [f"method={method}", f"train.learning_rate={rate}", f"seed={seed}"]
         for method, rate in {"wide": 0.3, "narrow": 2.0}.items()
         for seed in (1, 2)
@@ -40,7 +42,7 @@ def test_each_method_gets_the_same_trials_then_its_best_rate_with_fresh_seeds(to
     shown = capsys.readouterr().out
     assert "0.1: 0.8000, 0.3: 1.0000, 0.5: 0.8000" in shown
     assert "1: -, 2: -0.7000, 3: -1.7000" in shown
-    assert not any(outcome.counts_as_failure for outcome in points.outcomes)
+    assert not any(outcome.counts_as_failure for outcome in toy.gathered)
 
 
 def overrides(toy: ToySweep, stage: str) -> list[list[str]]:
@@ -64,7 +66,7 @@ def test_a_point_whose_trials_all_fail_is_reported_and_the_others_go_on(toy, cap
     _, finals = toy.sweep(["method=wide", "act=finish,raise"], EQUAL, "hydra.sweeper.seeds=[1]")
     assert [outcome["status"] for outcome in finals] == ["finished"]
     assert "act=raise: none of its 3 trials has a development score" in capsys.readouterr().out
-    assert any(outcome.counts_as_failure for outcome in points.outcomes)
+    assert any(outcome.counts_as_failure for outcome in toy.gathered)
 
 
 def test_parameters_in_the_file_and_on_the_command_line_make_one_grid(toy):
@@ -177,7 +179,7 @@ def test_a_tpe_sweep_started_again_asks_for_the_same_points(toy):
 def test_a_second_range_is_searched_with_the_same_number_of_trials(toy):
     """A grid of both where the method declares one, of learning rates alone where it does not."""
     tuned, _ = toy.sweep(["method=scaled,wide"], EQUAL, SECOND, "hydra.sweeper.trials=4", ONE_FINAL)
-    told = [points.told(point) for point in overrides(toy, "tune")]
+    told = [points.defining_overrides(point) for point in overrides(toy, "tune")]
     assert len(tuned) == 8
     assert told[:4] == [
         ["method=scaled", f"train.learning_rate={rate}", f"method.alpha={alpha}", "seed=0"]
@@ -185,7 +187,7 @@ def test_a_second_range_is_searched_with_the_same_number_of_trials(toy):
         for alpha in (1, 16)
     ]
     assert all("sweep.searched=[train.learning_rate,method.alpha]" in point for point in overrides(toy, "tune")[:4])
-    final = points.told(overrides(toy, "final")[0])
+    final = points.defining_overrides(overrides(toy, "final")[0])
     assert final == ["method=scaled", "train.learning_rate=0.3", "method.alpha=1", "seed=1"]
 
 
@@ -204,7 +206,7 @@ def test_the_better_half_of_each_methods_trials_goes_on_at_each_rung(toy, capsys
     assert rates(toy) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.2, 0.3, 0.4, 0.2, 0.3]
     assert rates(toy, "final") == [0.3]
     assert "0.1: 0.8000 (stopped)" in capsys.readouterr().out
-    assert not any(outcome.counts_as_failure for outcome in points.outcomes)
+    assert not any(outcome.counts_as_failure for outcome in toy.gathered)
     toy.remember([outcome for batch in (*batches, finals) for outcome in batch])
     asked = list(toy.asked)
     toy.asked.clear()

@@ -41,6 +41,7 @@ def header(name: str) -> str:
 
 
 def test_there_are_sweeps() -> None:
+    """The shipped folder holds those that the tests and the README rely on."""
     named = {"all_methods", "lora_rank", "lora_targets", "adapter_size", "prompt_length", "prefix_length", SOLVED}
     named |= {"glue_methods", "glue_tuned", "learning_rate", "seed_noise"}
     assert named <= set(SWEEPS)

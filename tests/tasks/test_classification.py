@@ -41,6 +41,7 @@ def task_of(name: str, *overrides: str):
 
 
 def test_every_named_task_is_there() -> None:
+    """GLUE and the micro tasks have their files."""
     assert {f"glue/{name}" for name in GLUE_BY_HAND} <= set(TASKS)
     assert {f"micro/{name}" for name in ("sentiment", "acceptability", "entailment", "paraphrase")} <= set(TASKS)
 
@@ -54,6 +55,7 @@ def version_of(name: str) -> int:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_is_named_after_its_file_and_has_a_version(name: str) -> None:
+    """Both come from its YAML."""
     # Some have no copy on the Hub: they are for files.
     task = task_of(name, "task.data_dir=.")
     assert (task.name, task.version) == (name, version_of(name))
@@ -61,6 +63,7 @@ def test_a_task_is_named_after_its_file_and_has_a_version(name: str) -> None:
 
 @pytest.mark.parametrize("name", [task for task in TASKS if task.startswith("micro/")])
 def test_a_generated_task_loads_without_overlap(name: str) -> None:
+    """No text of one split is in another."""
     data = task_of(name).load()
     assert {"train", "development", "validation"} <= set(data.splits)
     assert all(shares["exact"] == 0 for shares in data.notes["overlap"].values())
@@ -68,6 +71,7 @@ def test_a_generated_task_loads_without_overlap(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(GLUE_BY_HAND))
 def test_a_glue_task_reads_local_files_with_the_hubs_columns(name: str, tmp_path: Path) -> None:
+    """A tenth of the training rows becomes the development split."""
     classes = 3 if name == "mnli" else 2
     for split in ("train", "validation"):
         rows = [
@@ -85,6 +89,7 @@ def test_a_glue_task_reads_local_files_with_the_hubs_columns(name: str, tmp_path
 
 @pytest.mark.parametrize("name", sorted(set(GLUE_BY_HAND) - {"qnli"}))
 def test_a_glue_task_reads_the_real_files(name: str, real_data: Path) -> None:
+    """The majority answer has every metric of the task."""
     task = task_of(f"glue/{name}", f"task.data_dir={real_data}/glue/{name}", "task.max_train_rows=100")
     data = task.load()
     assert len(data.splits["train"]) == 100
@@ -93,6 +98,7 @@ def test_a_glue_task_reads_the_real_files(name: str, real_data: Path) -> None:
 
 
 def test_mnli_scores_matched_and_mismatched(tmp_path: Path) -> None:
+    """It has a split of each."""
     rows = [{**GLUE_BY_HAND["mnli"], "label": number % 3} for number in range(40)]
     for split in ("train", "validation_matched", "validation_mismatched"):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -125,22 +131,26 @@ def sst2(tmp_path: Path) -> Callable[..., Path]:
     ],
 )
 def test_a_bad_row_is_named(bad: dict, sentence: str, sst2: Callable[..., Path]) -> None:
+    """The sentence has the file, the row and what is allowed."""
     with pytest.raises(ConfigError, match=sentence):
         task_of("glue/sst2", f"task.data_dir={sst2(**bad)}").load()
 
 
 def test_a_missing_column_is_named_with_near_misses(sst2: Callable[..., Path]) -> None:
+    """A misspelled column is answered with its correction."""
     with pytest.raises(ConfigError, match=r"no column 'sentense'; did you mean sentence\?"):
         task_of("glue/sst2", f"task.data_dir={sst2()}", "task.text=[sentense]").load()
 
 
 def test_a_number_that_is_none_is_refused_for_a_regression(sst2: Callable[..., Path]) -> None:
+    """An empty label needs a number."""
     options = ["task.text=[sentence]", f"task.data_dir={sst2(label=None)}"]
     with pytest.raises(ConfigError, match="label=None; a number is needed"):
         task_of("glue/stsb", *options).load()
 
 
 def test_the_majority_answer_is_the_training_rows_commonest() -> None:
+    """Its score is taken on the other split."""
     task = task_of("glue/sst2")
     rows = [{"sentence": "x", "label": int(number < 7)} for number in range(10)]
     from harness.tasks import TaskData
@@ -150,6 +160,7 @@ def test_the_majority_answer_is_the_training_rows_commonest() -> None:
 
 
 def test_a_revision_follows_the_files(sst2: Callable[..., Path]) -> None:
+    """One more row gives another."""
     folder = sst2()
     task = task_of("glue/sst2", f"task.data_dir={folder}")
     before = task.revision()
@@ -159,6 +170,7 @@ def test_a_revision_follows_the_files(sst2: Callable[..., Path]) -> None:
 
 
 def test_a_pair_is_cut_to_the_length_and_keeps_its_segments() -> None:
+    """Both texts are still there in every row."""
     from harness.models import load_tokenizer, resolve
 
     experiment = build(compose("config", ["task=micro/entailment", "task.max_length=12"]))
@@ -172,6 +184,7 @@ def test_a_pair_is_cut_to_the_length_and_keeps_its_segments() -> None:
 
 
 def test_an_empty_text_that_gives_no_tokens_is_refused() -> None:
+    """The sentence names the task."""
     task = replace(task_of("glue/sst2"), name="mine")
 
     def tokenizer(*columns: list[str], **_: object) -> dict[str, list]:
@@ -182,6 +195,7 @@ def test_an_empty_text_that_gives_no_tokens_is_refused() -> None:
 
 
 def test_overlap_counts_whole_texts_and_runs_of_words() -> None:
+    """Case and punctuation do not count."""
     train = ["One two three four five six seven eight nine.", "a b"]
     evaluation = ["one TWO three four five six seven eight", "A, b!", "nothing of the kind", "b a"]
     assert overlap(train, evaluation) == {"exact": 1 / 4, "8-gram": 1 / 4}
@@ -232,6 +246,7 @@ def test_overlap_sees_marks_and_scripts_without_spaces() -> None:
 def test_a_class_is_told_by_its_name_or_its_place(
     labels: str, values: list, classes: list[int], tmp_path: Path
 ) -> None:
+    """Names, numbers and truth values are understood as the file has them."""
     for split in ("train", "validation"):
         rows = [{"s": f"text {number}", "label": values[number % 2]} for number in range(20)]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -240,6 +255,7 @@ def test_a_class_is_told_by_its_name_or_its_place(
 
 
 def test_numbers_written_as_text_are_a_regressions(tmp_path: Path) -> None:
+    """Text that looks like a number stays text."""
     for split in ("train", "validation"):
         (tmp_path / f"{split}.csv").write_text("s,label\n" + "".join(f"007,{number / 4}\n" for number in range(20)))
     options = ["task.labels=[]", "task.metrics=[pearson]", "task.primary_metric=pearson"]
@@ -248,6 +264,7 @@ def test_numbers_written_as_text_are_a_regressions(tmp_path: Path) -> None:
 
 
 def test_classes_that_the_file_names_otherwise_are_refused(tmp_path: Path) -> None:
+    """In another order they are put right, by other names they are refused."""
     import datasets
 
     features = datasets.Features({"s": datasets.Value("string"), "label": datasets.ClassLabel(names=["glad", "sad"])})
@@ -261,6 +278,7 @@ def test_classes_that_the_file_names_otherwise_are_refused(tmp_path: Path) -> No
 
 
 def test_yamls_yes_and_no_are_to_be_quoted(tmp_path: Path) -> None:
+    """YAML reads them as truth values, and the sentence says so."""
     plain = OmegaConf.to_container(compose("config", ["task=glue/sst2"]).task)
     assert isinstance(plain, dict)
     for key in ("labels", "text"):
@@ -270,6 +288,7 @@ def test_yamls_yes_and_no_are_to_be_quoted(tmp_path: Path) -> None:
 
 
 def test_rows_numbered_in_two_ways_keep_their_predictions(tmp_path: Path) -> None:
+    """Numbers and names stand in one column as text."""
     rows = {"train": [{"idx": 0}, {"idx": 1}], "validation": [{"idx": "dev-0"}]}
     found = {split: Evaluation({}, {"label": [0] * len(given)}) for split, given in rows.items()}
     write_predictions(tmp_path / "predictions.parquet", found, rows)

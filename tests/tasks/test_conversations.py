@@ -55,6 +55,7 @@ OF_MESSAGES = ("task.prompt='{messages}'", "task.answer='{messages}'")
 
 
 def test_a_conversations_last_answer_is_learned_given_what_stands_before() -> None:
+    """The answer is the last message, the prompt all others."""
     write([{"messages": MESSAGES}])
     task = task_of(*OF_MESSAGES)
     row = first_row(task)
@@ -64,6 +65,7 @@ def test_a_conversations_last_answer_is_learned_given_what_stands_before() -> No
 
 
 def test_all_answers_of_a_conversation_are_a_row_each() -> None:
+    """Each row has the messages before its answer."""
     write([{"messages": MESSAGES, "idx": 7}])
     task = task_of(*OF_MESSAGES, "task.turns=all")
     rows = task.load().splits["validation"]
@@ -73,6 +75,7 @@ def test_all_answers_of_a_conversation_are_a_row_each() -> None:
 
 
 def test_other_names_of_roles_and_parts_of_messages_are_known() -> None:
+    """The roles human and gpt are user and assistant; a list of texts is no conversation."""
     parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "bird"}]
     told = [{"from": "human", "value": parts}, {"from": "gpt", "value": 3}]
     assert conversations.read(told) == [
@@ -83,12 +86,14 @@ def test_other_names_of_roles_and_parts_of_messages_are_known() -> None:
 
 
 def test_a_conversation_without_an_answer_is_named() -> None:
+    """The sentence has the row and the column."""
     write([{"messages": MESSAGES[:-1]}])
     with pytest.raises(ConfigError, match=r"row 1: the answer is empty \(messages\); remove the row"):
         task_of(*OF_MESSAGES).load()
 
 
 def test_a_conversation_has_its_own_system_turn_or_the_tasks(tokenizer: Any) -> None:
+    """The row's comes first."""
     task = task_of(*OF_MESSAGES, f'task.chat_template="{ENDED}"', "task.system=brief")
     assert task.asked({"messages": MESSAGES})[0]["content"] == "be kind"
     assert task.asked({"messages": MESSAGES[1:]})[0]["content"] == "brief"
@@ -126,6 +131,7 @@ def test_preferences_may_be_conversations(implicit: bool, tokenizer: Any) -> Non
     ],
 )
 def test_a_row_may_bring_its_own_choices(choices: Any, answer: Any, expected: str) -> None:
+    """The answer is one of them, its place or its label."""
     write([{"ask": "the", "choices": choices, "reply": answer}])
     task = task_of("task.prompt='{ask}'", "task.answer='{reply}'", "task.choices=choices")
     row = first_row(task)
@@ -134,12 +140,14 @@ def test_a_row_may_bring_its_own_choices(choices: Any, answer: Any, expected: st
 
 
 def test_an_answer_that_is_none_of_its_rows_choices_is_refused() -> None:
+    """The sentence has the row and its choices."""
     write([{"ask": "the", "choices": ["a", "b"], "reply": 2}])
     with pytest.raises(ConfigError, match=r"row 1: '2' is none of its choices, a, b"):
         task_of("task.prompt='{ask}'", "task.answer='{reply}'", "task.choices=choices").load()
 
 
 def test_a_run_chooses_among_each_rows_choices(tmp_path: Path) -> None:
+    """Every prediction is one of them."""
     write([{"ask": "the", "choices": ["the bird", "the baker", "a"], "reply": 1}])
     options = ["task.prompt='{ask}'", "task.answer='{reply}'", "task.choices=choices", "task.primary_metric=accuracy"]
     rest = ["model=micro_decoder", "tracking=none", "forgetting.text=null", "train.max_steps=1", "task.max_length=32"]
@@ -152,6 +160,7 @@ def test_a_run_chooses_among_each_rows_choices(tmp_path: Path) -> None:
 
 
 def test_numbers_gaps_lists_and_names_with_spaces_are_a_templates() -> None:
+    """Any value of a column becomes text."""
     write([{"Question Text": 7, "about": None, "parts": ["x", 2], "reply": 1.5}, {"Question Text": True, "reply": "a"}])
     task = task_of("task.prompt='{Question Text} {about} {parts}'", "task.answer='{reply}'")
     rows = task.load().splits["validation"]
@@ -171,6 +180,7 @@ def test_a_backslash_and_an_n_are_a_lines_end(given: str, meant: str) -> None:
 
 
 def test_a_template_that_merges_prompt_and_answer_is_cut_at_the_border() -> None:
+    """A token that would span both is split between them."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -185,6 +195,7 @@ def test_a_template_that_merges_prompt_and_answer_is_cut_at_the_border() -> None
 
 
 def test_a_template_that_ends_no_answer_is_refused(tokenizer: Any) -> None:
+    """Without an end the model could not learn to stop."""
     template = "{% for m in messages %}{{ m.content + ' ' }}{% endfor %}"
     task = task_of("task.prompt='{ask}'", "task.answer='{reply}'", f'task.chat_template="{template}"')
     with pytest.raises(ConfigError, match="writes nothing behind an answer, so none could end"):
@@ -192,6 +203,7 @@ def test_a_template_that_ends_no_answer_is_refused(tokenizer: Any) -> None:
 
 
 def test_a_template_with_a_clock_writes_the_same_on_every_day(tokenizer: Any) -> None:
+    """The date is a fixed one."""
     template = "{{ strftime_now('%Y') }} {% for m in messages %}{{ m.content }} </s>{% endfor %}"
     assert chat._write([{"role": "user", "content": "a"}], template, tokenizer).startswith("2024 a")
 

@@ -149,6 +149,7 @@ def test_a_head_that_uses_the_embedding_module_finds_it(language_model):
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])
 def test_a_language_model_is_scored_itself(model_type, language_model):
+    """It has the head that the measurement needs."""
     check_architecture(language_model(model_type), True, Kind.causal_lm)
 
 
@@ -235,6 +236,7 @@ def test_a_checkpoint_without_a_head_is_refused(model_type, tiny_model):
 
 
 def test_the_real_sentence_encoder_has_no_head(minilm):
+    """The measurement is left out with the reason."""
     adapter, backbone, _ = attach(minilm, "lora")
     with pytest.raises(CannotMeasure, match="the checkpoint has no language-model head: it lacks cls"):
         measured(adapter, backbone, minilm, 0)
@@ -248,6 +250,7 @@ def test_an_architecture_without_a_language_model_is_refused(tmp_path):
 
 
 def test_no_room_for_text_is_refused(language_model):
+    """Virtual tokens may not fill the context."""
     adapter, backbone, _ = attach(language_model("gpt2"), "full")
     with pytest.raises(CannotMeasure, match="60 virtual tokens leave 4 of 64 positions"):
         measured(adapter, backbone, language_model("gpt2"), 60)
@@ -322,6 +325,7 @@ def test_the_loss_counts_masked_tokens_alone():
 
 
 def test_a_tokenizer_without_a_mask_is_refused():
+    """Masked words can't be scored without one."""
     with pytest.raises(CannotMeasure, match="no mask token"):
         mask(TEXT, tokenizer_for(decoder=True), 64)
 
@@ -354,6 +358,7 @@ def test_a_file_is_read_by_paragraphs_up_to_the_tokens(tmp_path):
     ],
 )
 def test_a_text_that_can_not_be_read_is_refused(content, sentence, tmp_path):
+    """The sentence begins with the key and the path."""
     path = tmp_path / "text.txt"
     if content is not None:
         path.write_bytes(content)

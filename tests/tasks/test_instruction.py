@@ -47,6 +47,7 @@ def task_of(*overrides: str) -> Any:
 
 
 def test_the_loss_counts_the_answer_and_the_end_of_sequence(tokenizer: Any) -> None:
+    """Tokens of the prompt are ignored, with an input or without."""
     first, second = task_of().encode(ROWS, tokenizer)
     assert tokenizer.convert_ids_to_tokens(first["input_ids"]) == (
         "<s> the sailor smiled . the bird ? a bird and another </s>".split()
@@ -109,6 +110,7 @@ def test_packed_instructions_do_not_see_each_other(tokenizer: Any) -> None:
 
 
 def test_a_conversation_is_written_by_its_template(tokenizer: Any) -> None:
+    """The answer and its end have the weight."""
     template = (
         "{% for m in messages %}{{ '<s>' if m.role == 'user' else '' }} {{ m.content }} "
         "{{ '?' if m.role == 'user' else '</s>' }}{% endfor %}"
@@ -136,6 +138,7 @@ def test_a_conversation_is_written_by_its_template(tokenizer: Any) -> None:
     ],
 )
 def test_settings_that_can_not_be_right_are_refused(overrides: list[str], told: str) -> None:
+    """Each is named with what is allowed."""
     with pytest.raises(ConfigError, match=re.escape(told)):
         task_of(*overrides)
 
@@ -150,6 +153,7 @@ def test_settings_that_can_not_be_right_are_refused(overrides: list[str], told: 
     ],
 )
 def test_rows_that_can_not_be_used_are_named(row: dict[str, Any], told: str) -> None:
+    """An empty prompt or answer, a value that is no text, a missing column."""
     for split in ("train", "validation"):
         pd.DataFrame([row]).to_json(f"{split}.jsonl", orient="records", lines=True)
     with pytest.raises(ConfigError, match=re.escape(told)):
@@ -157,6 +161,7 @@ def test_rows_that_can_not_be_used_are_named(row: dict[str, Any], told: str) -> 
 
 
 def test_an_answer_that_is_no_option_is_refused() -> None:
+    """The sentence has the row and the key."""
     for split in ("train", "validation"):
         pd.DataFrame(ROWS).to_json(f"{split}.jsonl", orient="records", lines=True)
     with pytest.raises(ConfigError, match=r"row 1: 'a bird and another' is none of task\.options"):
@@ -164,6 +169,7 @@ def test_an_answer_that_is_no_option_is_refused() -> None:
 
 
 def test_what_cannot_be_a_conversation_is_told(tokenizer: Any) -> None:
+    """A missing template, one with an error, and one that changes what stands before the answer."""
     with pytest.raises(ConfigError, match="has no chat template"):
         task_of("task.chat_template=tokenizer").encode(ROWS, tokenizer)
     with pytest.raises(ConfigError, match="can't be used"):
@@ -185,6 +191,7 @@ SMALL = [
 
 
 def test_a_run_keeps_its_answers_and_says_what_the_backbone_knew(tmp_path: Path) -> None:
+    """Recorded scores are the means of the kept rows, and the backbone is scored alike."""
     result = run(prepare(compose("config", [*SMALL, "task=instruct/micro"])), tmp_path / "run")
     assert result.status == "finished", result.error
     kept = pd.read_parquet(tmp_path / "run/predictions.parquet")
@@ -199,6 +206,7 @@ def test_a_run_keeps_its_answers_and_says_what_the_backbone_knew(tmp_path: Path)
 
 
 def test_a_run_whose_answers_are_all_cut_off_is_refused(tmp_path: Path) -> None:
+    """The sentence names task.max_length."""
     inputs = prepare(compose("config", [*SMALL, "task=instruct/micro", "task.max_length=4"]))
     with pytest.raises(ConfigError, match=r"task\.max_length=4: it cuts the answer off every one of"):
         run(inputs, tmp_path / "run")
@@ -234,12 +242,14 @@ def test_options_are_chosen_by_their_likelihood(tmp_path: Path) -> None:
 
 
 def test_packed_instructions_take_no_virtual_tokens(tmp_path: Path) -> None:
+    """They would stand in front of a whole row, not of each instruction in it."""
     options = ["task=instruct/micro", "task.packing=true", "method=prompt_tuning"]
     with pytest.raises(ConfigError, match=r"task\.packing=true: method=prompt_tuning puts virtual tokens"):
         run(prepare(compose("config", [*SMALL, *options])), tmp_path / "run")
 
 
 def test_a_packed_run_learns(tmp_path: Path) -> None:
+    """The loss falls below the backbone's, with little padding."""
     options = ["task=instruct/micro", "task.packing=true", "train.batch_size=4", "train.epochs=4", "method=full"]
     result = run(prepare(compose("config", [*SMALL, *options])), tmp_path / "run")
     assert result.status == "finished", result.error
@@ -248,6 +258,7 @@ def test_a_packed_run_learns(tmp_path: Path) -> None:
 
 
 def test_the_best_weights_of_a_loss_are_those_of_the_lowest(tmp_path: Path) -> None:
+    """The recorded loss is the least of the log."""
     options = ["task=instruct/micro", "task.primary_metric=loss", "train.learning_rate=0.05", "method=full"]
     more = ["train.epochs=4", "train.evaluations_per_epoch=2", "train.batch_size=8"]
     result = run(prepare(compose("config", [*SMALL, *options, *more])), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Running text is cut into pieces for training and scored once a token."""
+"""Running text is cut into pieces for training and scored once per token."""
 
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ def tokenizer() -> Any:
 
 
 def test_a_document_is_cut_into_pieces_that_leave_out_no_token(tokenizer: Any) -> None:
+    """Tokens that two pieces share are scored in the first alone."""
     task = task_of("task.max_length=4", "task.stride=2")
     pieces = task.encode([{"text": "the bird and the baker ."}], tokenizer)
     tokens = [tokenizer.convert_ids_to_tokens(piece["input_ids"]) for piece in pieces]
@@ -42,6 +43,7 @@ ROWS = [{"text": "a b\n"}, {"text": "c\n"}, {"text": "\n"}, {"text": "d e\n"}]
     [("whole", ["a b\nc\n\nd e"]), ("paragraph", ["a b\nc", "d e"]), ("row", ["a b\n", "c\n", "d e\n"])],
 )
 def test_what_one_text_is_can_be_told(documents: str, expected: list[str]) -> None:
+    """The whole file, a paragraph or a row."""
     assert task_of(f"task.documents={documents}").texts(ROWS) == expected
 
 
@@ -50,11 +52,13 @@ def test_what_one_text_is_can_be_told(documents: str, expected: list[str]) -> No
     [("whole", ["a b.\nc\nd"]), ("paragraph", ["a b.", "c\nd"]), ("row", ["a b.", "c\n", "d"])],
 )
 def test_rows_that_do_not_end_a_line_are_parted(documents: str, expected: list[str]) -> None:
+    """A line break is put between two such rows."""
     rows = [{"text": "a b."}, {"text": "c\n"}, {"text": "d"}]
     assert task_of(f"task.documents={documents}").texts(rows) == expected
 
 
 def test_the_end_of_a_running_text_is_set_aside(tmp_path: Path) -> None:
+    """The development split is its last lines, whatever the number of training rows."""
     lines = [f"line {number}\n" for number in range(40)]
     (tmp_path / "train.txt").write_text("".join(lines))
     (tmp_path / "validation.txt").write_text("other\n")
@@ -73,16 +77,19 @@ def test_the_end_of_a_running_text_is_set_aside(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_can_not_be_right_are_refused(overrides: list[str], told: str) -> None:
+    """Each is named with what is allowed."""
     with pytest.raises(ConfigError, match=told):
         task_of(*overrides)
 
 
 def test_a_text_shorter_than_a_window_is_refused(tokenizer: Any) -> None:
+    """The sentence has the number of tokens."""
     with pytest.raises(ConfigError, match=r"task.max_length=256: a split of task=lm/text has 4 tokens"):
         task_of().encode([{"text": "the bird"}], tokenizer)
 
 
 def test_a_text_of_one_line_can_not_be_split(tmp_path: Path) -> None:
+    """There is nothing to set aside."""
     for split in ("train", "validation"):
         (tmp_path / f"{split}.txt").write_text("one line")
     with pytest.raises(ConfigError, match="1 lines of training text can't be split"):
@@ -128,6 +135,7 @@ def test_a_run_goes_on_from_an_earlier_one(first: str, second: str, how: str, tm
     ],
 )
 def test_an_earlier_adapter_that_can_not_be_put_on_so_is_told(method: str, how: str, told: str, tmp_path: Path) -> None:
+    """The sentence offers the other way."""
     carry_out(tmp_path / "first", f"method={method}", "train.max_steps=1")
     onward = [*SMALL, f"model.path={tmp_path}/first/adapter", f"model.earlier_adapter={how}"]
     with pytest.raises(ConfigError, match=told):
@@ -135,6 +143,7 @@ def test_an_earlier_adapter_that_can_not_be_put_on_so_is_told(method: str, how: 
 
 
 def test_a_classifiers_adapter_is_nothing_to_go_on_from(tmp_path: Path) -> None:
+    """Only language models are trained on."""
     small = ["task.max_train_rows=32", "task.generator_rows={train: 32, development: 8, validation: 8}"]
     overrides = ["model=micro_decoder", "tracking=none", *small, "train.max_steps=1", "forgetting.text=null"]
     run(prepare(compose("config", overrides)), tmp_path / "first")

@@ -109,6 +109,7 @@ def test_the_loss_and_its_gradients_are_equation_7_of_the_paper(method: str) -> 
 
 
 def test_the_loss_and_its_gradients_are_those_of_trl_run_as_it_documents(tmp_path: Path) -> None:
+    """TRL's own trainer computes both on the same rows."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
@@ -190,6 +191,7 @@ def test_three_steps_lower_the_loss_and_leave_the_reference_as_it_was(method: st
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_reference_costs_a_copy_of_the_backbones_trained_weights_alone(method: str) -> None:
+    """A method that leaves the backbone alone costs nothing."""
     adapter, _ = attached(method)
     own = method in ("full", "last_layers")
     assert adapter.reference_bytes() == own * sum(p.nbytes for p in adapter.adapter_parameters().values())
@@ -197,6 +199,7 @@ def test_the_reference_costs_a_copy_of_the_backbones_trained_weights_alone(metho
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_reference_is_the_backbone_loaded_anew(method: str) -> None:
+    """Its log-probabilities are those of a fresh copy, after training."""
     adapter, backbone = attached(method)
     batch = batch_of(backbone)
     disturb(adapter)
@@ -233,6 +236,7 @@ def test_under_autocast_rounded_weights_do_not_pass_between_model_and_reference(
 
 @pytest.mark.parametrize("method", ["lora", "prompt_tuning"])
 def test_a_loss_leaves_modes_forward_passes_and_random_numbers_alone(method: str) -> None:
+    """All generators and modules are as before."""
     adapter, backbone = attached(method)
     batch = batch_of(backbone, ROWS[:2])
     adapter.model.train()
@@ -277,6 +281,7 @@ def test_a_small_vocabulary_takes_a_small_buffer() -> None:
 
 
 def test_a_method_that_calls_the_backbones_forward_pass_itself_works() -> None:
+    """Policy and reference differ, and the policy is the model's own."""
     adapter, backbone = attached("adaption_prompt")
     batch = batch_of(backbone)
     disturb(adapter)
@@ -287,6 +292,7 @@ def test_a_method_that_calls_the_backbones_forward_pass_itself_works() -> None:
 
 
 def test_a_method_on_the_output_layer_is_refused() -> None:
+    """TRL multiplies by that layer's own weights alone."""
     adapter, backbone = attached("trainable_tokens")
     with pytest.raises(ConfigError, match="it changes the output layer"):
         dpo.loss(adapter, batch_of(backbone), BETA, dropout=False)
@@ -332,6 +338,7 @@ def test_scores_are_those_of_the_definitions() -> None:
 
 
 def test_pairs_that_are_cut_off_count_in_no_score() -> None:
+    """The other rows' scores stay the same."""
     adapter, backbone = attached("lora")
     disturb(adapter)
     long = {**ROWS[0], "input": "the drum is big . " * 20}
@@ -342,6 +349,7 @@ def test_pairs_that_are_cut_off_count_in_no_score() -> None:
 
 
 def test_the_loss_does_not_overflow() -> None:
+    """Softplus of very large numbers is exact."""
     assert softplus(0.0) == pytest.approx(math.log(2))
     assert (softplus(-1000.0), softplus(1000.0)) == (0.0, 1000.0)
 
@@ -350,6 +358,7 @@ ROW = {"input": "the drum is big .", "instruction": "say it .", "chosen": "the d
 
 
 def test_a_pair_is_a_prompt_and_two_ended_answers() -> None:
+    """Its length is that of the longer side."""
     features = task_of().encode([ROW], tokenizer())[0]
     assert tokenizer().decode(features["chosen"]["input_ids"]) == "<s> the drum is big . say it . the drum </s>"
     assert tokenizer().decode(features["rejected"]["input_ids"]) == "<s> the drum is big . say it . a cat was big </s>"
@@ -358,6 +367,7 @@ def test_a_pair_is_a_prompt_and_two_ended_answers() -> None:
 
 
 def test_a_batch_has_the_chosen_answers_above_the_rejected_ones() -> None:
+    """Tokens and padding of all rows are counted."""
     _, backbone = attached("lora")
     batch = batch_of(backbone, [ROW, {**ROW, "chosen": "the cat big", "rejected": "a"}])
     ids, answers = batch.inputs["input_ids"], batch.targets["completion_mask"].bool()
@@ -377,12 +387,14 @@ def test_a_batch_has_the_chosen_answers_above_the_rejected_ones() -> None:
     ids=["whole", "an end is cut off", "a token is left of each", "the answers are cut off"],
 )
 def test_an_answer_keeps_a_token_or_the_pair_has_no_weight(max_length: int, weight: int, cut: bool) -> None:
+    """Cut down further, the pair counts for nothing."""
     features = task_of(f"task.max_length={max_length}").encode([ROW], tokenizer())[0]
     assert (features["weight"], features["cut"]) == (weight, cut)
     assert features["length"] == max_length
 
 
 def test_answers_that_are_cut_to_the_same_have_no_weight() -> None:
+    """A pair whose difference was cut off teaches nothing."""
     row = {**ROW, "rejected": "the drum was big"}
     assert task_of("task.max_length=11").encode([row], tokenizer())[0]["weight"] == 0
     assert task_of("task.max_length=12").encode([row], tokenizer())[0]["weight"] == 1
@@ -406,6 +418,7 @@ def write(folder: Path, *rows: dict[str, Any]) -> Path:
     ids=["equal sides", "no chosen answer", "no rejected answer", "no prompt", "a number"],
 )
 def test_a_pair_that_teaches_nothing_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """The sentence has the row and the column."""
     folder = write(tmp_path, ROW, {**ROW, **change})
     if change == {"chosen": 3}:  # a JSON column has one type
         folder = write(tmp_path, {**ROW, **change}, {**ROW, **change})
@@ -416,6 +429,7 @@ def test_a_pair_that_teaches_nothing_is_refused(change: dict[str, Any], message:
 
 
 def test_a_template_that_names_an_absent_column_is_refused(tmp_path: Path) -> None:
+    """The column is named."""
     write(tmp_path, ROW)
     task = task_of(f"task.data_dir={tmp_path}", "task.prompt='{instructions}'")
     with pytest.raises(ConfigError, match="no column 'instructions'"):
@@ -423,6 +437,7 @@ def test_a_template_that_names_an_absent_column_is_refused(tmp_path: Path) -> No
 
 
 def test_other_names_of_columns_do(tmp_path: Path) -> None:
+    """Prompt and answers are taken from the columns that the task names."""
     write(tmp_path, *({"question": f"say {n} .", "better": "a cat", "worse": "a drum"} for n in range(20)))
     task = task_of(f"task.data_dir={tmp_path}", "task.prompt='{question}'", "task.chosen=better", "task.rejected=worse")
     assert task.shown(task.load().splits["validation"][1]) == "say 1 ."
@@ -440,11 +455,13 @@ def test_other_names_of_columns_do(tmp_path: Path) -> None:
     ],
 )
 def test_a_setting_that_cannot_be_right_is_refused(override: str, message: str) -> None:
+    """Each is named with what is allowed."""
     with pytest.raises(ConfigError, match=message):
         experiment_of(override)
 
 
 def test_a_tokenizer_without_an_end_of_sequence_is_refused() -> None:
+    """Answers could not end."""
     endless = copy.deepcopy(tokenizer())
     endless.eos_token = None
     with pytest.raises(ConfigError, match="no end-of-sequence token"):
@@ -452,11 +469,13 @@ def test_a_tokenizer_without_an_end_of_sequence_is_refused() -> None:
 
 
 def test_a_coin_would_be_right_in_half_of_the_pairs() -> None:
+    """That is the score to beat."""
     data = task_of("task.generator_rows={train: 8, development: 4, validation: 4}").load()
     assert task_of().majority(data, "validation") == {"reward_accuracy": 0.5}
 
 
 def test_equal_pairs_are_left_out_and_counted_if_that_is_wished(tmp_path: Path) -> None:
+    """When none is left, the sentence says so."""
     write(tmp_path, *({**ROW, "rejected": "the drum" if number % 5 == 0 else "a cat"} for number in range(20)))
     task = task_of(f"task.data_dir={tmp_path}", "task.drop_equal_pairs=true")
     data = task.load()

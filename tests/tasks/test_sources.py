@@ -32,10 +32,12 @@ ROWS = [{"sentence": f"sentence {number}", "label": number % 2, "idx": number} f
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_every_format_gives_the_same_rows(suffix: str, tmp_path: Path) -> None:
+    """JSON lines, CSV and Parquet."""
     assert sources.read_file(write(tmp_path, f"train{suffix}", ROWS)) == ROWS
 
 
 def test_a_split_is_found_under_our_name_or_the_hubs(tmp_path: Path) -> None:
+    """In any of the formats."""
     write(tmp_path, "train.csv", ROWS)
     write(tmp_path, "validation_matched.jsonl", ROWS)
     found = sources.local_files(str(tmp_path), {"train": "train", "validation": "validation_matched"})
@@ -46,17 +48,20 @@ def test_a_split_is_found_under_our_name_or_the_hubs(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_named() -> None:
+    """The sentence has the key and the path."""
     with pytest.raises(ConfigError, match=r"task\.data_dir=nowhere: there is no such folder"):
         sources.local_files("nowhere", SPLITS)
 
 
 def test_a_missing_file_is_named_with_what_there_is(tmp_path: Path) -> None:
+    """The files of the folder are listed."""
     write(tmp_path, "train.jsonl", ROWS)
     with pytest.raises(ConfigError, match=r"no file for the validation split .* there is train\.jsonl"):
         sources.local_files(str(tmp_path), SPLITS)
 
 
 def test_two_files_for_one_split_are_refused(tmp_path: Path) -> None:
+    """Neither is silently preferred."""
     write(tmp_path, "train.jsonl", ROWS)
     write(tmp_path, "train.csv", ROWS)
     with pytest.raises(ConfigError, match="two files for the train split"):
@@ -73,18 +78,21 @@ def test_two_files_for_one_split_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_file_is_refused_with_the_line(content: bytes, sentence: str, tmp_path: Path) -> None:
+    """Empty files, other encodings and other contents."""
     (tmp_path / "train.jsonl").write_bytes(content)
     with pytest.raises(ConfigError, match=sentence):
         sources.read_file(tmp_path / "train.jsonl")
 
 
 def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
+    """One sentence, whatever the reader raises."""
     (tmp_path / "train.parquet").write_bytes(b"nothing of the kind")
     with pytest.raises(ConfigError, match="can't be read as parquet"):
         sources.read_file(tmp_path / "train.parquet")
 
 
 def test_the_hubs_own_layout_is_read_with_its_revision(tmp_path: Path) -> None:
+    """A split that is not there is named."""
     (tmp_path / "glue/sst2").mkdir(parents=True)
     write(tmp_path / "glue/sst2", "train-00000-of-00001.parquet", ROWS)
     write(tmp_path / "glue/sst2", "validation-00000-of-00001.parquet", ROWS[:4])
@@ -101,11 +109,13 @@ def test_the_hubs_own_layout_is_read_with_its_revision(tmp_path: Path) -> None:
 
 
 def test_a_hub_name_without_a_network_says_what_to_do() -> None:
+    """A local folder is offered instead."""
     with pytest.raises(ConfigError, match=r"task\.hub\.path=nyu-mll/glue \(sst2\): .*give task\.data_dir=FOLDER"):
         sources.read_hub(sources.Hub("nyu-mll/glue", "sst2", None), "train")
 
 
 def test_the_development_split_keeps_the_shares_of_the_classes_and_is_seeded() -> None:
+    """Another seed takes other rows."""
     rows = [{"label": int(number % 10 < 3)} for number in range(1000)]
     strata = [row["label"] for row in rows]
     train, development = sources.carve(rows, strata, 0.1, 500, seed=0)
@@ -117,16 +127,19 @@ def test_the_development_split_keeps_the_shares_of_the_classes_and_is_seeded() -
 
 
 def test_the_development_split_has_a_ceiling() -> None:
+    """A share of many rows takes no more than that."""
     rows = [{"idx": number} for number in range(1000)]
     assert len(sources.carve(rows, [0] * 1000, 0.5, 20, 0)[1]) == 20
 
 
 def test_too_few_rows_to_carve_are_refused() -> None:
+    """One row can't be two splits."""
     with pytest.raises(ConfigError, match=r"1 training rows can't be split"):
         sources.carve([{}], [0], 0.1, 500, 0)
 
 
 def test_a_smaller_sample_is_a_part_of_a_larger_one() -> None:
+    """Learning curves add rows to those before."""
     rows = [{"idx": number} for number in range(100)]
     small, large = sources.subsample(rows, 10, 0), sources.subsample(rows, 50, 0)
     assert large[:10] == small
@@ -160,6 +173,7 @@ def test_a_text_column_of_a_csv_file_is_read_as_it_is_written(tmp_path: Path) ->
 )
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_a_byte_order_mark_is_no_part_of_any_format(name: str, content: str, mark: bytes, tmp_path: Path) -> None:
+    """Rows and names of columns are the same with it and without."""
     whole = mark + content.encode()
     (tmp_path / name).write_bytes(gzip.compress(whole) if name.endswith(".gz") else whole)
     assert sources.read_file(tmp_path / name) == [{"a": "x", "b": "y"}]
@@ -167,6 +181,7 @@ def test_a_byte_order_mark_is_no_part_of_any_format(name: str, content: str, mar
 
 
 def test_a_text_files_first_line_has_no_byte_order_mark(tmp_path: Path) -> None:
+    """Lines are rows with their ends."""
     (tmp_path / "train.txt").write_bytes(b"\xef\xbb\xbfone\ntwo")
     assert sources.read_file(tmp_path / "train.txt") == [{"text": "one\n"}, {"text": "two"}]
 
@@ -182,12 +197,14 @@ def test_a_text_files_first_line_has_no_byte_order_mark(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_of_another_shape_is_refused(name: str, content: bytes, sentence: str, tmp_path: Path) -> None:
+    """The sentence has the line or the reason."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=sentence):
         sources.read_file(tmp_path / name)
 
 
 def test_classes_that_have_names_in_a_parquet_file_are_given_by_those(tmp_path: Path) -> None:
+    """A hidden label stays -1."""
     features = datasets.Features({"s": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
     rows = {"s": ["a", "b", "c"], "label": [1, 0, -1]}
     datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "train.parquet")
@@ -195,6 +212,7 @@ def test_classes_that_have_names_in_a_parquet_file_are_given_by_those(tmp_path: 
 
 
 def test_shards_are_one_split_and_other_names_of_validation_do(tmp_path: Path) -> None:
+    """A shard that is missing is counted."""
     for shard in range(2):
         write(tmp_path, f"train-0000{shard}-of-00002.parquet", ROWS[shard * 5 : shard * 5 + 5])
     write(tmp_path, "dev.jsonl", ROWS)
@@ -207,5 +225,6 @@ def test_shards_are_one_split_and_other_names_of_validation_do(tmp_path: Path) -
 
 
 def test_a_value_that_an_object_leaves_out_is_missing(tmp_path: Path) -> None:
+    """Every row has every column."""
     (tmp_path / "train.jsonl").write_text('{"a": 1}\n{"b": 2}\n')
     assert sources.read_file(tmp_path / "train.jsonl") == [{"a": 1, "b": None}, {"a": None, "b": 2}]

@@ -60,6 +60,7 @@ def table(file: str, label: str = "kind", *overrides: str) -> Any:
     ],
 )
 def test_classes_and_metrics_are_read_from_the_column(label: str, labels: list[str], metrics: list[str]) -> None:
+    """The record says what the answer was taken for, and why."""
     write("tickets.csv", rows_of(120))
     task = table("tickets.csv", label)
     assert (task.name, task.labels, task.metrics, task.primary_metric) == ("tickets", labels, metrics, metrics[0])
@@ -73,6 +74,7 @@ def test_classes_and_metrics_are_read_from_the_column(label: str, labels: list[s
 
 
 def test_classes_may_be_told_and_numbers_taken_for_classes() -> None:
+    """What can't be read as asked is refused with an example."""
     write("tickets.csv", rows_of(120))
     assert table("tickets.csv", "kind", "task.labels=[praise,outage,billing]").labels == ["praise", "outage", "billing"]
     assert len(table("tickets.csv", "price", "task.predict=classes").labels) == 120
@@ -82,6 +84,7 @@ def test_classes_may_be_told_and_numbers_taken_for_classes() -> None:
 
 
 def test_all_that_is_missing_is_asked_for_with_what_the_file_holds() -> None:
+    """Both keys in one sentence, with the file's columns."""
     write("tickets.csv", [{"text": row["text"], "kind": row["kind"]} for row in rows_of(30)])
     told = r"task\.text=, task\.label=: .*\(columns: text, kind; text has 30 values, as .*; kind has 3 values: "
     with pytest.raises(ConfigError, match=told):
@@ -120,6 +123,7 @@ def test_the_split_is_seeded_and_recorded() -> None:
     ],
 )
 def test_files_may_be_several_and_splits_already(files: list[str], given: str) -> None:
+    """Files that are no splits are put together and divided."""
     rows = rows_of(120)
     write(files[0], rows[:90])
     write(files[1], rows[90:])
@@ -130,6 +134,7 @@ def test_files_may_be_several_and_splits_already(files: list[str], given: str) -
 
 
 def test_a_folder_in_the_hubs_layout_works_and_keeps_the_order_of_its_classes(tmp_path: Path) -> None:
+    """Names of classes come from the file."""
     import datasets
 
     features = datasets.Features({"text": datasets.Value("string"), "kind": datasets.ClassLabel(names=KINDS)})
@@ -164,12 +169,14 @@ def test_a_folder_in_the_hubs_layout_works_and_keeps_the_order_of_its_classes(tm
     ],
 )
 def test_a_table_that_can_not_be_split_or_learned_says_so(rows: list, overrides: list[str], told: str) -> None:
+    """Each reason is one sentence."""
     write("tickets.csv", rows)
     with pytest.raises(ConfigError, match=told):
         table("tickets.csv", "kind", *overrides).load()
 
 
 def test_a_class_seen_once_stays_in_train_and_five_hundred_classes_do() -> None:
+    """No class is first met in validation."""
     write("tickets.csv", [*rows_of(90), {**rows_of(1)[0], "text": "rare", "kind": "rare"}])
     task = table("tickets.csv")
     data = task.load()

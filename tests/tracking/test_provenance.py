@@ -10,6 +10,7 @@ from harness.tracking import provenance as origin
 
 
 def test_versions_device_seeds_and_revisions_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command is there too, without its password."""
     monkeypatch.setattr("sys.argv", ["harness", "tracking.uri=http://me:s3cret@host:5000", "seed=3"])
     found = origin.provenance(torch.device("cpu"), torch.float32, {"seed": 3}, {"model": "m", "data": "d"})
     assert found["packages"]["torch"] == torch.__version__
@@ -22,6 +23,7 @@ def test_versions_device_seeds_and_revisions_are_there(monkeypatch: pytest.Monke
 
 
 def test_the_commit_is_that_of_the_clone() -> None:
+    """As git itself says."""
     if not (PACKAGE.parent / ".git").exists():
         pytest.skip("not a clone")
     commit = subprocess.run(

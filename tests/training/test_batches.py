@@ -17,11 +17,13 @@ def padding(batches: list[list[int]]) -> float:
 
 @pytest.mark.parametrize("make", [lambda: bucketed(LENGTHS, 32, 0, 0), lambda: by_length(LENGTHS, 32)])
 def test_every_row_comes_once(make) -> None:
+    """In training order and in evaluation order."""
     rows = [row for batch in make() for row in batch]
     assert sorted(rows) == list(range(len(LENGTHS)))
 
 
 def test_buckets_pad_little_where_shuffling_pads_much() -> None:
+    """Less than a tenth against more than two fifths."""
     rows = list(range(len(LENGTHS)))
     random.Random(0).shuffle(rows)
     shuffled = [rows[start : start + 32] for start in range(0, len(rows), 32)]
@@ -29,12 +31,14 @@ def test_buckets_pad_little_where_shuffling_pads_much() -> None:
 
 
 def test_the_seed_and_the_epoch_decide_the_order() -> None:
+    """The same two give the same batches, another one gives others."""
     assert bucketed(LENGTHS, 32, 0, 0) == bucketed(LENGTHS, 32, 0, 0)
     assert bucketed(LENGTHS, 32, 0, 0) != bucketed(LENGTHS, 32, 1, 0)
     assert bucketed(LENGTHS, 32, 0, 0) != bucketed(LENGTHS, 32, 0, 1)
 
 
 def test_batches_do_not_come_in_order_of_length() -> None:
+    """Buckets are shuffled among each other."""
     means = [sum(LENGTHS[row] for row in batch) / len(batch) for batch in bucketed(LENGTHS, 32, 0, 0)]
     assert means != sorted(means)
 
@@ -46,6 +50,7 @@ FEATURES = [
 
 
 def test_padding_is_on_the_right_for_encoders_and_counted() -> None:
+    """Real and padded tokens are counted apart."""
     batch = Collator({"input_ids": 9, "attention_mask": 0}, False, False, torch.device("cpu"))(FEATURES, [0, 1])
     assert batch.inputs["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
     assert batch.inputs["labels"].tolist() == [1, 0]
@@ -53,6 +58,7 @@ def test_padding_is_on_the_right_for_encoders_and_counted() -> None:
 
 
 def test_padding_is_on_the_left_for_decoders_with_positions_from_the_first_real_token() -> None:
+    """A short row starts at position 0 behind its padding."""
     batch = Collator({"input_ids": 9, "attention_mask": 0}, True, True, torch.device("cpu"))(FEATURES, [0, 1])
     assert batch.inputs["input_ids"].tolist() == [[5, 6, 7], [9, 9, 8]]
     assert batch.inputs["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]

@@ -34,6 +34,7 @@ class FirstTokenDecides(torch.nn.Module):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_rows_come_back_in_order_and_the_loss_is_a_mean_over_rows(batch_size: int) -> None:
+    """Whatever the batch size, though batches go by length."""
     task = build(compose("config", ["task=glue/sst2"])).task
     collate = Collator({"input_ids": 0, "attention_mask": 0}, False, False, torch.device("cpu"))
     subject = Subject(SimpleNamespace(model=FirstTokenDecides()), None, collate, batch_size, None)

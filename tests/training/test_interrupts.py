@@ -1,4 +1,4 @@
-"""A polite kill means what Ctrl-C does; deferred, the first is only noted and the second is not waited for."""
+"""SIGTERM means what Ctrl-C does; deferred, the first is only noted and the second is not waited for."""
 
 import signal
 import threading
@@ -10,13 +10,15 @@ from harness.training.interrupts import deferred_interrupts, kill_as_interrupt
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
-def test_a_polite_kill_interrupts() -> None:
+def test_sigterm_interrupts() -> None:
+    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
     with pytest.raises(KeyboardInterrupt), kill_as_interrupt():
         signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_deferred_interrupt_is_noted(number: signal.Signals) -> None:
+    """The first signal raises nothing and can be asked for."""
     with deferred_interrupts() as interrupted:
         assert not interrupted()
         signal.raise_signal(number)
@@ -30,11 +32,13 @@ def interrupt_twice() -> None:
 
 
 def test_a_second_interrupt_is_not_waited_for() -> None:
+    """It raises at once."""
     with pytest.raises(KeyboardInterrupt):
         interrupt_twice()
 
 
 def test_the_handlers_of_before_are_back_afterwards() -> None:
+    """Of both signals."""
     before = [signal.getsignal(number) for number in SIGNALS]
     with deferred_interrupts(), kill_as_interrupt():
         assert [signal.getsignal(number) for number in SIGNALS] != before
@@ -42,6 +46,7 @@ def test_the_handlers_of_before_are_back_afterwards() -> None:
 
 
 def test_in_another_thread_nothing_is_handled() -> None:
+    """Python handles signals in the main thread alone."""
     seen = []
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""What a worker keeps between runs changes no bit of their results, and has a bound."""
+"""The cache of a worker between its runs changes no bit of their results, and has a bound."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Metrics agree with scikit-learn and SciPy, and with what a hand computes."""
+
 from decimal import Decimal
 
 import numpy as np
@@ -144,7 +146,7 @@ def test_they_work_as_evaluate_metrics_alone_and_combined():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_metrics_of_text_work_as_evaluate_metrics_combined():
-    """They take strings, one a row."""
+    """They take strings, one per row."""
     import evaluate
 
     found = evaluate.combine([metric(name) for name in PER_ROW]).compute(

@@ -147,6 +147,7 @@ def test_every_token_but_the_first_is_scored_once_with_context():
 
 @pytest.mark.parametrize("stride", [0, 8, 9])
 def test_a_stride_that_leaves_tokens_without_context_is_refused(stride):
+    """None, the whole window and more are named with what is allowed."""
     with pytest.raises(ValueError, match=f"windows of 8 tokens can't be {stride} tokens apart: from 1 to 7"):
         windows([1, 2, 3], 8, stride)
 
@@ -177,10 +178,12 @@ def agree(folder, texts, window, stride):
 
 
 def test_batched_windows_agree_with_an_unbatched_loop_on_the_micro_decoder():
+    """Windows of 16 tokens that are 8 apart."""
     agree(MICRO, list(corpus("heldout", 12)), 16, 8)
 
 
 def test_batched_windows_agree_with_an_unbatched_loop_on_the_real_decoder(real_data):
+    """Windows of 64 tokens that are 48 apart."""
     text = (real_data / "lm/tinystories_sample/validation.txt").read_text(encoding="utf-8")
     agree(real_data / "models/stories260K", text[:1500].split("\n\n"), 64, 48)
 

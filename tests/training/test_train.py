@@ -46,12 +46,14 @@ def test_accumulated_batches_take_the_step_of_one_large_batch(tiny_experiment: l
 def test_the_number_of_steps_is_what_the_epochs_need_or_what_was_said(
     tiny_experiment: list[str], tmp_path: Path
 ) -> None:
+    """The log ends at that step."""
     for name, extra, expected in (("epochs", "train.epochs=2", 12), ("steps", "+train.max_steps=7", 7)):
         run(prepare(compose("config", [*tiny_experiment, extra.lstrip("+")])), tmp_path / name)
         assert f'"step": {expected},' in (tmp_path / name / "steps.jsonl").read_text().splitlines()[-1]
 
 
 def test_early_stopping_ends_a_run_that_gets_no_better(tiny_experiment: list[str], tmp_path: Path) -> None:
+    """After the first evaluation and a patience of two there are three."""
     options = ["train.early_stopping_patience=2", "train.epochs=50", "train.learning_rate=1e-9"]
     run(prepare(compose("config", [*tiny_experiment, *options])), tmp_path / "run")
     assert (tmp_path / "run/steps.jsonl").read_text().count("development.accuracy") == 3
@@ -68,6 +70,7 @@ def test_the_best_weights_are_kept_and_not_the_last(tiny_experiment: list[str], 
 
 @pytest.mark.parametrize(("scheduler", "halfway"), [("linear", 0.5), ("cosine", 0.5)])
 def test_the_schedule_warms_up_and_falls_to_zero(scheduler: str, halfway: float) -> None:
+    """Linearly up for a fifth of the steps, then as the scheduler says."""
     train = settings(f"train.scheduler={scheduler}", "train.warmup_share=0.2", "train.learning_rate=1.0")
     optimizer = make_optimizer({"weight": torch.nn.Parameter(torch.ones(2, 2))}, train)
     schedule = make_schedule(optimizer, train, 100)
@@ -84,6 +87,7 @@ def test_the_schedule_warms_up_and_falls_to_zero(scheduler: str, halfway: float)
 
 
 def test_vectors_do_not_decay() -> None:
+    """Biases and norms are in a group without weight decay."""
     train = settings("train.weight_decay=0.1")
     optimizer = make_optimizer(
         {"w": torch.nn.Parameter(torch.ones(2, 2)), "b": torch.nn.Parameter(torch.ones(2))}, train
@@ -102,7 +106,7 @@ step = Trainer._step
 def slow_step(trainer, batches, weight):
     import time
     loss = step(trainer, batches, weight)
-    print(trainer.progress.step, flush=True)
+    print(trainer.state.step, flush=True)
     time.sleep(0.05)
     return loss
 Trainer._step = slow_step
@@ -114,6 +118,7 @@ run(prepare(compose("config", sys.argv[2:])), Path(sys.argv[1]))
 def test_a_run_killed_outright_goes_on_to_the_scores_it_would_have_had(
     kill_at: int, tiny_experiment: list[str], tmp_path: Path
 ) -> None:
+    """From the last checkpoint, whichever step SIGKILL came at."""
     options = [*tiny_experiment, "train.checkpoint_minutes=1e-4"]
     whole = run(prepare(compose("config", options)), tmp_path / "whole")
     process = subprocess.Popen(
@@ -131,7 +136,8 @@ def test_a_run_killed_outright_goes_on_to_the_scores_it_would_have_had(
     assert resumed.scores == whole.scores
 
 
-def test_a_polite_kill_leaves_a_record_and_a_checkpoint(tiny_experiment: list[str], tmp_path: Path) -> None:
+def test_sigterm_leaves_a_record_and_a_checkpoint(tiny_experiment: list[str], tmp_path: Path) -> None:
+    """SIGTERM ends the run with status 130 and a record that says how to go on."""
     arguments = [*tiny_experiment, "train.epochs=100000", f"hydra.run.dir={tmp_path}/run"]
     process = subprocess.Popen([sys.executable, "-m", "harness", *arguments], stderr=subprocess.DEVNULL)
     log = tmp_path / "run/run.log"

@@ -39,7 +39,7 @@ class Cost:
 COSTS = {
     "parameters": Cost("cost.trainable_parameters", "trainable parameters"),
     "memory": Cost("cost.train_peak_bytes", "peak memory of a training step (bytes)", "B"),
-    "flops": Cost("cost.train_flops_per_token", "operations a token in training (FLOP)", "FLOP"),
+    "flops": Cost("cost.train_flops_per_token", "operations per token in training (FLOP)", "FLOP"),
     "seconds": Cost("cost.train_seconds", "training time (seconds)", "s"),
 }
 

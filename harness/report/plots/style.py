@@ -1,4 +1,4 @@
-"""How every picture looks: a method's color and marker, axes, labels, and the same bytes for the same numbers."""
+"""Style of every picture: a method's color and marker, axes, labels, and the same bytes for the same numbers."""
 
 import io
 import math
@@ -94,7 +94,7 @@ def places(methods: Iterable[str]) -> list[str]:
 
 
 def figure_of(count: int, columns: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
-    """Make a figure of `count` panels, each `width` x `height` inches, at most `columns` a row.
+    """Make a figure of `count` panels, each `width` x `height` inches, at most `columns` per row.
 
     Create and save it within `matplotlib.rc_context(SETTINGS)`.
     """

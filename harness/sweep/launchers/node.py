@@ -12,13 +12,14 @@ from pathlib import Path
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from harness.sweep.launchers.workers import Task, Worker, outcome_of
-from harness.sweep.locks import Claim
+from harness.sweep.launchers.protocol import Task
+from harness.sweep.launchers.workers import WorkerProcess, outcome_of
+from harness.sweep.locks import PointLock
 from harness.sweep.outcome import Ended
 from harness.tracking.uri import parse
 
 # The worker of this process between two points: it has imported torch.
-_kept: dict[int, Worker] = {}
+_idle: dict[int, WorkerProcess] = {}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Assignment:
         config: The point's, with its Hydra node.
         context: Hydra's.
         seconds: How long it may take; null: no limit. Waiting for the node does not count.
-        claim: What no two processes may do at a time; null where there is no store to share.
+        lock: Keeps other processes from the point; null where there is no store to share.
         folder: The sweep's working directory, absolute: what relative paths in the configuration start from.
         run_dir: The point's directory.
         sign: A file in the sweep's directory: a node that sees it shares the file system.
@@ -43,7 +44,7 @@ class Assignment:
     config: DictConfig
     context: HydraContext
     seconds: float | None
-    claim: Claim | None
+    lock: PointLock | None
     folder: Path
     run_dir: Path
     sign: Path
@@ -70,16 +71,16 @@ def carry_out(assignment: Assignment, keep: bool = False) -> Ended:
     assignment.folder.mkdir(parents=True, exist_ok=True)
     os.chdir(assignment.folder)
     shared = assignment.sign.exists()
-    config, claim = assignment.config, assignment.claim
-    if claim and not shared and parse(claim.uri).path is not None:
+    config, lock = assignment.config, assignment.lock
+    if lock and not shared and parse(lock.uri).path is not None:
         # A file of the sweep's machine, which sends what comes back.
-        config, claim = config.copy(), None
+        config, lock = config.copy(), None
         config.tracking.kind = "none"
-    worker = _kept.pop(assignment.threads, None) or Worker(assignment.threads)
+    worker = _idle.pop(assignment.threads, None) or WorkerProcess(assignment.threads)
     began = time.time()
     try:
         with _warning_withheld():
-            running = worker.start(assignment.task, config, assignment.context, assignment.seconds, claim)
+            running = worker.start(assignment.task, config, assignment.context, assignment.seconds, lock)
         while not running.done():
             wait([running], timeout=1)  # without a limit Ray could not interrupt it
         elapsed = time.time() - began
@@ -88,7 +89,7 @@ def carry_out(assignment: Assignment, keep: bool = False) -> Ended:
         worker.stop()  # which lets it save a checkpoint and its record
         raise
     if keep and not assignment.gpus:
-        _kept[assignment.threads] = worker
+        _idle[assignment.threads] = worker
     else:
         worker.stop()
     ended.outcome.seconds = elapsed if ended.outcome.seconds is None else ended.outcome.seconds

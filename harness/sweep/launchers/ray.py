@@ -17,14 +17,15 @@ from omegaconf import DictConfig
 from harness.config.errors import ConfigError
 from harness.config.sources import PACKAGE, conf_root
 from harness.sweep.launchers.cluster import (
-    ClusterLauncher,
     ClusterLost,
     ClusterWorker,
+    ClusterWorkers,
     NodeLost,
     Resources,
     failed,
     sentence,
 )
+from harness.sweep.launchers.launcher import SweepLauncher
 from harness.sweep.outcome import Ended
 from harness.tracking.uri import CONNECT_SECONDS
 
@@ -37,9 +38,10 @@ POLL_SECONDS, SILENCES = 5, 3
 class RayWorker(ClusterWorker):
     """Follows a point as a task of Ray."""
 
+    workers: "RayWorkers"
     call: Any = None
 
-    def _attempt(self, assignment: Any, asked: Resources) -> Ended:
+    def attempt(self, assignment: Any, asked: Resources) -> Ended:
         import ray
         from ray import exceptions
 
@@ -55,14 +57,14 @@ class RayWorker(ClusterWorker):
         )
         try:
             # Without its head Ray waits a minute and then ends the sweep's process, with no table.
-            if not _answers(self.launcher.head):
-                raise ClusterLost(f"the Ray cluster at {self.launcher.head} was lost")
+            if not _answers(self.workers.head):
+                raise ClusterLost(f"the Ray cluster at {self.workers.head} was lost")
             self.call = remote.remote(assignment, True)
             silent = 0
             while not ray.wait([self.call], timeout=POLL_SECONDS)[0]:
-                silent = 0 if _answers(self.launcher.head) else silent + 1
+                silent = 0 if _answers(self.workers.head) else silent + 1
                 if silent == SILENCES:
-                    raise ClusterLost(f"the Ray cluster at {self.launcher.head} was lost")
+                    raise ClusterLost(f"the Ray cluster at {self.workers.head} was lost")
             ended: Ended = ray.get(self.call)
             return ended
         except (exceptions.NodeDiedError, exceptions.WorkerCrashedError, exceptions.ObjectLostError) as error:
@@ -72,24 +74,24 @@ class RayWorker(ClusterWorker):
         except exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, Exception) else error) from error
 
-    def _cancel(self, force: bool) -> None:
+    def cancel(self, force: bool) -> None:
         import ray
 
         if self.call is not None:
             ray.cancel(self.call, force=force)
 
 
-class RayLauncher(ClusterLauncher):
-    """Runs points as tasks of a Ray cluster that is there already.
+class RayWorkers(ClusterWorkers):
+    """Workers that hand points as tasks to a Ray cluster that is there already.
 
     Args:
-        workers, threads, gpus, retries: See `ClusterLauncher`.
+        workers, threads, gpus, retries: See `ClusterWorkers`.
         address: HOST:PORT of the cluster's head, or auto for the one that this machine is part of.
         connect_seconds: How long the cluster has to take the sweep and its code in.
-        resources: Custom resources of a point, name -> amount.
+        resources: Custom resources of a point, name -> amount, which its own configuration decides.
     """
 
-    worker_class = RayWorker
+    worker = RayWorker
 
     def __init__(
         self,
@@ -166,18 +168,26 @@ class RayLauncher(ClusterLauncher):
         wanted = {"CPU": asked.threads, "GPU": asked.gpus, **asked.others}
         nodes = self._nodes()
         if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
-            told = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
+            wish = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
             most = ", ".join(f"{max(n.get(name, 0) for n in nodes):g} {name}" for name, a in wanted.items() if a)
-            raise ConfigError(f"the point asks for {told}, and no node of the Ray cluster has that (at most {most})")
+            raise ConfigError(f"the point asks for {wish}, and no node of the Ray cluster has that (at most {most})")
         return asked
 
-    def _gpus(self, device: str, slots: int) -> float:
-        return super()._gpus(device, slots) / slots
+    def gpus_for(self, device: str, slots: int) -> float:
+        """None or one, or the part of one that each of its slots is."""
+        return super().gpus_for(device, slots) / slots
 
     def _nodes(self) -> list[dict[str, float]]:
         import ray
 
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+class RayLauncher(SweepLauncher):
+    """Runs points as tasks of a Ray cluster; conf/hydra/launcher/ray.yaml explains each setting."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(RayWorkers(**settings))
 
 
 def whole_package(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""How many points run at a time, and on which GPU each: found without importing torch."""
+"""Slots for points: how many run at a time, and on which GPU each; found without importing torch."""
 
 import os
 import re

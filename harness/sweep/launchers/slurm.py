@@ -12,14 +12,14 @@ import threading
 import time
 import uuid
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from harness.config.errors import ConfigError, near_misses
 from harness.config.sources import PACKAGE, conf_root
-from harness.sweep.launchers.cluster import ClusterLauncher, ClusterWorker, NodeLost, Resources, failed
+from harness.sweep.launchers.cluster import ClusterWorker, ClusterWorkers, NodeLost, Resources, failed
+from harness.sweep.launchers.launcher import SweepLauncher
 from harness.sweep.outcome import TAKEN, Ended, Outcome
 
 # How long SLURM has to answer a question, how old an answer about the queue may be, and how long a file system may take
@@ -34,19 +34,20 @@ NODE_STATES = ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED")
 class SlurmWorker(ClusterWorker):
     """Follows a point as a job of SLURM."""
 
+    workers: "SlurmWorkers"
     job: Any = None
 
-    def _attempt(self, assignment: Any, asked: Resources) -> Ended:
+    def attempt(self, assignment: Any, asked: Resources) -> Ended:
         from submitit.core.utils import FailedJobError
 
         from harness.sweep.launchers.node import carry_out
 
         name = job_name(assignment)
-        if self.launcher.queued_elsewhere(name):
+        if self.workers.queued_elsewhere(name):
             return Ended(Outcome(TAKEN))  # a job of a sweep that was killed, or of another one, works on it
-        job = self.job = self.launcher.submit(name, asked, assignment.seconds, carry_out, assignment)
+        job = self.job = self.workers.submit(name, asked, assignment.seconds, carry_out, assignment)
         # Not job.done(): it asks SLURM's accounting about a job without a result, which not every site has.
-        while not job.paths.result_pickle.exists() and not self.launcher.left_queue(job):
+        while not job.paths.result_pickle.exists() and not self.workers.left_queue(job):
             time.sleep(1)
         for _ in range(RESULT_SECONDS):
             if job.paths.result_pickle.exists():
@@ -58,22 +59,22 @@ class SlurmWorker(ClusterWorker):
         except FailedJobError as error:
             lines = str(error).strip().splitlines()
             return failed(f"SLURM job {job.job_id}: {lines[-1] if lines else error}")
-        state = self.launcher.state(job)
-        told = f"SLURM job {job.job_id} ended as {state} without a result ({job.paths.stderr})"
+        state = self.workers.state(job)
+        report = f"SLURM job {job.job_id} ended as {state} without a result ({job.paths.stderr})"
         if state.startswith(NODE_STATES):
-            raise NodeLost(told)
-        return failed(told, "out_of_memory" if state.startswith("OUT_OF_ME") else "failed")
+            raise NodeLost(report)
+        return failed(report, "out_of_memory" if state.startswith("OUT_OF_ME") else "failed")
 
-    def _cancel(self, force: bool) -> None:
+    def cancel(self, force: bool) -> None:
         if self.job is not None:
             self.job.cancel(check=False)
 
 
-class SlurmLauncher(ClusterLauncher):
-    """Runs each point as a job of SLURM; the nodes share the file system, as submitit needs it.
+class SlurmWorkers(ClusterWorkers):
+    """Workers that hand points to SLURM as jobs; the nodes share the file system, as submitit needs it.
 
     Args:
-        workers, threads, gpus, retries: See `ClusterLauncher`.
+        workers, threads, gpus, retries: See `ClusterWorkers`.
         cluster: slurm, or local for processes of this machine in place of jobs.
         mem_gb, partition, account, qos, constraint: As of sbatch; null for the site's defaults.
         timeout_min: Wall time of a job; null: sweep.timeout_minutes and ten more, or a day.
@@ -81,7 +82,7 @@ class SlurmLauncher(ClusterLauncher):
         additional_parameters: Further options of sbatch, name -> value.
     """
 
-    worker_class = SlurmWorker
+    worker = SlurmWorker
 
     def __init__(
         self,
@@ -136,7 +137,7 @@ class SlurmLauncher(ClusterLauncher):
             raise ConfigError(f"hydra.launcher.cluster={self.cluster}: {near_misses(self.cluster, ['local', 'slurm'])}")
         command = ["sinfo", "--noheader", "--format=%G", *([f"--partition={self.partition}"] if self.partition else [])]
         try:
-            self.features = _told(command)
+            self.features = _output(command)
         except FileNotFoundError:
             raise ConfigError(
                 "hydra/launcher=submitit_slurm: there is no SLURM on this machine (no sinfo); start the sweep on a"
@@ -150,6 +151,9 @@ class SlurmLauncher(ClusterLauncher):
         if not self.features.strip():
             raise ConfigError(f"hydra.launcher.partition={self.partition}: there is no such partition")
 
+    def disconnect(self) -> None:
+        """Nothing is held open: each question to SLURM is a command of its own."""
+
     def has_gpus(self) -> bool:
         return "gpu" in self.features
 
@@ -161,7 +165,7 @@ class SlurmLauncher(ClusterLauncher):
         import submitit
 
         # Passwords in tracking.uri lie in the pickles there.
-        folder = Path(self.config.hydra.sweep.dir).absolute() / "submitit"
+        folder = self.folder / "submitit"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         executor = submitit.AutoExecutor(folder, cluster=self.cluster)
         executor.update_parameters(**self.parameters(name, asked, seconds))
@@ -198,10 +202,10 @@ class SlurmLauncher(ClusterLauncher):
     def state(self, job: Any) -> str:
         """SLURM's state of a job that ended, from its accounting or in the minutes after."""
         try:
-            told = _told(["scontrol", "--oneliner", "show", "job", str(job.job_id)])
+            shown = _output(["scontrol", "--oneliner", "show", "job", str(job.job_id)])
         except (OSError, subprocess.SubprocessError):
-            told = ""
-        found = re.search(r"\bJobState=(\w+)", told)
+            shown = ""
+        found = re.search(r"\bJobState=(\w+)", shown)
         return found[1] if found else str(job.state)
 
     def _queue(self) -> dict[str, str]:
@@ -210,15 +214,22 @@ class SlurmLauncher(ClusterLauncher):
             if self.cluster == "slurm" and time.monotonic() - self.asked_last > QUEUE_SECONDS:
                 self.asked_last = began = time.monotonic()
                 with suppress(OSError, subprocess.SubprocessError):  # it is busy: the next answer will do
-                    lines = _told(["squeue", "--me", "--noheader", "--format=%i %j"]).splitlines()
+                    lines = _output(["squeue", "--me", "--noheader", "--format=%i %j"]).splitlines()
                     self.queue = {job: name for job, _, name in (line.strip().partition(" ") for line in lines)}
                     self.asked_at = began
             return self.queue
 
 
+class SlurmLauncher(SweepLauncher):
+    """Runs each point as a job of SLURM; conf/hydra/launcher/submitit_slurm.yaml explains each setting."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(SlurmWorkers(**settings))
+
+
 def job_name(assignment: Any) -> str:
     """The name of a point's job, the same each time it is handed over."""
-    return f"harness-{assignment.claim.identity[:16] if assignment.claim else uuid.uuid4().hex[:16]}"
+    return f"harness-{assignment.lock.identity[:16] if assignment.lock else uuid.uuid4().hex[:16]}"
 
 
 def _code_path() -> list[str]:
@@ -234,5 +245,5 @@ def _path_setup() -> list[str]:
     return [f"export PYTHONPATH={shlex.quote(path)}${{PYTHONPATH:+:$PYTHONPATH}}" for path in _code_path()]
 
 
-def _told(command: list[str]) -> str:
+def _output(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=True).stdout

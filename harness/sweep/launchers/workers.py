@@ -9,8 +9,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context, parent_process
@@ -25,7 +25,8 @@ from pebble import CONSTS, ProcessExpired, ProcessFuture, ProcessPool
 
 from harness.config.errors import ConfigError
 from harness.config.sources import register_resolvers
-from harness.sweep.locks import Claim
+from harness.sweep.launchers.protocol import Task
+from harness.sweep.locks import PointLock
 from harness.sweep.outcome import LOST, TAKEN, Ended, Outcome, failed
 from harness.sweep.points import CONSOLE_FILE
 from harness.training import cache
@@ -48,10 +49,8 @@ GRACE_SECONDS = 60
 # How long an interrupted run has to save a checkpoint and its record before it is killed.
 CONSTS.term_timeout = 15
 
-Task = Callable[[DictConfig], Any]
 
-
-class Worker:
+class WorkerProcess:
     """One process and the point it works on.
 
     A pebble pool of one, not one pool of many: pebble's workers share a channel and a lock, and a worker killed
@@ -77,16 +76,11 @@ class Worker:
         return self.pool
 
     def start(
-        self, task: Task, config: DictConfig, context: HydraContext, seconds: float | None, claim: Claim | None
+        self, task: Task, config: DictConfig, context: HydraContext, seconds: float | None, lock: PointLock | None
     ) -> ProcessFuture[Any]:
-        """Begin a point.
-
-        Args:
-            seconds: How long it may take; null: no limit.
-            claim: What no two processes may do at a time; null where there is no store to share.
-        """
+        """Begin a point."""
         return self.begin().schedule(
-            run_in_worker, args=(task, config, context, seconds, claim), timeout=seconds and seconds + GRACE_SECONDS
+            run_in_worker, args=(task, config, context, seconds, lock), timeout=seconds and seconds + GRACE_SECONDS
         )
 
     def stop(self) -> None:
@@ -96,14 +90,8 @@ class Worker:
             self.pool = None
 
 
-def stop_all(workers: list[Worker]) -> None:
-    """Stop the processes, all at once: one that is stuck takes three seconds to be killed."""
-    with ThreadPoolExecutor(max(1, len(workers))) as threads:
-        list(threads.map(Worker.stop, workers))
-
-
 def outcome_of(future: Future[Any], allowed: float | None, elapsed: float) -> Ended:
-    """How a point ended, also when its worker was lost and so could record nothing."""
+    """End of a point, also when its worker was lost and so could record nothing."""
     try:
         ended: Ended = future.result()
         return ended
@@ -194,18 +182,18 @@ def _die_with_parent() -> None:
 
 
 def run_in_worker(
-    task: Task, config: DictConfig, context: HydraContext, seconds: float | None, claim: Claim | None
+    task: Task, config: DictConfig, context: HydraContext, seconds: float | None, lock: PointLock | None
 ) -> Ended:
     """Run a point, unless another sweep is at it, or has done it by now; never raises.
 
-    The claim is this process's: a sweep that was killed may leave a worker for a moment, which still holds it.
+    The lock is this process's: a sweep that was killed may leave a worker for a moment, which still holds it.
     """
-    if claim is None:
+    if lock is None:
         return Ended(_run_alone(task, config, context, seconds))
-    with claim.hold() as held:
+    with lock.hold() as held:
         if not held:
             return Ended(Outcome(TAKEN))
-        return Ended(claim.result() or _run_alone(task, config, context, seconds))
+        return Ended(lock.result() or _run_alone(task, config, context, seconds))
 
 
 def _run_alone(task: Task, config: DictConfig, context: HydraContext, seconds: float | None) -> Outcome:

@@ -1,0 +1,101 @@
+"""Composition of the points of a sweep: quickly to learn what each is, with Hydra where one is about to run."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from harness.config.build import resolved
+from harness.config.mistakes import MISTAKES, explain, key_of
+from harness.sweep.outcome import failed
+from harness.sweep.points import Point, check_rerun, defining_overrides, without_hydra
+from harness.sweep.resolve import Inseparable, Resolution
+
+SWEEP_WITHOUT_FILE = "multirun"
+
+
+class Composer:
+    """Composes points of one sweep.
+
+    Args:
+        context: Hydra's.
+        config: The sweep's own configuration.
+    """
+
+    def __init__(self, context: HydraContext, config: DictConfig) -> None:
+        self.loader, self.config = context.config_loader, config
+        self.identify = identities()
+
+    def points(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Point]:
+        """The points with their identities; one that is wrong has its sentence as outcome."""
+        shared = frozenset.intersection(*(frozenset(defining_overrides(overrides)) for overrides in job_overrides))
+        shared = shared if len(job_overrides) > 1 else frozenset()
+        name = self.config.hydra.job.config_name
+        named = [] if self.config.sweep.name else [f"sweep.name='{SWEEP_WITHOUT_FILE if name == 'config' else name}'"]
+        folder = Path(self.config.hydra.sweep.dir)
+        resolution = Resolution(self.loader, self.config)
+        points = []
+        for number, overrides in enumerate(job_overrides, start=first):
+            point = Point(number, [*named, *overrides], folder / str(number), shared=shared)
+            try:
+                settings = resolution.plain(point.overrides)
+                check_rerun(settings)
+                point.settings, point.identity = settings, self.identify(settings)
+            except (Inseparable, *MISTAKES):
+                self.compose(point)  # which also finds the words for a mistake
+            points.append(point)
+        return points
+
+    def compose(self, point: Point) -> None:
+        """Compose a point with Hydra, as it is going to run; one that is wrong has its sentence as outcome."""
+        overrides = point.overrides
+        try:
+            config = self.loader.load_sweep_config(self.config, overrides)
+            with open_dict(config):
+                config.hydra.job.id = config.hydra.job.num = point.number
+            with hydra_config(config):
+                point.folder = Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir)
+                settings = resolved(without_hydra(config))
+            if settings != point.settings:
+                check_rerun(settings)
+                point.identity = self.identify(settings)
+                point.settings = settings
+            if _goes_on(config, overrides):
+                config.train.resume = True
+            point.config = config
+        except MISTAKES as error:
+            point.settle(failed(explain(error, overrides, self._compose_alone)))
+
+    def _compose_alone(self, overrides: list[str]) -> DictConfig:
+        return self.loader.load_configuration(self.config.hydra.job.config_name, overrides, RunMode.RUN)
+
+
+def identities() -> Callable[[dict[str, Any]], str]:
+    """The function that gives the identities of resolved configurations."""
+    from harness.run import Identities
+
+    return Identities()
+
+
+def _goes_on(config: DictConfig, overrides: list[str]) -> bool:
+    """Whether a point goes on from the checkpoint of a start that was cut off, if there is one.
+
+    Not where the user said otherwise, or wants everything anew.
+    """
+    said = any(key_of(override) == "train.resume" for override in overrides)
+    return not said and str(config.sweep.rerun) != "all" and OmegaConf.select(config, "train.resume") is False
+
+
+@contextmanager
+def hydra_config(config: DictConfig) -> Iterator[None]:
+    """Let `${hydra:...}` in a point's configuration mean that point's."""
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = before

@@ -1,0 +1,122 @@
+"""Launcher of a sweep's points, whatever carries them out; no point can harm another."""
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from harness import tracking
+from harness.config.errors import ConfigError
+from harness.sweep.launchers.composing import Composer
+from harness.sweep.launchers.protocol import Worker, Workers
+from harness.sweep.launchers.schedule import INTERRUPTED, Schedule
+from harness.sweep.launchers.settling import settle_known, settle_rest
+from harness.sweep.outcome import gather
+from harness.sweep.points import Point, summary, without_hydra, write_record
+from harness.sweep.progress import Durations, Progress
+
+EMPTY = "the sweep is empty: one of its lists of values has nothing in it"
+
+
+class SweepLauncher(Launcher):
+    """Runs points on workers; Hydra makes it through the launchers that say which.
+
+    Args:
+        workers: Carry out the points, until `stop` also those of further batches: an import of torch can take a minute.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+        self.durations = Durations()
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run every point that has no result yet; each JobReturn's `return_value` is an outcome, also of a failure.
+
+        Raises:
+            ConfigError: There is nothing to run, no point at all can be composed, or the store cannot be used.
+            KeyboardInterrupt: The sweep was interrupted; what was done is recorded and shown.
+        """
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        if not job_overrides:
+            raise ConfigError(EMPTY)
+        self.workers.begin(self.config)
+        composer = Composer(self.context, self.config)
+        points = composer.points(job_overrides, initial_job_idx)
+        _refuse_if_all_are_wrong(points)
+        folder = Path(self.config.hydra.sweep.dir)
+        settle_known(points, folder.parent)
+        places = self.workers.prepare(points)
+        _refuse_if_all_are_wrong(points)
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = self._run(points, places, composer)
+        gather(point.result for point in points)
+        print(summary(points), flush=True)
+        if reason == INTERRUPTED:
+            raise KeyboardInterrupt
+        return [self._returned(point) for point in points]
+
+    def stop(self) -> None:
+        """Stop the workers."""
+        self.workers.stop()
+
+    def _run(self, points: list[Point], places: list[str | None], composer: Composer) -> str | None:
+        """Run the points without an outcome; returns why this ended early, null when it did not."""
+        progress = Progress(len(points), len(places), self.durations)
+        for point in points:
+            if point.outcome:
+                if not point.skipped:
+                    write_record(point)
+                progress.ended(point)
+        waiting = [point for point in points if not point.outcome and not point.twin]
+        hired = self.workers.hire(places[: len(waiting)])
+        self._learn_durations(waiting)
+        schedule = Schedule(waiting, hired, progress, composer.compose, self._start)
+        try:
+            reason = schedule.run(self.config.sweep.fail_fast)
+        finally:
+            progress.close()
+            if schedule.running:
+                self.workers.stop()
+        settle_rest(points, [point for _, point in schedule.running.values()], reason)
+        return reason
+
+    def _learn_durations(self, waiting: list[Point]) -> None:
+        """Ask the store how long earlier runs took; guesses are worth no failure."""
+        uris = {point.lock.uri for point in waiting if point.lock}
+        if len(waiting) > 1 and len(uris) == 1:
+            with suppress(ConnectionError):
+                self.durations.earlier = tracking.durations(uris.pop())
+
+    def _start(self, worker: Worker, point: Point) -> Future[Any]:
+        assert point.config is not None
+        point.began, point.ended = time.time(), None
+        started = worker.start(self.task, point.config, self.context, point.seconds_allowed, point.lock)
+        started.add_done_callback(point.stamp)
+        return started
+
+    def _returned(self, point: Point) -> JobReturn:
+        returned = JobReturn(overrides=point.overrides, working_dir=os.getcwd(), task_name=self.config.hydra.job.name)
+        if point.config is not None:
+            returned.cfg = without_hydra(point.config)
+            returned.hydra_cfg = OmegaConf.create({"hydra": point.config.hydra})
+        # COMPLETED also for a failure: sweepers read return_value, which raises for FAILED and would hide the others.
+        returned.status, returned.return_value = JobStatus.COMPLETED, point.result.plain()
+        return returned
+
+
+def _refuse_if_all_are_wrong(points: list[Point]) -> None:
+    wrong = [point.outcome for point in points if point.outcome and not point.skipped]
+    if len(wrong) == len(points):
+        raise ConfigError("\n".join(dict.fromkeys(str(outcome.error) for outcome in wrong)))
