@@ -95,7 +95,7 @@ class Trained:
             self.result.unmeasured["cost.predicted"] = str(reason)
             return
         # Of the whole run, as what is counted: operations grow with the tokens that are computed, padding too.
-        computed = self.trainer.progress.padded_tokens
+        computed = self.trainer.state.padded_tokens
         predicted["train_flops"] = round(predicted["train_flops_per_token"] * computed)
         self.result.cost["predicted"] = predicted
 
