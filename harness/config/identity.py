@@ -12,7 +12,7 @@ NOT_IDENTITY = {
     "model": ("name", "path", "revision"),
     "task": ("data_dir", "file"),
     "train": ("resume", "checkpoint_dir", "checkpoint_minutes", "keep_adapter", "device", "distributed", "processes"),
-    "method": ("learning_rate", "learning_rates", "second_range"),
+    "method": ("learning_rate", "learning_rates", "second_range", "config_file"),
     "forgetting": ("text",),
 }
 

@@ -1,4 +1,7 @@
-"""`model=FOLDER` and `model=OWNER/NAME` on a command line: a value that is no file of conf/model/ is a place."""
+"""`model=FOLDER` and `model=OWNER/NAME` on a command line: a value that is no file of conf/model/ is a place.
+
+And `model.architecture.KEY=VALUE`: which keys an architecture has, transformers says, so a YAML need not list them.
+"""
 
 import re
 from pathlib import Path
@@ -7,13 +10,16 @@ from harness.config.errors import ConfigError
 from harness.config.mistakes import choices
 
 GROUP = "model="
+DIMENSION = "model.architecture."
 # Any YAML whose architecture is left to the folder; path and name are then set.
 STARTING_FROM = "micro_encoder"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def with_paths(overrides: list[str]) -> list[str]:
-    """Overrides with `model.path` in the place of a folder or Hub name given as `model`; all others as they are.
+    """Overrides with `model.path` in the place of a folder or Hub name given as `model`; dimensions may be new keys.
+
+    All others stay as they are.
 
     Raises:
         ConfigError: Some of several values are files of conf/model/ and others are not.
@@ -22,6 +28,8 @@ def with_paths(overrides: list[str]) -> list[str]:
 
 
 def _of_one(override: str) -> list[str]:
+    if override.startswith(DIMENSION):
+        return [f"++{override}"]
     if not override.startswith(GROUP):
         return [override]
     values = [value.strip().strip("'\"") for value in override.removeprefix(GROUP).split(",")]

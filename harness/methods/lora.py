@@ -12,6 +12,7 @@ from harness.methods.optimizer import make_optimizer
 from harness.methods.peft import find_modules
 from harness.methods.peft_adapter import PeftAdapter, PeftBased, is_transposed
 from harness.methods.peft_counts import matches, width
+from harness.methods.peft_files import adalora_values
 from harness.methods.size import Knob, from_two
 from harness.models.architectures import ROLES, Backbone
 
@@ -242,6 +243,7 @@ class AdaLora(PeftBased):
         final_share: Share of the steps after the last cut.
         interval: Steps between two cuts.
         beta1, beta2: Smoothing of a direction's importance and of its uncertainty (equations 9 and 10).
+        config_file: An adapter_config.json of peft's AdaLoraConfig to take the others from, its steps as shares.
     """
 
     initial_rank: int
@@ -255,6 +257,14 @@ class AdaLora(PeftBased):
     interval: int
     beta1: float
     beta2: float
+    config_file: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.config_file is None:
+            return
+        for name, value in adalora_values(self.config_file, "method.config_file").items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "config_file", None)
 
     def size(self) -> Knob:
         # Half as much again as in the end, as its paper has it; at rank 1 there is nothing to take away.

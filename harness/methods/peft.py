@@ -9,12 +9,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from harness.config.build import locate
 from harness.config.errors import ConfigError, near_misses
+from harness.methods import peft_files
 from harness.methods.peft_adapter import INITS, PeftBased, is_transposed, quiet
 from harness.methods.peft_counts import matches, width
 from harness.methods.peft_inner import config_classes
 from harness.methods.peft_rules import LEFT_OUT, PROJECTED_PREFIX, RULES
 from harness.methods.size import Knob
-from harness.models.architectures import ROLES, Backbone
+from harness.models.architectures import ROLES, Backbone, Kind
 
 # Beside the roles of an architecture: all its normalization layers.
 NORMS = "norms"
@@ -47,6 +48,11 @@ REFUSED_KEYS: dict[str, str] = {
     "bias": "only method=lora trains biases as well",
     "save_only_topk_weights": "what is saved could not be trained on",
 }
+# Of those, what a class counts after all.
+ALLOWED_KEYS = {"OSFConfig": {"rank_pattern"}}
+# Of a prompt, as peft writes it into saved configurations -> what it is of the backbone's configuration.
+SHAPE = {"num_layers": "num_hidden_layers", "num_attention_heads": "num_attention_heads", "token_dim": "hidden_size"}
+SHAPE |= {"num_transformer_submodules": ""}
 COUNTED_FROM_ONE = ("r", "num_virtual_tokens", "n_frequency", "block_size", "group_size", "gralora_k", "u")
 
 
@@ -58,17 +64,33 @@ class PeftMethod(PeftBased):
         config: `_target_` names the class, as in peft.VeraConfig; the other keys are its own. `target_modules` and
             `feedforward_modules` take roles (attention_qv and so on, norms for normalization layers) or endings of
             module names.
+        config_file: An adapter_config.json to take it from; read when the method is made, so that its content and not
+            its place says what a run is.
     """
 
     config: dict[str, Any] | None
+    config_file: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.config_file is None:
+            return
+        if self.config is not None:
+            raise ConfigError("method.config: method.config_file brings it; give one of the two")
+        object.__setattr__(self, "config", peft_files.read(self.config_file, "method.config_file"))
+        object.__setattr__(self, "config_file", None)
 
     def check(self, key: str) -> None:
         key = f"{key}.config"
         cls = self._class(key)
         hints = get_type_hints(cls)
-        valid = {field.name for field in fields(cls)} - set(REFUSED_KEYS)
+        defaults = peft_files.default_values(cls)
+        refused = set(REFUSED_KEYS) - ALLOWED_KEYS.get(cls.__name__, set())
+        valid = {field.name for field in fields(cls)} - refused
         for name, value in self.options().items():
-            if name in REFUSED_KEYS and name in hints:
+            if name in refused and name in hints:
+                # At its default a key changes nothing; a prompt's shape is held against the backbone's.
+                if value == defaults[name] or (name in SHAPE and type(value) is int):
+                    continue
                 raise ConfigError(f"{key}.{name}={value}: can't be set: {REFUSED_KEYS[name]}")
             if name not in valid:
                 raise ConfigError(f"{key}.{name}: {cls.__name__} has no such key; {near_misses(name, valid)}")
@@ -116,7 +138,10 @@ class PeftMethod(PeftBased):
         if name in LEFT_OUT:
             raise ConfigError(f"{key}._target_={target}: not run here: {LEFT_OUT[name]}")
         if name == "AdaLoraConfig":
-            raise ConfigError(f"{key}._target_={target}: method=adalora has it, with a schedule that fits the run")
+            raise ConfigError(
+                f"{key}._target_={target}: method=adalora has it, with a schedule that fits the run; it takes"
+                " method.config_file too"
+            )
         return locate(f"peft.{name}", f"{key}._target_")
 
     def options(self) -> dict[str, Any]:
@@ -165,6 +190,7 @@ class PeftMethod(PeftBased):
     def _prompt_shape(self, backbone: Backbone, cls: str) -> dict[str, Any]:
         """Shape of the prompt, which peft reads from some architectures' configurations only."""
         configuration = backbone.model.config
+        self._check_shape(backbone)
         layers = configuration.num_hidden_layers
         if cls == "PrefixTuningConfig":
             # With grouped queries there are fewer keys and values than queries; peft divides these by the groups.
@@ -176,6 +202,15 @@ class PeftMethod(PeftBased):
         if str(self.options().get("prompt_tuning_init")) == "TEXT":
             found["tokenizer_name_or_path"] = load_tokenizer(backbone, self.name).name_or_path
         return found
+
+    def _check_shape(self, backbone: Backbone) -> None:
+        """Refuse a saved configuration of another backbone's shape."""
+        for key, attribute in SHAPE.items():
+            given = self.options().get(key)
+            own = 2 if backbone.kind is Kind.seq2seq_lm else 1
+            own = getattr(backbone.model.config, attribute) if attribute else own
+            if given is not None and given != own:
+                raise ConfigError(f"method.config.{key}={given}: it follows from the backbone, which has {own}")
 
 
 def _is_names(value: Any) -> bool:
@@ -194,6 +229,8 @@ def fits(value: Any, hint: Any) -> bool:
         return any(value == part and type(value) is type(part) for part in inner)
     if origin in (list, tuple):
         return isinstance(value, list) and all(fits(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
     if hint is Any or hint is None or hint is NoneType:
         return hint is Any or value is None
     if hint is int:

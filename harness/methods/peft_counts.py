@@ -5,6 +5,7 @@ was found by trying it: attaching, three steps, saving, loading, switching off, 
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -238,9 +239,13 @@ def oft(config: Any, target: Target) -> int:
 
 
 def osf(config: Any, target: Target) -> int:
-    """The low singular directions and values; the high ones, `effective_rank` of them, are frozen."""
+    """The low singular directions and values; the high ones, `effective_rank` of them, are frozen.
+
+    The first of `rank_pattern` that is found in the module's name comes over it.
+    """
     side = min(target.rows, target.columns)
-    share = config.effective_rank
+    patterns = [rank for pattern, rank in (config.rank_pattern or {}).items() if re.search(pattern, target.name)]
+    share = patterns[0] if patterns else config.effective_rank
     high = side // 2 if share is None else int(share * side) if 0 < share < 1 else int(share)
     if not 0 < high < side:
         raise WrongOption(f"effective_rank={share} leaves nothing to train or to keep: {target.shape}")

@@ -104,7 +104,8 @@ def remarks(row: Any) -> str:
     kinds = (("collapsed", "no better than majority"), ("diverged", "diverged"), ("failed", "did not finish"))
     total = row["n"] + row["diverged"] + row["failed"] if row["configuration"] != MAJORITY else 0
     parts = [f"{int(row[kind])} of {int(total)} {text}" for kind, text in kinds if row[kind] and total]
-    return ", ".join([*parts, *[row["marked"]] * bool(row["marked"])])
+    undertrained = f"undertrained ({row['undertrained']})" if row["undertrained"] else ""
+    return ", ".join(filter(None, [*parts, undertrained, row["marked"]]))
 
 
 def figure(name: str, value: float) -> str:

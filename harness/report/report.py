@@ -53,12 +53,13 @@ def build(
     Raises:
         ConfigError: A column, the baseline or a picture that was asked for is not there.
     """
-    from harness.report import across, markdown, noise, pairwise, scores, sections
+    from harness.report import across, markdown, noise, pairwise, scores, sections, undertrained
     from harness.report import tables as render
     from harness.report import tuning as report_tuning
     from harness.report.plots import chosen as pictures
 
     summary, tuning, failures = scores.summary(frame), report_tuning.tuning(frame), scores.failures(frame)
+    summary = undertrained.undertrained(frame, summary, curves)
     if definition.columns is not None:
         summary = render.with_figures(summary, frame, definition.columns)
     chosen = (definition.pairs, definition.analysis)
@@ -84,7 +85,10 @@ def build(
     frames |= {"comparisons": pairwise.pairs(found), **({"across": together.table} if together else {})}
     frames |= {"predictions": content.predictions, "failures": failures, "noise": content.noise}
     notes = (
-        markdown.protocol(summary, not tuning.empty) + markdown.odd(frame) + pictures.telling(pictures.points(frame))[1]
+        markdown.protocol(summary, not tuning.empty)
+        + undertrained.notes(summary)
+        + markdown.odd(frame)
+        + pictures.telling(pictures.points(frame))[1]
     )
     drawn = pictures.draw(frame, curves, definition.plots)
     address = None if server is None else parse(server).uri

@@ -224,9 +224,10 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Make the main table: for each task one row per configuration, best mean first, then the majority class.
 
     Columns: task, configuration, method, metric, split, n, mean, std, low, high, collapsed, diverged, failed (runs that
-    ended in any other way), marked (how many of its records are odd, and why), share (trainable of total parameters),
-    forgetting_metric, and the means of `BEFORE_AND_AFTER` and of `COSTS`. A diverged or failed run has no score and
-    counts in its own column; a collapsed one (no better than the commonest answer) does both.
+    ended in any other way), undertrained (why; `harness.report.undertrained` fills it in), marked (how many of its
+    records are odd, and why), share (trainable of total parameters), forgetting_metric, and the means of
+    `BEFORE_AND_AFTER` and of `COSTS`. A diverged or failed run has no score and counts in its own column; a collapsed
+    one (no better than the commonest answer) does both.
     """
     runs = compared(frame)
     runs = runs.assign(configuration=label(runs))
@@ -251,10 +252,20 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         majority = of_task["majority"].dropna()
         if len(majority) and split == "validation":
             counts = dict.fromkeys(("n", "collapsed", "diverged", "failed"), 0)
-            score = float(majority.iloc[-1])
-            rows.append(common | counts | {"configuration": MAJORITY, "method": "", "marked": "", "mean": score})
+            score, no_text = float(majority.iloc[-1]), dict.fromkeys(("method", "undertrained", "marked"), "")
+            rows.append(common | counts | no_text | {"configuration": MAJORITY, "mean": score})
     columns = ["task", "configuration", "method", "metric", "split", "n", "mean", "std", "low", "high"]
-    columns += ["collapsed", "diverged", "failed", "marked", "share", "forgetting_metric", *BEFORE_AND_AFTER, *COSTS]
+    columns += [
+        "collapsed",
+        "diverged",
+        "failed",
+        "undertrained",
+        "marked",
+        "share",
+        "forgetting_metric",
+        *BEFORE_AND_AFTER,
+        *COSTS,
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -292,6 +303,7 @@ def _configuration(runs: Mapping[str, Any], split: str, metric: str) -> dict[str
         "collapsed": outcomes.collapsed,
         "diverged": outcomes.diverged,
         "failed": int((~(finished | diverged)).sum()),
+        "undertrained": "",
         "marked": "; ".join(f"{count} {mark}" for mark, count in sorted(marks.items())),
         "forgetting_metric": next((name for name in runs["forgetting_metric"][finished] if name), ""),
     }

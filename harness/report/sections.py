@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from harness.report import noise, tables
+from harness.report import noise, single_scores, tables, tuning
 from harness.report.across import Across
 from harness.report.cells import Table
 from harness.report.pairwise import Pairwise
@@ -51,6 +51,7 @@ def _if_any(table: Table | None) -> list[Table]:
 
 # What a report shows.
 TABLES: list[Callable[[Found], Sequence[Table]]] = [
+    lambda found: single_scores.single_tables(single_scores.single_scores(found.frame)),
     lambda found: [tables.across_table(found.across)] if found.across else [],
     lambda found: tables.score_tables(found.summary, found.pairwise, found.columns),
     lambda found: tables.option_tables(found.summary, found.options),
@@ -58,7 +59,7 @@ TABLES: list[Callable[[Found], Sequence[Table]]] = [
     lambda found: tables.cost_tables(found.costs),
     lambda found: _if_any(noise.noise_table(found.noise)),
     lambda found: _if_any(tables.prediction_table(found.predictions)),
-    lambda found: _if_any(tables.tuning_table(found.tuning)),
+    lambda found: _if_any(tuning.tuning_table(found.tuning)),
     lambda found: _if_any(tables.failure_table(found.failures)),
 ]
 

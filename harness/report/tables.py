@@ -1,6 +1,5 @@
 """Frames as people read them: one set of cells, shown in the terminal and as Markdown; `page` makes HTML of it."""
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -278,39 +277,6 @@ def across_table(across: Across) -> Table:
             f"fine-tuning, its interval over runs; on {', '.join(across.normalized)}. "
         )
     return Table("Over tasks", columns + across.tasks, cells, caption.strip(), ("method",))
-
-
-def tuning_table(tuning: pd.DataFrame) -> Table | None:
-    """Make the table of what was tried to choose the learning rates."""
-    if tuning.empty:
-        return None
-    columns = ("task", "method", "trials", "best", "median", "worst", "chosen rate", "grid", "remarks")
-    equal = tuning.groupby("task")["trials"].transform("nunique") == 1
-    cells = []
-    for (_, row), same in zip(tuning.iterrows(), equal, strict=True):
-        chosen = NONE if math.isnan(row["chosen"]) else f"{row['chosen']:g}"
-        where = "range" if row["search"] in ("random", "tpe") else "grid"
-        notes = [f"{row['edge']} of its {where}: the best may lie beyond"] if row["edge"] else []
-        notes += [f"{row['stopped']} stopped on the way"] if row["stopped"] else []
-        notes += [f"{row['without_score']} without a score"] if row["without_score"] else []
-        notes += [] if same else ["not the same number of trials for every method"]
-        notes += [f"final runs used {row['used']}"] if row["used"] and row["used"] != chosen else []
-        scores = [number(row[name]) for name in ("best", "median", "worst")]
-        cells.append(
-            (
-                row["task"],
-                row["configuration"],
-                str(row["trials"]),
-                *scores,
-                f"{chosen} {row['chosen_second']}".strip(),
-                row["grid"],
-                "; ".join(notes),
-            )
-        )
-    kinds = [str(kind) for kind in tuning["search"].unique() if kind in ("random", "tpe")]
-    caption = "Scores on the development split, which chose the learning rate; final runs use fresh seeds."
-    caption += f" Learning rates were drawn from each method's range ({', '.join(kinds)})." if kinds else ""
-    return Table("How the learning rates were chosen", columns, cells, caption, ("task", "method", "grid", "remarks"))
 
 
 def cost_tables(costs: pd.DataFrame) -> list[Table]:

@@ -2,24 +2,28 @@
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
 from harness.config.schema import Search
-from harness.report.scores import FINISHED, LEARNING_RATE, STOPPED, label
+from harness.report.cells import NONE, Table, number
+from harness.report.scores import DIVERGED, FINISHED, LEARNING_RATE, STOPPED, label
 from harness.sweep.search import RATE, edge
 from harness.training.metrics import higher_is_better
 
 COLUMNS = (
-    "task configuration search trials stopped without_score best median worst chosen chosen_second edge grid used"
+    "task configuration search trials beyond stopped without_score best median worst chosen chosen_second edge grid"
+    " used"
 ).split()
 
 
 def tuning(frame: pd.DataFrame) -> pd.DataFrame:
     """Make the tuning table: one row per configuration that was tried at several points with `stage=tune`.
 
-    Columns: task, configuration, search (grid, random or tpe), trials (points tried), stopped (those not run to their
+    Columns: task, configuration, search (grid, random or tpe), trials (points tried), beyond (of these, past the edges
+    of the method's grid, since the best lay there), stopped (those not run to their
     end, as others were better), without_score (of the others), best, median, worst (development score, mean over the
     seeds of a trial), chosen (learning rate of the best), chosen_second (its other hyper-parameter, if one was
     searched), edge (`lowest` or `highest` where the choice lies at the end of what was tried or could be drawn), grid
@@ -48,6 +52,8 @@ def _tuned(group: pd.DataFrame, final: pd.DataFrame, keys: tuple[str, ...]) -> d
     scores.index = [point if others else (point,) for point in scores.index]
     stopped = (group["status"] == STOPPED).groupby(points).any()
     grid, scored = sorted({point[0] for point in scores.index}), scores.dropna()
+    # A trial that failed says nothing about its place.
+    told = sorted(group[RATE][group["status"].isin((FINISHED, STOPPED, DIVERGED))].unique())
     higher = higher_is_better(group["primary_metric"].iloc[0])
     best, worst = (scored.max(), scored.min()) if higher else (scored.min(), scored.max())
     # Of equals the smaller values, as the sweeper does: the points are in ascending order.
@@ -56,6 +62,7 @@ def _tuned(group: pd.DataFrame, final: pd.DataFrame, keys: tuple[str, ...]) -> d
     return {
         "search": _search(group),
         "trials": len(scores),
+        "beyond": _beyond(group, scores.index),
         "stopped": halted,
         "without_score": len(scores) - len(scored) - halted,
         "best": best,
@@ -65,10 +72,47 @@ def _tuned(group: pd.DataFrame, final: pd.DataFrame, keys: tuple[str, ...]) -> d
         "chosen_second": " ".join(
             f"{key.removeprefix('method.')}={value:g}" for key, value in zip(others, second, strict=False)
         ),
-        "edge": edge(chosen, *_ends(group, grid)) if len(grid) > 1 else "",
+        "edge": edge(chosen, *_ends(group, told)) if len(told) > 1 else "",
         "grid": " ".join(f"{rate:g}" for rate in grid),
         "used": " ".join(f"{rate:g}" for rate in sorted(final[RATE].dropna().unique())),
     }
+
+
+def tuning_table(tuning: pd.DataFrame) -> Table | None:
+    """Make the table of what was tried to choose the learning rates."""
+    if tuning.empty:
+        return None
+    columns = ("task", "method", "trials", "best", "median", "worst", "chosen rate", "grid", "remarks")
+    own = tuning["trials"] - tuning["beyond"]
+    equal = own.groupby(tuning["task"]).transform("nunique") == 1
+    cells = []
+    for (_, row), same in zip(tuning.iterrows(), equal, strict=True):
+        chosen = NONE if math.isnan(row["chosen"]) else f"{row['chosen']:g}"
+        where = "range" if row["search"] in ("random", "tpe") else "grid"
+        further = f"{row['beyond']} rate{'' if row['beyond'] == 1 else 's'} beyond its grid"
+        also = f", also after {further}" if row["beyond"] else ""
+        notes = [f"{row['edge']} of its {where}{also}: the best may lie beyond"] if row["edge"] else []
+        notes += [f"{further} tried"] if row["beyond"] and not row["edge"] else []
+        notes += [f"{row['stopped']} stopped on the way"] if row["stopped"] else []
+        notes += [f"{row['without_score']} without a score"] if row["without_score"] else []
+        notes += [] if same else ["not the same number of trials for every method"]
+        notes += [f"final runs used {row['used']}"] if row["used"] and row["used"] != chosen else []
+        scores = [number(row[name]) for name in ("best", "median", "worst")]
+        cells.append(
+            (
+                row["task"],
+                row["configuration"],
+                str(row["trials"]),
+                *scores,
+                f"{chosen} {row['chosen_second']}".strip(),
+                row["grid"],
+                "; ".join(notes),
+            )
+        )
+    kinds = [str(kind) for kind in tuning["search"].unique() if kind in ("random", "tpe")]
+    caption = "Scores on the development split, which chose the learning rate; final runs use fresh seeds."
+    caption += f" Learning rates were drawn from each method's range ({', '.join(kinds)})." if kinds else ""
+    return Table("How the learning rates were chosen", columns, cells, caption, ("task", "method", "grid", "remarks"))
 
 
 def searched(frame: pd.DataFrame) -> tuple[str, ...]:
@@ -93,9 +137,20 @@ def _search(group: pd.DataFrame) -> str:
     return " ".join(sorted(group[column].dropna().unique())) if column in group else ""
 
 
-def _ends(group: pd.DataFrame, grid: list[float]) -> tuple[float, float]:
+def _declared(group: pd.DataFrame) -> list[float]:
+    """The learning rates that the method's YAML names."""
+    told = group.get("param.method.learning_rates", pd.Series(dtype=object)).dropna()
+    return [rate for text in told.unique() for rate in _listed(text) if isinstance(rate, int | float)]
+
+
+def _beyond(group: pd.DataFrame, points: Iterable[tuple[float, ...]]) -> int:
+    """Points past the edges of a grid; a search that draws keeps within its range."""
+    rates = _declared(group)
+    return sum(not min(rates) <= point[0] <= max(rates) for point in points) if rates else 0
+
+
+def _ends(group: pd.DataFrame, tried: list[float]) -> tuple[float, float]:
     """The ends of the range of learning rates: of those that could be drawn, or else of those that were tried."""
-    declared = group.get("param.method.learning_rates", pd.Series(dtype=object)).dropna()
-    rates = [rate for text in declared.unique() for rate in _listed(text) if isinstance(rate, int | float)]
+    rates = _declared(group)
     drawn = _search(group) in (Search.random.name, Search.tpe.name)
-    return (min(rates), max(rates)) if drawn and rates else (grid[0], grid[-1])
+    return (min(rates), max(rates)) if drawn and rates else (tried[0], tried[-1])

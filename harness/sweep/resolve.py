@@ -23,7 +23,7 @@ REFERENCE = re.compile(r"\$\{([^${}:]*)(.?)", re.DOTALL)
 # A section that is another one, as data_seed is seed; OmegaConf takes a third of a millisecond to read it.
 ALIAS = re.compile(r"\$\{(\w+)\}")
 # Resolvers that give the same for the same arguments, and see no other key than those written in them.
-PURE_RESOLVERS = ("shipped", "real_data", "by", "oc.env", "oc.decode")
+PURE_RESOLVERS = ("shipped", "real_data", "by", "training_params", "oc.env", "oc.decode")
 WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)")
 
 

@@ -57,6 +57,7 @@ class TuningBudget:
     seed: int
     startup_trials: int
     parallel_trials: int
+    extend: int = 0
 
 
 class Searcher(Protocol):
@@ -233,6 +234,13 @@ def spread(values: Sequence[float], number: int) -> list[float]:
     if number == 1:
         return [values[(len(values) - 1) // 2]]
     return [values[round(i * (len(values) - 1) / (number - 1))] for i in range(number)]
+
+
+def beyond(values: Sequence[float], steps: int) -> float:
+    """The learning rate so many steps above a grid, or below it where negative, on the grid's own log scale."""
+    low, high = values[0], values[-1]
+    step = (high / low) ** (1 / (len(values) - 1))
+    return float(f"{(high if steps > 0 else low) * step**steps:.{DIGITS}g}")
 
 
 def random_points(ranges: tuple[Range, ...], trials: int, seed: int) -> list[Hyperparameters]:

@@ -85,6 +85,7 @@ class EqualBudgetSweeper(Sweeper):
         startup_trials: Of tpe: how many are random before it learns from them.
         parallel_trials: Of tpe: how many of a method are asked for at once.
         rungs: Shares of the steps at which the worse half of each method's trials is stopped; empty: none is.
+        extend: Of grid: how many further learning rates of a method are tried at most while its best lies at an edge.
     """
 
     def __init__(
@@ -98,10 +99,11 @@ class EqualBudgetSweeper(Sweeper):
         startup_trials: int,
         parallel_trials: int,
         rungs: list[float],
+        extend: int,
     ) -> None:
         self.params, self.second_range, self.seeds, self.rungs = params, second_range, list(seeds), list(rungs)
         self.given: dict[str, Any] = {"search": search, "trials": trials, "tuning_seed": tuning_seed}
-        self.given |= {"startup_trials": startup_trials, "parallel_trials": parallel_trials}
+        self.given |= {"startup_trials": startup_trials, "parallel_trials": parallel_trials, "extend": extend}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.configuration = hydra_context, config
@@ -209,7 +211,8 @@ class EqualBudgetSweeper(Sweeper):
         if not isinstance(self.second_range, bool):
             raise ConfigError(f"hydra.sweeper.second_range={self.second_range}: true or false is needed")
         self._check_rungs(search)
-        numbers = {key: self.given[key] for key in ("trials", "startup_trials", "parallel_trials")}
+        self._check_extend(search)
+        numbers = {key: self.given[key] for key in ("trials", "startup_trials", "parallel_trials", "extend")}
         return TuningBudget(Search[search], seed=seed, **numbers)
 
     def _check_rungs(self, search: str) -> None:
@@ -219,6 +222,20 @@ class EqualBudgetSweeper(Sweeper):
         if self.rungs and search == Search.tpe.name:
             raise ConfigError(
                 f"hydra.sweeper.rungs={self.rungs}: tpe learns from whole trials; use search=grid or random"
+            )
+
+    def _check_extend(self, search: str) -> None:
+        extend, trials = self.given["extend"], self.given["trials"]
+        if not _is_whole(extend, 0):
+            raise ConfigError(f"hydra.sweeper.extend={extend}: a whole number from 0 is needed")
+        if extend and search != Search.grid.name:
+            raise ConfigError(
+                f"hydra.sweeper.extend={extend}: only a grid has an edge to go beyond; use search=grid, or widen"
+                f" method.learning_rates for search={search}"
+            )
+        if extend and trials < 2:
+            raise ConfigError(
+                f"hydra.sweeper.extend={extend}: a grid of {trials} has no step to go on by; trials=2 is the least"
             )
 
     def _candidate(self, overrides: list[str]) -> Candidate:
@@ -233,9 +250,8 @@ class EqualBudgetSweeper(Sweeper):
         for one in ranges[1:]:
             if any(key_of(override) == one.key for override in overrides):
                 raise ConfigError(f"{one.key}: the equal_budget sweeper searches it; hydra.sweeper.second_range=false")
-        return Candidate(
-            overrides, None, searcher(ranges, self.tuning, str(method.get("name")), higher), ranges, higher
-        )
+        search = searcher(ranges, self.tuning, str(method.get("name")), higher)
+        return Candidate(overrides, None, search, ranges, higher, self.tuning.extend)
 
 
 def overrides_of(trial: Trial) -> list[str]:

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 
 from harness.sweep.outcome import Outcome
 from harness.sweep.progress import SCORE_DIGITS, primary_score, table
-from harness.sweep.search import RATE, Hyperparameters, Range, Searcher, edge
+from harness.sweep.search import RATE, Hyperparameters, Range, Searcher, beyond, edge
 from harness.tracking.record import Status
+
+RATE_EDGE = "edge of its range"
 
 
 @dataclass
@@ -44,6 +46,11 @@ class Trial:
         return self._status == Status.stopped
 
     @property
+    def told_something(self) -> bool:
+        """Whether its place is known to be better or worse: not of one that failed for another reason."""
+        return self.score is not None or self.stopped or self.diverged
+
+    @property
     def _status(self) -> str | None:
         return self.outcome.status if self.outcome else None
 
@@ -61,7 +68,11 @@ class Candidate:
     searcher: Searcher | None = None
     ranges: tuple[Range, ...] = ()
     higher_is_better: bool = True
+    extend: int = 0
     trials: list[Trial] = field(default_factory=list)
+    # The learning rates of the grid itself, and how many were tried beyond it.
+    grid: tuple[float, ...] = ()
+    further: int = 0
     chosen: Trial | None = None
 
     @property
@@ -71,8 +82,33 @@ class Candidate:
     def ask(self) -> list[Trial]:
         """The next trials; none when all of them were asked for, or it has none for an error."""
         trials = [Trial(values) for values in self.searcher.ask()] if self.searcher else []
+        if self.trials and not trials:
+            trials = self._beyond_the_grid()
+            self.further += len(trials)
         self.trials += trials
+        if not self.grid:
+            self.grid = tuple(sorted({trial.hyperparameters[RATE] for trial in trials}))
         return trials
+
+    def _beyond_the_grid(self) -> list[Trial]:
+        """The next rate past each edge at which the best lies, and nowhere else; none past the limit."""
+        scored = [trial for trial in self.trials if trial.score is not None]
+        if self.further >= self.extend or len(self.grid) < 2 or not scored:
+            return []
+        best = self._ranked(scored)[0]
+        rates = [trial.hyperparameters[RATE] for trial in self.trials if trial.told_something]
+        at_best = {trial.hyperparameters[RATE]: trial for trial in reversed(scored) if trial.score == best.score}
+        if any(min(rates) < rate < max(rates) for rate in at_best):
+            return []
+        tried = {trial.hyperparameters[RATE] for trial in self.trials}
+        found = []
+        for end, steps in ((min(rates), -1), (max(rates), 1)):
+            past = sum(rate < self.grid[0] if steps < 0 else rate > self.grid[-1] for rate in set(rates))
+            rate = beyond(self.grid, steps * (past + 1))
+            # One that was tried and failed says nothing about its place; a further one would leave a hole.
+            if end in at_best and rate not in tried:
+                found.append(Trial({**at_best[end].hyperparameters, RATE: rate}))
+        return found[: self.extend - self.further]
 
     def tell(self, trials: list[Trial]) -> None:
         """Let the search learn from the trials asked for last."""
@@ -101,7 +137,17 @@ class Candidate:
 
     def reason(self) -> str:
         """The trials and their scores, as a final run's record keeps them."""
-        return f"best of {len(self.trials)}: " + ", ".join(map(with_score, self.trials))
+        further = f" ({self.further} beyond the grid{self._limit()})" if self.further else ""
+        return f"best of {len(self.trials)}{further}: " + ", ".join(map(with_score, self.trials))
+
+    def note(self, sampled: bool) -> str:
+        """What is to be said of the choice: at which edge it lies, and that the search went no further than allowed."""
+        return self.edges(sampled) + self._limit()
+
+    def _limit(self) -> str:
+        """Say where the choice still lies at the edge and no more further rates are allowed."""
+        at_limit = 0 < self.extend <= self.further and RATE_EDGE in self.edges(False)
+        return f", also after the {self.extend} further rates that hydra.sweeper.extend allows" if at_limit else ""
 
     def edges(self, sampled: bool) -> str:
         """Say where the choice lies at an end of its range: of what was tried, or could have been drawn."""
@@ -109,10 +155,10 @@ class Candidate:
             return ""
         found = []
         for one in self.ranges:
-            tried = [trial.hyperparameters[one.key] for trial in self.trials]
+            tried = [trial.hyperparameters[one.key] for trial in self.trials if trial.told_something]
             ends = (one.values[0], one.values[-1]) if sampled else (min(tried), max(tried))
             if edge(self.chosen.hyperparameters[one.key], *ends):
-                found.append("edge of its range" if one.key == RATE else f"edge of the range of {one.key}")
+                found.append(RATE_EDGE if one.key == RATE else f"edge of the range of {one.key}")
         return ", ".join(found)
 
 
@@ -130,7 +176,7 @@ def choices_table(candidates: list[Candidate], sampled: bool) -> str:
             candidate.name,
             ", ".join(map(with_score, candidate.trials)),
             "" if candidate.chosen is None else candidate.chosen.name,
-            candidate.error or candidate.edges(sampled),
+            candidate.error or candidate.note(sampled),
         ]
         for candidate in candidates
     ]

@@ -31,3 +31,13 @@ def test_a_sweep_over_folders_names_each_and_takes_no_other_sort() -> None:
     assert with_paths(["model=./a,./b"])[1:] == ["model.path='./a','./b'", "model.name='${base_name:${model.path}}'"]
     with pytest.raises(ConfigError, match=r"\./a is where a model is and minilm is a file of conf/model/"):
         with_paths(["model=./a,minilm"])
+
+
+def test_a_dimension_may_be_given_that_no_yaml_lists() -> None:
+    """Over one that is there, and for an architecture of one's own."""
+    assert compose("config", ["model=gpt2", "model.architecture.n_layer=3"]).model.architecture.n_layer == 3
+    given = ["model=architecture", "model.architecture.model_type=qwen2", "model.architecture.num_hidden_layers=5"]
+    found = compose("config", given).model.architecture
+    assert (found.model_type, found.num_hidden_layers) == ("qwen2", 5)
+    own = compose("config", ["model=micro_encoder", "model.path=null", "model.architecture.model_type=bert"])
+    assert own.model.architecture == {"model_type": "bert"}

@@ -8,6 +8,7 @@ from run_directories import write_run
 
 import harness
 from harness.report import cells, markdown, scores, tables
+from harness.report import tuning as report_tuning
 from harness.report.pairwise import Pairwise
 from harness.tracking.record import MEMORY
 
@@ -17,7 +18,7 @@ EVIL = "<script>alert('x')</script> | [red]*a*[/red] $x$"
 def row(**values: object) -> dict[str, object]:
     common = {"task": "sst2", "configuration": "lora", "method": "lora", "metric": "accuracy", "split": "validation"}
     numbers = {"n": 3, "mean": 0.9, "std": 0.01, "low": 0.8, "high": 1.0, "collapsed": 0, "diverged": 0, "failed": 0}
-    common |= {"marked": ""}
+    common |= {"marked": "", "undertrained": ""}
     costs = {"share": 0.05, "trainable_parameters": 1000.0, "total_parameters": 20_000.0, "train_seconds": 10.0}
     speed = {"tokens_per_second": 2000.0, "adapter_file_bytes": 4096.0}
     nothing = dict.fromkeys(("base", "forgetting.before", "forgetting.after"), float("nan"))
@@ -66,13 +67,33 @@ def test_what_a_backbone_knew_is_shown_where_it_was_asked() -> None:
 def test_unequal_tuning_budgets_are_remarked() -> None:
     """Methods of one task with different numbers of trials are not compared silently."""
     common = {"task": "sst2", "without_score": 0, "best": 0.9, "median": 0.8, "worst": 0.7, "chosen": 0.01, "edge": ""}
-    common |= {"search": "grid", "stopped": 0, "chosen_second": ""}
+    common |= {"search": "grid", "beyond": 0, "stopped": 0, "chosen_second": ""}
     rows = [
         {**common, "configuration": name, "trials": n, "grid": "", "used": "0.1"} for name, n in (("a", 3), ("b", 4))
     ]
-    table = tables.tuning_table(pd.DataFrame(rows))
+    table = report_tuning.tuning_table(pd.DataFrame(rows))
     assert table is not None
     assert table.rows[0][-1] == "not the same number of trials for every method; final runs used 0.1"
+
+
+@pytest.mark.parametrize(
+    ("edge", "remark"),
+    [
+        ("", "2 rates beyond its grid tried"),
+        ("highest", "highest of its grid, also after 2 rates beyond its grid: the best may lie beyond"),
+    ],
+)
+def test_rates_beyond_a_grid_are_remarked_and_are_no_unequal_budget(edge: str, remark: str) -> None:
+    """The rule was the same for all, and where it ended at the limit the table says so."""
+    common = {"task": "sst2", "without_score": 0, "best": 0.9, "median": 0.8, "worst": 0.7, "chosen": 0.01}
+    common |= {"search": "grid", "stopped": 0, "chosen_second": "", "grid": "", "used": "0.01"}
+    rows = [
+        {**common, "configuration": "a", "trials": 3, "beyond": 0, "edge": ""},
+        {**common, "configuration": "b", "trials": 5, "beyond": 2, "edge": edge},
+    ]
+    table = report_tuning.tuning_table(pd.DataFrame(rows))
+    assert table is not None
+    assert [cells[-1] for cells in table.rows] == ["", remark]
 
 
 def test_markdown_shows_markup_as_text() -> None:

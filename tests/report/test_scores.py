@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from run_directories import store_of, write_run
 
-from harness.report import scores, tables
+from harness.report import scores
 from harness.report import tuning as report_tuning
 from harness.tracking.record import MEMORY
 
@@ -182,9 +182,20 @@ def test_drawn_trials_are_held_against_the_range_they_were_drawn_from(tmp_path: 
     row = found[5e-4]
     assert (row["search"], row["trials"], row["stopped"], row["without_score"]) == ("random", 4, 1, 0)
     assert (row["best"], row["median"], row["worst"]) == (0.9, 0.7, 0.6)
-    table = tables.tuning_table(report_tuning.tuning(frame))
+    table = report_tuning.tuning_table(report_tuning.tuning(frame))
     assert table is not None
     assert table.rows[0][-1] == "highest of its range: the best may lie beyond; 1 stopped on the way"
+
+
+def test_rates_beyond_the_declared_grid_are_counted_and_a_failed_one_is_no_edge(tmp_path: Path) -> None:
+    """Declared are 1e-4 and 1e-3; of the rates past them 1e-1 failed and bounds nothing."""
+    trials = [
+        write_run(tmp_path / "runs", stage="tune", learning_rate=rate, development=score)
+        for rate, score in ((1e-4, 0.6), (1e-3, 0.7), (1e-2, 0.9))
+    ]
+    trials.append(write_run(tmp_path / "runs", stage="tune", learning_rate=1e-1, status="failed", error="why"))
+    [row] = report_tuning.tuning(frame_of(tmp_path, *trials)).to_dict("records")
+    assert (row["trials"], row["beyond"], row["chosen"], row["edge"]) == (4, 2, 1e-2, "highest")
 
 
 def test_a_second_range_makes_one_row_of_trials(tmp_path: Path) -> None:

@@ -139,9 +139,13 @@ class ToySweep:
         text = text.replace("FOLDER", str(folder))
         (self.configurations / "config.yaml").write_text(text)
         for name, rates in METHODS.items():
-            method = {"name": name, "learning_rate": 1.0, "learning_rates": rates, "alpha": 8}
-            method["second_range"] = SECOND_RANGES.get(name, {})
-            OmegaConf.save(OmegaConf.create(method), self.configurations / "method" / f"{name}.yaml")
+            self.method(name, rates)
+
+    def method(self, name: str, rates: list[float]) -> None:
+        """Add a method with these learning rates."""
+        method = {"name": name, "learning_rate": 1.0, "learning_rates": rates, "alpha": 8}
+        method["second_range"] = SECOND_RANGES.get(name, {})
+        OmegaConf.save(OmegaConf.create(method), self.configurations / "method" / f"{name}.yaml")
 
     def _note(self, asked: list[points.Point]) -> list[points.Point]:
         self.asked += [(point.overrides, point.stage) for point in asked]

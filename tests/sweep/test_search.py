@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -150,6 +151,79 @@ def test_where_lower_is_better_the_lowest_development_score_wins() -> None:
     candidate.choose()
     assert candidate.chosen is candidate.trials[1]
     assert candidate.better_half(candidate.trials) == [candidate.trials[1]]
+
+
+def extended(
+    extend: int, score: Callable[[float], float | None], grid: tuple[float, ...] = (1e-3, 1e-2), **further: Any
+) -> Candidate:
+    """A candidate whose trials score as told, a null one being cut off as `lost` says."""
+    lost = further.pop("lost", "failed")
+    search = searcher((Range(RATE, grid),), budget("grid", len(grid)), "lora", higher_is_better=True)
+    candidate = Candidate([], None, search, (Range(RATE, grid),), extend=extend, **further)
+    while trials := candidate.ask():
+        for one in trials:
+            found = score(one.hyperparameters[RATE])
+            one.outcome = trial(1.0, lost if found is None else "finished", found).outcome
+        candidate.tell(trials)
+    candidate.choose()
+    return candidate
+
+
+def tried(candidate: Candidate) -> list[float]:
+    return [one.hyperparameters[RATE] for one in candidate.trials]
+
+
+def peak(best: float) -> Callable[[float], float]:
+    """Scores that fall off around the best rate, on a log scale."""
+    return lambda rate: -abs(math.log(rate / best))
+
+
+@pytest.mark.parametrize(
+    ("best", "further"),
+    [(2.0, [0.1, 1.0, 10.0]), (0.1, [0.1, 1.0]), (1e-5, [1e-4, 1e-5, 1e-6]), (2e-3, [1e-4]), (3e-3, [])],
+)
+def test_a_best_rate_at_an_edge_is_followed_on_the_same_log_grid_until_it_is_not(best, further) -> None:
+    """To either side, and one rate past the best; one that lies inside is followed by none."""
+    grid = (1e-3, 3e-3, 1e-2) if best == 3e-3 else (1e-3, 1e-2)
+    candidate = extended(9, peak(best), grid)
+    assert tried(candidate) == [*grid, *further]
+    assert candidate.edges(False) == ""
+    assert (f"({len(further)} beyond the grid)" in candidate.reason()) == bool(further)
+
+
+def test_both_edges_are_followed_where_both_are_best() -> None:
+    """A dip between two equal ends says nothing about which way to go."""
+    candidate = extended(
+        9, lambda rate: 0.1 if rate == 3e-3 else 0.5 if 5e-4 < rate < 2e-2 else 0.4, (1e-3, 3e-3, 9e-3)
+    )
+    assert tried(candidate) == [1e-3, 3e-3, 9e-3, 3.33e-4, 0.027]
+    assert candidate.edges(False) == ""
+
+
+def test_a_plateau_is_followed_nowhere() -> None:
+    """Where a rate inside scores as high as the edge, the best is not beyond: all at the majority, for one."""
+    assert tried(extended(9, lambda rate: 0.5, (1e-3, 3e-3, 9e-3))) == [1e-3, 3e-3, 9e-3]
+
+
+def test_where_the_limit_is_reached_the_choice_is_said_to_lie_at_the_edge() -> None:
+    """In the table at the end, and in the record of each final run; without a limit to reach nothing is added."""
+    candidate = extended(2, peak(1e9))
+    assert tried(candidate) == [1e-3, 1e-2, 0.1, 1.0]
+    said = "also after the 2 further rates that hydra.sweeper.extend allows"
+    assert candidate.note(False) == f"edge of its range, {said}"
+    assert candidate.reason().startswith(f"best of 4 (2 beyond the grid, {said}): 0.001: ")
+    assert said in choices_table([candidate], sampled=False)
+    unlimited = extended(0, peak(1e9))
+    assert (tried(unlimited), unlimited.note(False)) == ([1e-3, 1e-2], "edge of its range")
+
+
+def test_a_rate_that_diverges_bounds_the_best_and_one_that_fails_does_not() -> None:
+    """A failure says nothing about its place: it is not passed over, and the choice stays at the edge."""
+    for lost, edges in (("diverged", ""), ("failed", "edge of its range")):
+        candidate = extended(9, lambda rate: None if rate > 0.5 else peak(1e9)(rate), lost=lost)
+        assert tried(candidate) == [1e-3, 1e-2, 0.1, 1.0]
+        assert candidate.chosen is candidate.trials[2]
+        assert candidate.note(False) == edges
 
 
 @pytest.mark.parametrize(

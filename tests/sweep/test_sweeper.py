@@ -105,6 +105,7 @@ def test_parameters_in_the_file_and_on_the_command_line_make_one_grid(toy):
         (["method=wide"], "hydra.sweeper.rungs=[1]", r"rungs=\[1\]: ascending shares between 0 and 1"),
         (["method=single"], SECOND, "second_range.rank: method single has no number called rank"),
         (["method=scaled", "method.alpha=4,8"], SECOND, "method.alpha: the equal_budget sweeper searches it"),
+        (["method=wide"], "hydra.sweeper.extend=-1", "extend=-1: a whole number from 0 is needed"),
         (["act=range(1,1)"], TWO_FINALS, "the sweep is empty"),
     ],
 )
@@ -114,10 +115,14 @@ def test_an_unfair_or_impossible_budget_is_refused(toy, arguments, setting, sent
         toy.sweep(arguments, EQUAL, setting)
 
 
-def test_tpe_with_rungs_or_without_optuna_is_refused(toy, monkeypatch):
+def test_tpe_with_rungs_or_without_optuna_and_an_extension_without_a_grid_are_refused(toy, monkeypatch):
     """It compares whole trials, and it is Optuna's own."""
     with pytest.raises(ConfigError, match=r"rungs=\[0.5\]: tpe learns from whole trials; use search=grid or random"):
         toy.sweep(["method=wide"], EQUAL, *TPE, "hydra.sweeper.rungs=[0.5]")
+    with pytest.raises(ConfigError, match="extend=2: only a grid has an edge to go beyond; use search=grid, or widen"):
+        toy.sweep(["method=wide"], EQUAL, *TPE, "hydra.sweeper.extend=2")
+    with pytest.raises(ConfigError, match="extend=2: a grid of 1 has no step to go on by"):
+        toy.sweep(["method=wide"], EQUAL, "hydra.sweeper.trials=1", "hydra.sweeper.extend=2")
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ConfigError, match=r"search=tpe: it needs Optuna .* pip install 'peft-harness\[optuna\]'"):
         toy.sweep(["method=wide"], EQUAL, *TPE)
@@ -208,6 +213,32 @@ def test_the_better_half_of_each_methods_trials_goes_on_at_each_rung(toy, capsys
     again = toy.sweep(["method=wide"], *settings)
     assert toy.asked == asked
     assert all(outcome["skipped"] for batch in again for outcome in batch)
+
+
+def test_a_grid_is_extended_where_the_best_lies_at_its_edge_and_a_killed_sweep_asks_the_same(toy, capsys):
+    """The best rate is 0.3: a grid around it is not extended, one below goes up by its own step until the score falls.
+
+    A sweep that was cut off after any batch finds what was done in the store, and asks for the rest.
+    """
+    toy.method("low", [0.01, 0.03])
+    settings = [EQUAL, ONE_FINAL, "hydra.sweeper.trials=2", "hydra.sweeper.rungs=[0.5]", "hydra.sweeper.extend=4"]
+    batches = toy.sweep(["method=low"], *settings)
+    assert rates(toy)[-2:] == [0.81, 0.81]
+    assert list(dict.fromkeys(rates(toy))) == [0.01, 0.03, 0.09, 0.27, 0.81]
+    assert rates(toy, "final") == [0.27]
+    assert "best of 5 (3 beyond the grid): " in str(overrides(toy, "final"))
+    asked = list(toy.asked)
+    for done in (1, len(batches) - 2):
+        toy.asked.clear()
+        toy.stored.clear()
+        toy.remember([outcome for batch in batches[:done] for outcome in batch])
+        again = toy.sweep(["method=low"], *settings)
+        assert toy.asked == asked
+        assert all(outcome["skipped"] for batch in again[:done] for outcome in batch)
+        assert not any(outcome["skipped"] for batch in again[done:] for outcome in batch)
+    toy.asked.clear()
+    toy.sweep(["method=wide"], EQUAL, ONE_FINAL, "hydra.sweeper.extend=4")
+    assert rates(toy) == [0.1, 0.3, 0.5]
 
 
 def test_a_trial_that_diverges_before_a_rung_does_not_go_on(toy):
