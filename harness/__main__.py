@@ -12,6 +12,7 @@ from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from harness.config import compose
@@ -26,7 +27,7 @@ from harness.config.command import (
     traces_wanted,
 )
 from harness.config.compose import PRIMARY_CONFIG, VERSION_BASE
-from harness.config.errors import ConfigError
+from harness.config.errors import ConfigError, write_anywhere
 from harness.config.mistakes import explain, is_mistake
 from harness.config.model_paths import with_paths
 from harness.config.sources import conf_root
@@ -46,6 +47,9 @@ def run_point(cfg: DictConfig) -> dict[str, Any]:
     """Run one configuration, in this process or in a sweep's worker; a user's mistake comes back as `refused`."""
     from harness.run.job import job
 
+    if HydraConfig.get().job.chdir:
+        # Paths mean the folder where the command was given, the store's among them.
+        os.chdir(HydraConfig.get().runtime.cwd)
     try:
         outcome = job(cfg)
     except ConfigError as error:
@@ -58,6 +62,7 @@ def run_point(cfg: DictConfig) -> dict[str, Any]:
 
 def main() -> int:
     """Parse the command line, run, and return the exit status."""
+    write_anywhere()
     register_plugins()
     try:
         sys.argv[1:] = with_paths(sys.argv[1:])

@@ -35,6 +35,7 @@ MISTAKES = {
     "-cn=confi": "-cn confi: there is no such sweep; did you mean config?",
     "train.batch_size=-1": "train.batch_size=-1: a positive number is needed",
     "seed=${nowhere}": "nowhere",
+    "hydra.run.dir=/dev/null/runs": "hydra.run.dir=/dev/null/runs: the folder can't be made (Not a directory)",
     "--resolve": "The --resolve flag can only be used in conjunction with --cfg or --help",
 }
 

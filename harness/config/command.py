@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config.errors import ConfigError, near_misses
+from harness.config.errors import ConfigError, near_misses, write_anywhere
 
 # Exit statuses: done, done with failures or differences to tell of, a user's mistake, Ctrl-C.
 DONE, FAILED, MISTAKEN, INTERRUPTED = 0, 1, 2, 130
@@ -34,6 +34,7 @@ def carry_out(
         arguments: Null for those of the command line.
         name: What the sentence begins with, where commands of several names share a screen.
     """
+    write_anywhere()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(arguments):
         print(usage)

@@ -24,14 +24,20 @@ def identity(experiment: Experiment, revisions: dict[str, str]) -> str:
     Paths do not count, the content behind them does, through the revisions. A run that is stopped on its way is
     another than the whole one.
     """
-    decisive = {
+    content = decisive(experiment, revisions)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def decisive(experiment: Experiment, revisions: dict[str, str]) -> dict[str, Any]:
+    """Everything that decides a run's result: its configuration, the hashes of its files, the version of results."""
+    config = {
         section: {key: value for key, value in values.items() if key not in NOT_IDENTITY.get(section, ())}
         if isinstance(values, dict)
         else values
         for section, values in experiment.resolved.items()
         if section not in ("measure", "tracking", "sweep")
     }
-    content: dict[str, Any] = {"config": decisive, **revisions, "version": RESULTS_VERSION}
+    content: dict[str, Any] = {"config": config, **revisions, "version": RESULTS_VERSION}
     if experiment.sweep.stop_share is not None:
         content["stop_share"] = experiment.sweep.stop_share
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return content

@@ -19,6 +19,9 @@ MISTAKES = (ConfigError, HydraException, OmegaConfBaseException, YAMLError)
 # Options that exclude each other: Hydra checks them itself and raises a bare ValueError.
 HYDRA_OPTIONS_FILE = "hydra/_internal/utils.py"
 
+# Where Hydra makes the folder of a run.
+HYDRA_JOB_FILE = "hydra/core/utils.py"
+
 Compose = Callable[[list[str]], DictConfig]
 
 
@@ -27,7 +30,25 @@ def is_mistake(error: Exception) -> bool:
     if isinstance(error, MISTAKES):
         return True
     where = traceback.extract_tb(error.__traceback__)[-1].filename if error.__traceback__ else ""
-    return isinstance(error, ValueError) and Path(where).as_posix().endswith(HYDRA_OPTIONS_FILE)
+    if isinstance(error, ValueError) and Path(where).as_posix().endswith(HYDRA_OPTIONS_FILE):
+        return True
+    return _unwritable(error) is not None
+
+
+def _unwritable(error: BaseException) -> OSError | None:
+    """What the system says of a run's folder, or the log in it, that Hydra could not make; null for any other error."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if not isinstance(cause, OSError):
+        return None
+    frames = [Path(frame.filename).as_posix() for frame in traceback.extract_tb(error.__traceback__)]
+    job = next((place for place, name in enumerate(frames) if name.endswith(HYDRA_JOB_FILE)), len(frames))
+    own = [name for name in frames[job:] if "/harness/" in name]
+    return cause if job < len(frames) and not own else None
+
+
+def not_made(key: str, folder: object, error: OSError) -> str:
+    """The sentence for a folder that can't be made."""
+    return f"{key}={folder}: the folder can't be made ({error.strerror}); name another"
 
 
 def explain(error: BaseException, overrides: Sequence[str] = (), compose: Compose | None = None) -> str:
@@ -40,6 +61,8 @@ def explain(error: BaseException, overrides: Sequence[str] = (), compose: Compos
     """
     if isinstance(error, ConfigError):
         return str(error)
+    if unwritable := _unwritable(error):
+        return not_made("hydra.run.dir", unwritable.filename, unwritable)
     if isinstance(error, OverrideParseException):
         lines = [line.strip() for line in error.message.split("\n")]
         reason = next((line for line in lines if line and not line.startswith(("Error parsing", "See "))), "")

@@ -5,7 +5,7 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -14,13 +14,12 @@ from omegaconf import OmegaConf
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.mistakes import choices
+from harness.config.schema import EarlierAdapter, ModelConfig
 from harness.methods import CONFIG_FILE
+from harness.methods.saved import MANIFEST_FILE, Manifest, read
 from harness.models import MODEL_CLASSES
 from harness.models.architectures import Kind
 from harness.tracking.record import RunRecord, write_atomically
-
-if TYPE_CHECKING:
-    from harness.methods.saved import Manifest
 
 CARD_FILE = "README.md"
 PIPELINES = {
@@ -30,10 +29,12 @@ PIPELINES = {
 }
 # Sections and keys that say where things go and not what is computed; a store's address may hold a password.
 NOT_REPRODUCED = ("tracking", "sweep", "train.resume", "train.checkpoint_dir", "train.checkpoint_minutes")
+# Names of language models' output layers, whose weights are often those of the embeddings.
+OUTPUT_LAYERS = {"lm_head", "embed_out", "output_layer"}
 GROUPS = ("model", "task", "method")
 
 
-def write_card(folder: Path, manifest: "Manifest", result: RunRecord) -> None:
+def write_card(folder: Path, manifest: Manifest, result: RunRecord) -> None:
     """Write `README.md` into an adapter's folder; the run has its scores by now."""
     write_atomically(folder / CARD_FILE, card(manifest, result, _adapter_config(folder)))
 
@@ -46,7 +47,7 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def card(manifest: "Manifest", result: RunRecord, adapter: dict[str, Any]) -> str:
+def card(manifest: Manifest, result: RunRecord, adapter: dict[str, Any]) -> str:
     """The text: YAML front matter as the Hub reads it, then Markdown.
 
     Args:
@@ -73,7 +74,7 @@ def card(manifest: "Manifest", result: RunRecord, adapter: dict[str, Any]) -> st
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(manifest: "Manifest", result: RunRecord, peft_type: str | None) -> str:
+def _front_matter(manifest: Manifest, result: RunRecord, peft_type: str | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     method, model, task = result.config["method"]["name"], manifest.model, manifest.task
@@ -153,7 +154,7 @@ def _costs(result: RunRecord, adapter: dict[str, Any]) -> str:
     return _table([["figure", "value"], *([name, value] for name, value in figures.items())])
 
 
-def _provenance(manifest: "Manifest", result: RunRecord) -> str:
+def _provenance(manifest: Manifest, result: RunRecord) -> str:
     git, seeds, data = (result.provenance[key] for key in ("git", "seeds", "revisions"))
     versions = ", ".join(f"{name} {version}" for name, version in manifest.packages.items())
     lines = [
@@ -167,7 +168,7 @@ def _provenance(manifest: "Manifest", result: RunRecord) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _loading(manifest: "Manifest", peft_type: str | None) -> str:
+def _loading(manifest: Manifest, peft_type: str | None) -> str:
     path, task = manifest.model.path, manifest.task
     ours = [
         "import harness",
@@ -180,18 +181,41 @@ def _loading(manifest: "Manifest", peft_type: str | None) -> str:
         text += f"\n\nClasses, in the order of the logits: {', '.join(map(_code, task.labels))}."
     if peft_type is None or not manifest.model.pretrained:
         return text
+    below = _below(manifest.model)
+    if below is None:
+        why = "is none of peft's, or changes an output layer, which peft would merge into tied embeddings too"
+        return f"{text}\n\nPeft alone can't load it: the adapter below it, {_code(path)}, {why}."
+    first, earlier = below
     width = "" if task.labels_count is None else f", num_labels={task.labels_count}"
-    cls, where = MODEL_CLASSES[task.kind], repr(_line(path))
+    cls, where = MODEL_CLASSES[task.kind], repr(_line(first))
     theirs = [
         "from peft import PeftModel",
         f"from transformers import {cls}, AutoTokenizer",
         "",
         f"tokenizer = AutoTokenizer.from_pretrained({where})  # padding_side='left' for a decoder",
         f"backbone = {cls}.from_pretrained({where}{width})",
+        *(f"backbone = PeftModel.from_pretrained(backbone, {_line(one)!r}).merge_and_unload()" for one in earlier),
         "backbone.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id",
         'model = PeftModel.from_pretrained(backbone, "FOLDER").eval()',
     ]
     return f"{text}\n\nWith peft alone:\n\n{_fence('python', *theirs)}"
+
+
+def _below(model: ModelConfig) -> tuple[str | None, list[str]] | None:
+    """Where the backbone is without adapters, and the adapters that are merged into it, in their order.
+
+    Null where one of them is not peft's, or is not merged.
+    """
+    merged: list[str] = []
+    while model.path and (Path(model.path).expanduser() / MANIFEST_FILE).is_file():
+        folder = Path(model.path).expanduser()
+        config = _adapter_config(folder)
+        on_output = OUTPUT_LAYERS.intersection(config.get("target_modules") or ())
+        if model.earlier_adapter is not EarlierAdapter.merged or "peft_type" not in config or on_output:
+            return None
+        merged.insert(0, model.path)
+        model = read(folder).model
+    return model.path, merged
 
 
 def command(config: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Backbones that carry the adapter of an earlier run: found, fingerprinted and loaded with it."""
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,9 +9,11 @@ from typing import TYPE_CHECKING
 from harness import models
 from harness.config.errors import ConfigError
 from harness.config.schema import EarlierAdapter, Experiment, ModelConfig
+from harness.methods import CONFIG_FILE
 from harness.methods.saved import MANIFEST_FILE, SavedAdapter, drawn_from, read
 from harness.models import checkpoints, tokenization
 from harness.models.architectures import Backbone, Kind
+from harness.tracking.record import write_atomically
 
 if TYPE_CHECKING:
     from torch import dtype as Dtype
@@ -52,6 +55,22 @@ def revision(model: ModelConfig, folder: Path, read: tuple[str, ...] = checkpoin
         return models.revision(model, folder, read)
     own = " ".join([revision(earlier.model, folder, read), *map(str, sorted(earlier.manifest.files.items()))])
     return hashlib.sha256(own.encode()).hexdigest()
+
+
+def name_base(folder: Path, model: ModelConfig) -> None:
+    """Have an adapter's own configuration say that its backbone is one with an earlier adapter in it.
+
+    Peft would name the backbone below, load that, and give other answers without a word; of this name it says that
+    there is no such model.
+    """
+    path = folder / CONFIG_FILE
+    earlier = earlier_adapter(model)
+    if earlier is None or not path.is_file():
+        return
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("base_model_name_or_path"):
+        content["base_model_name_or_path"] = f"{earlier.model.path} with the adapter {model.path} in it"
+        write_atomically(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def load_model(folder: Path, config: "PretrainedConfig", experiment: Experiment, dtype: "Dtype") -> Backbone:

@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -180,8 +181,16 @@ class PeftAdapter(TrainingHooks):
         except (RuntimeError, SafetensorError, KeyError, ValueError, AttributeError, TypeError) as error:
             first = str(error).strip().split("\n")[0]
             raise ValueError(f"{folder} holds an adapter that can't be put on this backbone: {first}") from error
-        needed = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
-        if needed != shapes:
+        with quiet():
+            needed, whole = (
+                {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+                # Peft by itself adds a language model's output layer, frozen as it is, where it is adapted.
+                for tensors in (
+                    get_peft_model_state_dict(model, save_embedding_layers=False),
+                    get_peft_model_state_dict(model),
+                )
+            )
+        if shapes not in (needed, whole):
             different = min(set(needed.items()) ^ set(shapes.items()))[0]
             raise ValueError(f"{path} was saved for another backbone or method: tensor {different} differs")
         if prompts:
@@ -322,8 +331,13 @@ class PeftAdapter(TrainingHooks):
         # Of a copy: the adapter stays as it is.
         adapted, copied = adapted_layer(), copied_module()
         merged = copy.deepcopy(self.model.get_base_model())  # type: ignore[operator]
+        shared = Counter(id(one) for _, one in merged.named_parameters(remove_duplicate=False))
         for name, module in list(merged.named_modules()):
             if isinstance(module, adapted):
+                layer = module.get_base_layer()
+                if shared[id(layer.weight)] > 1:
+                    # An output layer tied to the embeddings: those stay as they are.
+                    layer.weight = type(layer.weight)(layer.weight.detach().clone(), requires_grad=False)
                 with quiet():
                     module.merge()
                 merged.set_submodule(name, module.get_base_layer())

@@ -58,7 +58,7 @@ def over_tasks(frame: pd.DataFrame, summary: pd.DataFrame) -> Across | None:
     if common.sum() < 2:
         common, ranked = np.ones(len(tasks), dtype=bool), whole.all(axis=1).to_numpy()
     if ranked.sum() < 2:
-        ranked[:] = False
+        ranked = np.zeros(len(means), dtype=bool)
     shared = [task for task, kept in zip(tasks, common, strict=True) if kept] if ranked.any() else []
     wins = win_rates(means.to_numpy(), higher)
     normalized = _normalized(frame, summary, shared)

@@ -245,6 +245,19 @@ def _resampled(
     return found, [f"Not compared: {few(names)} ({reason})." for reason, names in kinds.items()]
 
 
+def lost_files(frame: pd.DataFrame) -> str:
+    """A sentence about runs whose files are not where their store says, as after it was moved without them."""
+    places = [urlsplit(uri) for uri in frame["artifact_uri"].dropna() if uri]
+    local = [Path(unquote(parts.path)) for parts in places if parts.scheme in ("", "file")]
+    lost = [folder for folder in local if not folder.is_dir()]
+    if not lost:
+        return ""
+    return (
+        f"The files of {len(lost)} of {len(frame)} runs are not where the store says ({lost[0].parent}), so their "
+        "predictions can't be read and tests are weaker than they could be: put mlartifacts/ beside the store."
+    )
+
+
 def predictions_of(artifact_uri: str, mlflow_run_id: str = "", server: str | None = None) -> Path:
     """Where the predictions of a run are; those that only a server has are fetched.
 

@@ -1,8 +1,9 @@
 """Report: the tables, notes, frames and pictures of a set of runs, built and written."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.config.errors import ConfigError
 from harness.report.definitions import Definition
@@ -20,6 +21,10 @@ FILES = (
 ).split()
 # Pictures that a report may have; those over a size of a method are named after it, as in score_vs_rank.
 PICTURES = "score_vs_* seeds learning_rates learning_curves memory predicted_vs_measured forgetting".split()
+
+
+# Text that a spreadsheet runs as a formula when it opens a CSV file; numbers that are written out are none.
+FORMULA = re.compile(r"(?![+-]?[\d.]+(e[+-]?\d+)?$)[=+\-@\t\r].", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass
@@ -92,7 +97,7 @@ def build(
     )
     drawn = pictures.draw(frame, curves, definition.plots)
     address = None if server is None else parse(server).uri
-    lead = " ".join([markdown.verdicts(summary, found), markdown.opening(frame)]).strip()
+    lead = " ".join([pairwise.lost_files(frame), markdown.verdicts(summary, found), markdown.opening(frame)]).strip()
     return Report(title, lead, sections.tabulate(content), notes, frames, drawn, curves, address)
 
 
@@ -116,7 +121,7 @@ def write(report: Report, out: Path) -> None:
     }
     for name, frame in report.frames.items():
         if len(frame):
-            contents[f"{name}.csv"] = frame.to_csv(index=False, lineterminator="\n").encode()
+            contents[f"{name}.csv"] = plain_cells(frame).to_csv(index=False, lineterminator="\n").encode()
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
@@ -126,6 +131,16 @@ def write(report: Report, out: Path) -> None:
                 path.unlink()
     except OSError as error:
         raise ConfigError(f"out={out}: the folder cannot be written ({error.strerror}); name another") from None
+
+
+def plain_cells(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """A frame whose texts no spreadsheet takes for a formula: where one would, a quote stands before it."""
+    texts = [name for name, column in frame.items() if column.dtype.kind not in "biufcmM"]
+    return frame.assign(**{str(name): frame[name].map(_plain) for name in texts})
+
+
+def _plain(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell
 
 
 def _ours(out: Path) -> list[Path]:

@@ -28,6 +28,11 @@ class Inputs:
     # The identity of the same run to its end: what a run that was stopped goes on as.
     whole: str
 
+    @property
+    def to_the_end(self) -> Experiment:
+        """The same run, not stopped on its way."""
+        return replace(self.experiment, sweep=replace(self.experiment.sweep, stop_share=None))
+
 
 def prepare(cfg: DictConfig) -> Inputs:
     """Check a configuration and find its files; loads neither weights nor rows.
@@ -39,9 +44,8 @@ def prepare(cfg: DictConfig) -> Inputs:
     folder, model = _backbone(experiment)
     experiment = _as_stored(experiment, folder)
     revisions = {"model": model, **_texts(experiment)}
-    to_the_end = replace(experiment, sweep=replace(experiment.sweep, stop_share=None))
-    identities = (config_identity.identity(one, revisions) for one in (experiment, to_the_end))
-    return Inputs(experiment, folder, revisions, *identities)
+    inputs = Inputs(experiment, folder, revisions, config_identity.identity(experiment, revisions), "")
+    return replace(inputs, whole=config_identity.identity(inputs.to_the_end, revisions))
 
 
 def _backbone(experiment: Experiment) -> tuple[Path, str]:

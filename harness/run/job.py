@@ -70,6 +70,7 @@ def job(cfg: DictConfig) -> dict[str, Any]:
 
 def _run_together(inputs: Inputs, run_dir: Path, count: int) -> RunRecord:
     """Carry out a run on several processes, the first of which records it."""
+    record.check_free(run_dir, inputs.identity, inputs.experiment.sweep.name)
     write_config(run_dir, recorded_config(inputs.experiment))
     result = start_together(inputs.experiment, count, run_dir)
     if result is None:

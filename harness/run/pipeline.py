@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import measure, methods, models
+from harness.config import identity as config_identity
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment
 from harness.measure import speed
@@ -20,8 +21,10 @@ from harness.run.loading import Loaded, load
 from harness.run.recording import begin, describe, why_null, write_config, write_steps
 from harness.tasks.scoring import evaluate, write_predictions
 from harness.tracking import record
+from harness.tracking.entries import run_params
 from harness.tracking.provenance import provenance
 from harness.tracking.record import RunRecord, Status
+from harness.training import checkpoint
 from harness.training.evaluation import Subject
 from harness.training.processes import Processes
 from harness.training.trainer import Diverged, Trainer
@@ -96,6 +99,7 @@ def _carry_out(course: Course) -> None:
 
     inputs, run_dir, result, processes = course.inputs, course.run_dir, course.result, course.processes
     experiment = course.experiment
+    record.check_free(run_dir, inputs.identity, result.sweep.get("name"))
     saved.check_free(run_dir / record.ADAPTER_FOLDER, inputs.identity)
     write_config(run_dir, result.config)
     models.quiet_libraries()
@@ -199,15 +203,26 @@ def _train(course: Course, loaded: Loaded, subject: Subject, score: "Callable[[s
         processes=course.processes,
         stop_share=experiment.sweep.stop_share,
     )
+    decisive = _decisive(course.inputs)
+    if experiment.train.resume and not trainer.checkpoint.is_file():
+        log.warning("train.resume=true: %s; training starts anew", checkpoint.missing(trainer.checkpoint, decisive))
     try:
         trainer.fit()
     finally:
+        if course.processes.is_first and trainer.checkpoint.is_file():
+            checkpoint.note(trainer.checkpoint, decisive)
         write_steps(course.run_dir, trainer.state.history)
         result.cost |= trainer.costs()
         counted = trainer.state.step_costs
         metered = ("rows", "length", "tokens", "flops", "seconds")
         result.provenance["metered_step"] = {name: counted[name] for name in metered if name in counted}
     return trainer
+
+
+def _decisive(inputs: Inputs) -> dict[str, str]:
+    """What decides the run that a checkpoint is of: dotted keys of the configuration, and hashes of files."""
+    content = config_identity.decisive(inputs.to_the_end, inputs.revisions)
+    return run_params({**content.pop("config"), "hash": content})
 
 
 def _evaluate(
@@ -298,6 +313,7 @@ def _save_adapter(adapter: "Adapter", head: tuple[str, ...], folder: Path, input
     experiment = inputs.experiment
     with saved.whole_folder(folder, experiment.train.keep_adapter) as partial:
         adapter.save(partial)
+        earlier.name_base(partial, experiment.model)
         result.cost["adapter_file_bytes"] = sum(path.stat().st_size for path in partial.glob(models.WEIGHTS))
         if experiment.train.keep_adapter:
             packages = result.provenance["packages"]

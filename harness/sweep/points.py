@@ -21,7 +21,7 @@ from harness.config.schema import Rerun
 from harness.sweep.locks import PointLock
 from harness.sweep.outcome import NOT_RUN, Outcome
 from harness.sweep.progress import Combination, score_text, spell, table
-from harness.tracking.record import RESULT_FILE, TRACKED_FILE, RunRecord
+from harness.tracking.record import RESULT_FILE, TRACKED_FILE, RunRecord, Status, of_same_run
 from harness.tracking.uri import redact
 
 CONSOLE_FILE = "console.log"
@@ -144,6 +144,32 @@ def check_rerun(settings: dict[str, Any]) -> None:
         )
 
 
+def check_folders(points: list[Point], subdir: str) -> None:
+    """Let no point write where another does, or where another run has its record.
+
+    Args:
+        subdir: hydra.sweep.subdir as it was given.
+
+    Raises:
+        ConfigError: One would.
+    """
+    writers: dict[Path, Point] = {}
+    for point in points:
+        folder = point.folder.absolute()
+        other = writers.setdefault(folder, point)
+        if other is not point:
+            raise ConfigError(
+                f"hydra.sweep.subdir={subdir}: points {other.number} and {point.number} would both write {folder}; "
+                "left out, each has its own folder"
+            )
+        sweep = ((point.settings or {}).get("sweep") or {}).get("name")
+        if point.identity and not of_same_run(folder, point.identity, sweep):
+            raise ConfigError(
+                f"hydra.sweep.dir={folder.parent}: {folder.name}/{RESULT_FILE} there is of another run and is not "
+                "overwritten; choose another folder"
+            )
+
+
 def write_record(point: Point) -> None:
     """Write and send the record of a point that could not do so itself."""
     now = datetime.now(UTC)
@@ -159,8 +185,18 @@ def write_record(point: Point) -> None:
         ended_at=now.isoformat(),
     )
     point.result.run_id = record.run_id
-    point.folder.mkdir(parents=True, exist_ok=True)
-    record.write(point.folder)
+    if not record.may_replace(point.folder):
+        # Another sweep was faster in the same folder: its record stays.
+        point.folder = point.folder.with_name(f"{point.folder.name}-{record.run_id[:8]}")
+        point.result.run_dir = str(point.folder)
+    try:
+        point.folder.mkdir(parents=True, exist_ok=True)
+        record.write(point.folder)
+    except OSError as error:
+        sentence = f"{point.folder / RESULT_FILE} can't be written: {error.strerror}"
+        point.result.error = f"{point.result.error}; {sentence}" if point.result.error else sentence
+        point.result.status, point.result.tracked = Status.failed.value, False
+        return
     send(point)
 
 

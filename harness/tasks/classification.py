@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,12 @@ from harness.models.architectures import Kind
 from harness.tasks import TaskData, pairs
 from harness.tasks.files import as_text
 from harness.tasks.rows import RowTask, check_text
+from harness.tasks.values import as_number
 from harness.training.batches import Collate, Features, Row
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
     from torch import device as Device
     from transformers import PreTrainedTokenizerBase
@@ -26,17 +29,6 @@ if TYPE_CHECKING:
     from harness.training.evaluation import Evaluation, Subject
 
 REGRESSION_STRATA = 5
-
-
-def as_number(value: Any) -> float | None:
-    """A finite number, also one that is written out as text; null for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 @cache
@@ -126,13 +118,18 @@ class Classification(RowTask):
             row[self.label] = answer
         return [row]
 
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Class -> its place; a row asks for it."""
+        return {name: place for place, name in reversed(list(enumerate(self.labels)))}
+
     def class_of(self, value: Any) -> int | None:
         """The class that a value of the label column means; null for none.
 
         It is a name of `labels`, or its place among them; names that are numbers themselves are taken for names.
         """
-        if isinstance(value, str) and value.strip() in self.labels:
-            return self.labels.index(value.strip())
+        if isinstance(value, str) and value.strip() in self._places:
+            return self._places[value.strip()]
         if isinstance(value, bool):
             named = [index for index, label in enumerate(self.labels) if label.lower() == as_text(value)]
             return named[0] if named else int(value) if len(self.labels) == 2 else None
@@ -160,13 +157,20 @@ class Classification(RowTask):
             )
 
     def strata(self, rows: list[Row]) -> list[Any]:
+        import numpy as np
+
+        found: list[Any] = self.strata_of(np.array([row[self.label] for row in rows], dtype=float)).tolist()
+        return found
+
+    def strata_of(self, answers: "NDArray[np.float64]") -> "NDArray[np.int64]":
         """Classes; for numbers, the fifth of the range they lie in."""
+        import numpy as np
+
         if self.labels:
-            return [int(row[self.label]) for row in rows]
-        values = [float(row[self.label]) for row in rows]
-        low, high = min(values), max(values)
+            return answers.astype(np.int64)
+        low, high = answers.min(), answers.max()
         step = (high - low) / REGRESSION_STRATA or 1.0
-        return [min(int((value - low) / step), REGRESSION_STRATA - 1) for value in values]
+        return np.minimum(((answers - low) / step).astype(np.int64), REGRESSION_STRATA - 1)
 
     def lengths(self) -> dict[str, int]:
         return {"task.max_length": self.max_length}

@@ -44,12 +44,9 @@ def read(path: Path, text: Collection[str] = (), wanted: Collection[str] | None 
     Raises:
         ConfigError: The file is empty, not UTF-8, or not what its name says; the line is named.
     """
-    if path.stat().st_size == 0:
-        raise ConfigError(f"task.data_dir: {path} is empty")
-    kind = FORMATS[suffix_of(path)]
-    rows = {"json": _json, "csv": _csv, "parquet": _parquet, "text": _text}[kind](path)
+    rows = _rows(path, wanted)
     kept = [{name: row[name] for name in row if name in wanted} if wanted is not None else row for row in rows]
-    if kind == "csv":
+    if FORMATS[suffix_of(path)] == "csv":
         for name in set(kept[0] if kept else ()) - set(text):
             _numbers(kept, name)
     names = list(dict.fromkeys(name for row in kept for name in row))
@@ -57,13 +54,32 @@ def read(path: Path, text: Collection[str] = (), wanted: Collection[str] | None 
     return [row if len(row) == len(names) else {name: row.get(name) for name in names} for row in kept]
 
 
+def stream(path: Path, wanted: Collection[str]) -> Iterator[Row]:
+    """Some columns of a file's rows, one row after the other; cells of a CSV file as it writes them.
+
+    Raises:
+        ConfigError: As for `read`.
+    """
+    for row in _rows(path, wanted):
+        yield {name: row.get(name) for name in wanted}
+
+
+def _rows(path: Path, wanted: Collection[str] | None) -> Iterator[Row]:
+    """A file's rows, with the wanted columns at least."""
+    if path.stat().st_size == 0:
+        raise ConfigError(f"task.data_dir: {path} is empty")
+    kind = FORMATS[suffix_of(path)]
+    if kind == "parquet":
+        return _parquet(path, wanted)
+    return {"json": _json, "csv": _csv, "text": _text}[kind](path)
+
+
 def columns(path: Path) -> list[str]:
     """The columns of a file's first row."""
     kind = FORMATS[suffix_of(path)]
     if kind == "parquet":
         return list(_parquet_file(path).schema_arrow.names)
-    rows = {"json": _json, "csv": _csv, "text": _text}[kind](path)
-    return list(next(iter(rows), {}))
+    return list(next(_rows(path, None), {}))
 
 
 def class_names(path: Path) -> dict[str, list[str]]:
@@ -113,7 +129,7 @@ def _text(path: Path) -> Iterator[Row]:
 
 
 def _json(path: Path) -> Iterator[Row]:
-    if suffix_of(path) == ".json" and (whole := _whole_json(path)) is not None:
+    if suffix_of(path) == ".json" and not _object_per_line(path) and (whole := _whole_json(path)) is not None:
         yield from whole
         return
     for number, line in enumerate(_lines(path), start=1):
@@ -126,6 +142,16 @@ def _json(path: Path) -> Iterator[Row]:
         if not isinstance(row, dict):
             raise ConfigError(f"task.data_dir: {path}, line {number}: a JSON object is needed on each line")
         yield row
+
+
+def _object_per_line(path: Path) -> bool:
+    """Whether a line is an object by itself and others follow, so that the file need not be read as a whole."""
+    lines = (line for line in _lines(path) if line.strip())
+    first, second = next(lines, ""), next(lines, "")
+    try:
+        return bool(second) and isinstance(json.loads(first), dict)
+    except json.JSONDecodeError:
+        return False
 
 
 def _whole_json(path: Path) -> list[Row] | None:
@@ -207,10 +233,11 @@ def _parquet_file(path: Path) -> Any:
         raise ConfigError(f"task.data_dir: {path} can't be read as parquet: {first}") from error
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path, wanted: Collection[str] | None) -> Iterator[Row]:
     file = _parquet_file(path)
     classes = _classes_of(file.schema_arrow.metadata or {})
-    for batch in file.iter_batches():
+    there = None if wanted is None else [name for name in file.schema_arrow.names if name in wanted]
+    for batch in file.iter_batches(columns=there):
         for row in batch.to_pylist():
             yield named_classes(row, classes)
 

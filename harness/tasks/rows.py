@@ -141,7 +141,7 @@ class RowTask:
         if self.generator is not None:
             return self.generator_revision()
         assert self.hub is not None
-        return sources.read_hub(self.hub, self.splits["train"])[1]
+        return sources.hub_revision(self.hub, self.splits["train"])
 
     def load(self) -> TaskData:
         raw = {split: self._checked(rows, split) for split, rows in self._read().items()}
@@ -186,7 +186,7 @@ class RowTask:
             counts = self.generator_rows or {}
             return {split: self.generate(split, rows) for split, rows in counts.items()}
         assert self.hub is not None
-        return {split: sources.read_hub(self.hub, name)[0] for split, name in self.splits.items()}
+        return {split: list(sources.hub_rows(self.hub, name)) for split, name in self.splits.items()}
 
     def _where(self, split: str) -> str:
         if self.data_dir is not None:

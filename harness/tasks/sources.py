@@ -7,7 +7,7 @@ import random
 import re
 import socket
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,8 @@ from harness.tasks import files
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 3
+# Rows that are taken out of a data set of the Hub at once.
+BATCH = 1000
 # Other names that people give a split's file.
 ALIASES = {"validation": ("valid", "val", "dev")}
 SHARD = re.compile(r"-\d+-of-(\d+)\.")
@@ -116,19 +118,53 @@ def _use_cache_without_network() -> None:
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
-def read_hub(hub: Hub, split: str) -> tuple[list[dict[str, Any]], str]:
-    """Rows of one split and the revision they came from.
+def hub_rows(hub: Hub, split: str) -> Iterator[dict[str, Any]]:
+    """The rows of a split, one after the other.
 
     Raises:
         ConfigError: There is no such data set or split, or no network.
     """
-    from datasets import ClassLabel, load_dataset
+    found = _of_hub(hub, split)
+    classes = _class_labels(found)
+    for batch in found.with_format("arrow").iter(BATCH):
+        for row in batch.to_pylist():
+            yield files.named_classes(row, classes)
+
+
+def hub_revision(hub: Hub, split: str) -> str:
+    """Hash of the Hub's copy that a split comes from."""
+    found = _of_hub(hub, split)
+    checksums = sorted(found.info.download_checksums or {})
+    content = json.dumps(
+        [checksums, found.info.dataset_name, str(found.info.version), found.num_rows, found.column_names]
+    )
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def hub_columns(hub: Hub, split: str) -> list[str]:
+    """The columns of a split."""
+    return list(_of_hub(hub, split).column_names)
+
+
+def hub_classes(hub: Hub, split: str) -> dict[str, list[str]]:
+    """Column -> names of its classes in their order, as the Hub's copy gives them."""
+    return _class_labels(_of_hub(hub, split))
+
+
+def _class_labels(found: Any) -> dict[str, list[str]]:
+    from datasets import ClassLabel
+
+    return {name: one.names for name, one in found.features.items() if isinstance(one, ClassLabel)}
+
+
+def _of_hub(hub: Hub, split: str) -> Any:
+    from datasets import load_dataset
 
     if not Path(hub.path).is_dir():
         _use_cache_without_network()
     label = f"task.hub.path={hub.path}" + (f" ({hub.name})" if hub.name else "")
     try:
-        rows = load_dataset(hub.path, hub.name, split=split, revision=hub.revision)
+        return load_dataset(hub.path, hub.name, split=split, revision=hub.revision)
     except (ConnectionError, TimeoutError) as error:
         raise ConfigError(
             f"{label}: the Hugging Face Hub can't be reached; give task.data_dir=FOLDER with train.* and validation.* "
@@ -137,19 +173,6 @@ def read_hub(hub: Hub, split: str) -> tuple[list[dict[str, Any]], str]:
     except (FileNotFoundError, ValueError, OSError) as error:
         first = str(error).strip().split("\n")[0]
         raise ConfigError(f"{label}: the {split} split can't be loaded: {first}") from error
-    checksums = sorted(rows.info.download_checksums or {})
-    content = json.dumps([checksums, rows.info.dataset_name, str(rows.info.version), rows.num_rows, rows.column_names])
-    classes = {name: one.names for name, one in rows.features.items() if isinstance(one, ClassLabel)}
-    found = [files.named_classes(row, classes) for row in rows.to_list()]
-    return found, hashlib.sha256(content.encode()).hexdigest()
-
-
-def hub_classes(hub: Hub, split: str) -> dict[str, list[str]]:
-    """Column -> names of its classes in their order, as the Hub's copy gives them."""
-    from datasets import ClassLabel, load_dataset
-
-    rows = load_dataset(hub.path, hub.name, split=split, revision=hub.revision)
-    return {name: one.names for name, one in rows.features.items() if isinstance(one, ClassLabel)}
 
 
 def check_columns(
@@ -201,6 +224,16 @@ def carve(
 
 def subsample(rows: list[dict[str, Any]], most: int | None, seed: int) -> list[dict[str, Any]]:
     """At most `most` rows, the same ones for the same seed; a smaller sample is a part of a larger one."""
-    if most is None or most >= len(rows):
-        return rows
-    return random.Random(seed).sample(rows, len(rows))[:most]
+    return rows if most is None or most >= len(rows) else [rows[place] for place in sample(len(rows), most, seed)]
+
+
+def sample(count: int, most: int, seed: int) -> list[int]:
+    """Places of `most` of `count` rows: the beginning of a seeded order of all, of which no more is drawn."""
+    draw = random.Random(seed).randrange
+    moved: dict[int, int] = {}
+    found = []
+    for last in range(count - 1, count - 1 - most, -1):
+        place = draw(last + 1)
+        found.append(moved.get(place, place))
+        moved[place] = moved.get(last, last)
+    return found

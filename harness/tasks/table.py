@@ -1,22 +1,29 @@
 """A table of one's own: which column is the text and which the answer; the rest is read from the rows."""
 
+import hashlib
 import logging
-from collections import Counter
-from collections.abc import Hashable, Iterator
+from array import array
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.config.errors import ConfigError, near_misses
 from harness.tasks import TaskData, files, sources, splitting
-from harness.tasks.classification import Classification, as_number
+from harness.tasks.classification import Classification
 from harness.tasks.files import as_text
 from harness.tasks.leakage import overlap
 from harness.tasks.rows import IDX
+from harness.tasks.values import SHOWN, Values, count
 from harness.training.batches import Row
 from harness.training.text_metrics import words
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +32,8 @@ MOST_CLASSES_IN_NUMBERS = 20
 # Texts that are mostly different are no classes, where there are rows enough to tell.
 FEW_ROWS = 20
 LARGEST_SHARE_OF_VALUES = 0.5
-SHOWN = 8
+# Rows that are looked at to say what the columns of a file are.
+GLANCED_AT = 10_000
 METRICS = {"number": ["pearson", "spearman"], "two": ["accuracy", "f1"], "class": ["accuracy", "f1_macro"]}
 
 
@@ -35,6 +43,23 @@ class Predict(Enum):
     auto = "auto"
     classes = "classes"
     number = "number"
+
+
+@dataclass
+class Survey:
+    """What decides where a row goes, of each row in its order; a row itself may be far longer.
+
+    Attributes:
+        answers: Its class or number.
+        keys: What it shares with the rows that it belongs to: of its text, and of its group where there are groups.
+    """
+
+    answers: "NDArray[np.float64]"
+    keys: "list[NDArray[np.int64]]"
+
+    def of(self, places: "NDArray[np.intp]") -> "Survey":
+        """The same of some rows."""
+        return Survey(self.answers[places], [keys[places] for keys in self.keys])
 
 
 @dataclass(frozen=True)
@@ -75,18 +100,24 @@ class Table(Classification):
 
     def revision(self) -> str:
         if self.hub is not None:
-            return sources.read_hub(self.hub, self.splits["train"])[1]
+            return sources.hub_revision(self.hub, self.splits["train"])
         return sources.files_revision(self._files())
 
     def load(self) -> TaskData:
-        raw = {split: self._checked(rows, split) for split, rows in self._read().items()}
+        """Read all rows one by one to see which are used, and again to keep those."""
+        import numpy as np
+
+        surveys = {split: self._survey(split) for split in self._found()}
+        places = {split: np.arange(len(survey.answers)) for split, survey in surveys.items()}
         for split, share in (("validation", self.validation_share), ("development", self.development_share)):
-            if split not in raw:
-                raw["train"], raw[split] = self._carve(raw["train"], split, share)
-        for split, rows in raw.items():
-            for row in rows:
-                row[IDX] = splitting.row_hash(row, self.columns())
-            raw[split] = self.subsample(rows, self.max_train_rows if split == "train" else self._most(split))
+            if split not in places:
+                train = places["train"]
+                aside = self._aside(surveys["train"].of(train), split, share)
+                places["train"], places[split] = train[~aside], train[aside]
+        used = {split: self._used(split, of_split) for split, of_split in places.items()}
+        raw: dict[str, list[Row]] = {}
+        for source in surveys:
+            raw |= self._keep(source, {split: of for split, of in used.items() if _source(split, surveys) == source})
         notes = {
             "rows": {split: len(rows) for split, rows in raw.items()},
             "row_hashes": {split: _digest(rows) for split, rows in raw.items()},
@@ -100,21 +131,60 @@ class Table(Classification):
         log.info("%s is taken for %s", self.label, self.why)
         return TaskData(raw, self.revision(), notes)
 
-    def _most(self, split: str) -> int | None:
-        return None if split == "development" else self.max_validation_rows
+    def _survey(self, split: str) -> Survey:
+        """Check all rows of a split, and keep of each what decides where it goes."""
+        import numpy as np
 
-    def _carve(self, rows: list[Row], split: str, share: float) -> tuple[list[Row], list[Row]]:
-        keys: list[list[Hashable]] = []
-        for row in rows:
+        answers, texts, groups = array("d"), array("q"), array("q")
+        for where, row in self._rows(split):
+            self._checked_row(row, where)
             # Rows of one text belong together: one of them in training would give the other away.
-            of_row: list[Hashable] = [("text", tuple(words(self.shown(row))))]
+            shown = self.shown(row)
+            texts.append(splitting.key(" ".join(words(shown)) or shown.strip()))
             if self.group is not None:
-                of_row.append(("group", as_text(row[self.group])))
-            keys.append(of_row)
-        if self.group is not None and len({of_row[-1] for of_row in keys}) < 2:
+                groups.append(splitting.key(as_text(row[self.group])))
+            answers.append(row[self.label])
+        if not answers:
+            raise ConfigError(f"{self._place(split)}: the split has no rows")
+        keys = [texts, groups] if self.group is not None else [texts]
+        return Survey(np.frombuffer(answers), [np.frombuffer(one, dtype=np.int64) for one in keys])
+
+    def _checked_row(self, row: Row, where: str) -> Row:
+        (tidied,) = self.tidy(row)
+        self.check_row(tidied, where)
+        return tidied
+
+    def _aside(self, survey: Survey, split: str, share: float) -> "NDArray[np.bool_]":
+        """Which of some rows are set aside for a split."""
+        if self.group is not None and (survey.keys[1] == survey.keys[1][0]).all():
             raise ConfigError(f"task.group={self.group}: all rows have one value there, so they can't be split by it")
-        most = self.max_development_rows if split == "development" else len(rows)
-        return splitting.carve(rows, self.strata(rows), keys, share, most, self.split_seed, split)
+        most = self.max_development_rows if split == "development" else len(survey.answers)
+        strata = self.strata_of(survey.answers)
+        return splitting.carve(strata, survey.keys, share, most, self.split_seed, split)
+
+    def _used(self, split: str, places: "NDArray[np.intp]") -> "NDArray[np.intp]":
+        most = {"train": self.max_train_rows, "development": None}.get(split, self.max_validation_rows)
+        if most is None or most >= len(places):
+            return places
+        return places[sources.sample(len(places), most, self.split_seed)]
+
+    def _keep(self, source: str, used: "dict[str, NDArray[np.intp]]") -> dict[str, list[Row]]:
+        """The rows that are used, each in its split and there in its turn."""
+        import numpy as np
+
+        places = np.concatenate(list(used.values()))
+        turns = iter(np.argsort(places).tolist())
+        kept: list[Row] = [{}] * len(places)
+        turn = next(turns)
+        for place, (where, row) in enumerate(self._rows(source)):
+            if place == places[turn]:
+                kept[turn] = self._checked_row(row, where)
+                kept[turn][IDX] = splitting.row_hash(row, self.columns())
+                if (following := next(turns, None)) is None:
+                    break
+                turn = following
+        rows = iter(kept)
+        return {split: list(islice(rows, len(of_split))) for split, of_split in used.items()}
 
     def columns(self) -> list[str]:
         return [*super().columns(), *([self.group] if self.group else [])]
@@ -127,32 +197,48 @@ class Table(Classification):
     def _files(self) -> dict[str, list[Path]]:
         return find(tuple(self.file), tuple(self.splits.items()))
 
-    def _read(self) -> dict[str, list[Row]]:
-        if self.hub is not None:
-            found = {}
-            for split, name in self.splits.items():
-                try:
-                    found[split] = sources.read_hub(self.hub, name)[0]
-                except ConfigError:
-                    if split == "train":
-                        raise
-            return found
-        return {
-            split: [row for path in paths for row in sources.read_file(path, self.columns(), self.columns())]
-            for split, paths in self._files().items()
-        }
+    def _found(self) -> list[str]:
+        """The splits that there are."""
+        if self.hub is None:
+            return list(self._files())
+        found = []
+        for split, name in self.splits.items():
+            try:
+                sources.hub_columns(self.hub, name)
+            except ConfigError:
+                if split == "train":
+                    raise
+            else:
+                found.append(split)
+        return found
 
-    def _where(self, split: str) -> str:
+    def _rows(self, split: str) -> Iterator[tuple[str, Row]]:
+        """The rows of a split as they are read, each with its place for a message."""
+        wanted = self.columns()
+        if self.hub is not None:
+            where = self._place(split)
+            self._look(where, sources.hub_columns(self.hub, self.splits[split]))
+            for number, row in enumerate(sources.hub_rows(self.hub, self.splits[split]), start=1):
+                yield f"{where}, row {number}", {name: row[name] for name in wanted}
+            return
+        for path in self._files()[split]:
+            self._look(f"task.file={path}", files.columns(path))
+            for number, row in enumerate(files.stream(path, wanted), start=1):
+                yield f"task.file={path}, row {number}", row
+
+    def _look(self, where: str, there: list[str]) -> None:
+        for column in self.columns():
+            if there and column not in there:
+                raise ConfigError(f"{where}: no column {column!r}; {near_misses(column, there)}")
+
+    def _place(self, split: str) -> str:
         if self.hub is not None:
             return f"task.hub.path={self.hub.path}, {split} split"
         return f"task.file={self._files()[split][0]}"
 
-    def _there(self, split: str) -> list[str]:
-        return list(self._columns())
-
     def _columns(self) -> list[str]:
         if self.hub is not None:
-            return list(sources.read_hub(self.hub, self.splits["train"])[0][0])
+            return sources.hub_columns(self.hub, self.splits["train"])
         return files.columns(self._files()["train"][0])
 
     def _ask(self, key: str) -> None:
@@ -162,22 +248,38 @@ class Table(Classification):
             ConfigError: Something is.
         """
         there = self._columns()
+        if not there:
+            raise ConfigError(f"{self._place('train')}: the split has no rows")
         told = f"columns: {', '.join(there)}"
         missing = [name for name, value in (("text", self.text), ("label", self.label)) if not value]
         if missing:
-            values = [f"{column} has {_shown(self._values(column))}" for column in there]
+            values = [f"{column} has {found}" for column, found in self._glance(there).items()]
             wanted = ", ".join(f"{key}.{name}=" for name in missing)
             raise ConfigError(f"{wanted}: say which column it is ({told}; {'; '.join(values)})")
+        told_as: dict[str | None, str] = dict.fromkeys(self.text, "text")
+        told_as |= {self.label: "label", self.group: "group"}
         for column in self.columns():
             if column not in there:
-                raise ConfigError(f"{key}: no column {column!r}; {near_misses(column, there)}")
+                raise ConfigError(
+                    f"{key}.{told_as[column]}={column}: no column {column!r}; {near_misses(column, there)}"
+                )
 
-    def _values(self, column: str) -> Counter[str]:
-        """The values of a column and how often each occurs, in all splits."""
+    def _glance(self, columns: list[str]) -> dict[str, Values]:
+        """The values of columns in the first rows of train."""
         if self.hub is not None:
-            return Counter(as_text(row[column]) for rows in self._read().values() for row in rows)
+            rows = sources.hub_rows(self.hub, self.splits["train"])
+        else:
+            rows = files.stream(self._files()["train"][0], columns)
+        return count(islice(rows, GLANCED_AT), columns)
+
+    def _values(self) -> Values:
+        """The values of the answer's column, in all splits."""
+        if self.hub is not None:
+            hub = self.hub
+            rows = (row for split in self._found() for row in sources.hub_rows(hub, self.splits[split]))
+            return count(rows, [self.label])[self.label]
         paths = [path for paths in self._files().values() for path in paths]
-        return _counted(tuple(_state(path) for path in paths), column)
+        return _counted(tuple(_state(path) for path in paths), self.label)
 
     def _class_names(self) -> list[str]:
         """The order that the file itself gives its classes; empty where it gives none."""
@@ -189,7 +291,7 @@ class Table(Classification):
         """Decide for classes or a number, and fill in classes and metrics."""
         kind, why = self._taken(key)
         if kind is Predict.classes and not self.labels:
-            self._set(labels=self._class_names() or _ordered(self._values(self.label)))
+            self._set(labels=self._class_names() or self._values().ordered())
         sort = "number" if kind is Predict.number else "two" if len(self.labels) == 2 else "class"
         if not self.metrics:
             self._set(metrics=METRICS[sort])
@@ -203,32 +305,33 @@ class Table(Classification):
         Raises:
             ConfigError: It can't be an answer.
         """
-        values = self._values(self.label)
-        if blank := sum(count for value, count in values.items() if not value.strip()):
+        values = self._values()
+        if values.blank:
             raise ConfigError(
-                f"{key}.label={self.label}: {blank} row(s) have no value there; fill them or leave them out"
+                f"{key}.label={self.label}: {values.blank} row(s) have no value there; fill them or leave them out"
             )
-        count, numbers = len(values), all(as_number(value) is not None for value in values)
+        different, numbers = len(values.counts), values.no_number is None
         if self.labels:
             return Predict.classes, f"classes, as task.labels names {len(self.labels)}"
-        if self.predict is not Predict.auto:
-            if self.predict is Predict.number and not numbers:
-                other = next(value for value in values if as_number(value) is None)
-                raise ConfigError(f"{key}.predict=number: {other!r} in the column {self.label} is none")
-            return self.predict, f"{self.predict.value}, as task.predict says; {count} values"
-        if count < 2:
-            raise ConfigError(f"{key}.label={self.label}: all rows have {_shown(values)}, so there is nothing to learn")
-        if numbers and count > MOST_CLASSES_IN_NUMBERS:
-            why = f"a number, since its {count} values are numbers, more than {MOST_CLASSES_IN_NUMBERS}"
+        if different < 2:
+            raise ConfigError(f"{key}.label={self.label}: all rows have {values}, so there is nothing to learn")
+        if self.predict is Predict.number:
+            if not numbers:
+                raise ConfigError(f"{key}.predict=number: {values.no_number!r} in the column {self.label} is none")
+            return self.predict, f"a number, as task.predict says; {values.different} values"
+        if numbers and different > MOST_CLASSES_IN_NUMBERS and self.predict is Predict.auto:
+            why = f"a number, since its {values.different} values are numbers, more than {MOST_CLASSES_IN_NUMBERS}"
             return Predict.number, f"{why}; task.predict=classes takes them for classes"
-        rows = values.total()
-        if not numbers and rows > FEW_ROWS and count > LARGEST_SHARE_OF_VALUES * rows:
+        if values.uncounted:
+            raise ConfigError(f"{key}.label={self.label}: it has {values.different} values, too many for classes")
+        if self.predict is Predict.classes:
+            return self.predict, f"classes, as task.predict says; {different} values"
+        if not numbers and values.rows > FEW_ROWS and different > LARGEST_SHARE_OF_VALUES * values.rows:
             raise ConfigError(
-                f"{key}.label={self.label}: {count} different values in {rows} rows are no classes; name "
+                f"{key}.label={self.label}: {different} different values in {values.rows} rows are no classes; name "
                 f"another column, or {key}.predict=classes"
             )
-        what = "numbers" if numbers else "words"
-        return Predict.classes, f"classes, since its {count} values are {what if not numbers else 'few numbers'}"
+        return Predict.classes, f"classes, since its {different} values are {'few numbers' if numbers else 'words'}"
 
 
 def find(given: tuple[str, ...], splits: tuple[tuple[str, str], ...]) -> dict[str, list[Path]]:
@@ -260,7 +363,8 @@ def _matching(told: str, path: Path) -> list[Path]:
         return [path]
     found = sorted(path.parent.glob(path.name)) if set(path.name) & set("*?[") else []
     if not found:
-        near = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        there = path.parent.iterdir() if path.parent.is_dir() else ()
+        near = [one.name for one in there if one.name.endswith(files.SUFFIXES)]
         raise ConfigError(f"task.file={told}: there is no such file; {near_misses(path.name, sorted(near)[:SHOWN])}")
     return found
 
@@ -271,34 +375,15 @@ def _state(path: Path) -> tuple[str, int, int]:
 
 
 @lru_cache(maxsize=64)
-def _counted(states: tuple[tuple[str, int, int], ...], column: str) -> Counter[str]:
+def _counted(states: tuple[tuple[str, int, int], ...], column: str) -> Values:
     """Read once for a sweep's many points; a changed file is another."""
-    return Counter(
-        as_text(row[column])
-        for name, _, _ in states
-        for row in sources.read_file(Path(name), [column], [column])
-        if column in row
-    )
+    return count((row for name, _, _ in states for row in files.stream(Path(name), [column])), [column])[column]
 
 
-def _ordered(values: Counter[str]) -> list[str]:
-    """Names of classes: numbers by their size, false before true, words by the alphabet."""
-    names = [value.strip() for value in values]
-    return sorted(set(names), key=lambda name: (as_number(name) if as_number(name) is not None else 0, name))
+def _source(split: str, read: Container[str]) -> str:
+    """The split that a split's rows are read with: its own, or train, which it is carved from."""
+    return split if split in read else "train"
 
 
-def _shown(values: Counter[str]) -> str:
-    shown = [value for value, _ in values.most_common(SHOWN)]
-    if len(values) > SHOWN:
-        return f"{len(values)} values, as {_cut(shown[0])!r}"
-    return f"{len(values)} value{'s' * (len(values) != 1)}: {', '.join(map(_cut, shown))}"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 30 else f"{text[:29]}\u2026"
-
-
-def _digest(rows: Iterator[Row] | list[Row]) -> str:
-    import hashlib
-
+def _digest(rows: list[Row]) -> str:
     return hashlib.sha256("\n".join(sorted(row[IDX] for row in rows)).encode()).hexdigest()

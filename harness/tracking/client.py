@@ -31,7 +31,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.tracking.uri import Store, _quoted, check, parse
+from harness.tracking.uri import ARTIFACT_FOLDER, Store, _quoted, check, parse
+
+log = logging.getLogger(__name__)
 
 PENDING_TAG, NOT_PENDING, NOTE_TAG = "harness.pending", "no", "mlflow.note.content"
 # MLflow's own limit on the value of a tag.
@@ -39,7 +41,6 @@ TAG_LENGTH = 8000
 SWEEP_PARENT_TAG = "harness.sweep"
 # A day, UTC: by it a copy of a server's runs is brought up to date.
 SENT_ON_TAG = "harness.sent_on"
-ARTIFACT_FOLDER = "mlartifacts"
 EXPERIMENT_NOTE = (
     "Fine-tuning methods compared by peft-harness. A run is one fine-tuning: `validation.*` are its final scores, "
     "`development.*` chose its checkpoint, `cost.*` is what it took, `train.*` was logged by step. The runs of a sweep "
@@ -188,6 +189,12 @@ def _experiment_id(client: Any, store: Store, name: str) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage == "deleted":
+        log.warning(
+            "the experiment %s was deleted in the MLflow UI, and is there again with its runs: tracking.experiment=%s "
+            "writes to it; name another to leave it deleted",
+            name,
+            name,
+        )
         client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)
 

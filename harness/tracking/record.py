@@ -8,6 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from harness.config.errors import ConfigError
+
 SCHEMA_VERSION = 1
 RESULT_FILE = "result.json"
 CONFIG_FILE = "config.yaml"
@@ -118,6 +120,10 @@ class RunRecord:
         write_atomically(path, json.dumps(finite(asdict(self)), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
         return path
 
+    def may_replace(self, folder: Path) -> bool:
+        """Whether a folder holds no record, or one of the same run of the same sweep."""
+        return of_same_run(folder, self.identity, self.sweep.get("name"))
+
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
         """Read a run directory's record.
@@ -132,6 +138,30 @@ class RunRecord:
             return cls(**{key: value for key, value in content.items() if key in known})
         except (UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def of_same_run(folder: Path, identity: str, sweep: str | None) -> bool:
+    """Whether a folder holds no record, or one of an earlier start of this run."""
+    if not (folder / RESULT_FILE).exists():
+        return True
+    try:
+        held = RunRecord.read(folder)
+    except (ValueError, OSError):
+        return False
+    return (held.identity, held.sweep.get("name")) == (identity, sweep)
+
+
+def check_free(folder: Path, identity: str, sweep: str | None) -> None:
+    """Refuse a folder that holds the record of another run.
+
+    Raises:
+        ConfigError: It would be overwritten.
+    """
+    if not of_same_run(folder, identity, sweep):
+        raise ConfigError(
+            f"hydra.run.dir={folder}: {RESULT_FILE} there is of another run and is not overwritten; choose another "
+            "folder"
+        )
 
 
 def written_since(folder: Path, began: float) -> bool:

@@ -4,10 +4,11 @@ import json
 import math
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
-from harness.tracking.uri import RUN_ID_TAG, Store
+from harness.tracking.uri import ARTIFACT_FOLDER, RUN_ID_TAG, Store
 
 
 def read_sqlite(
@@ -48,7 +49,21 @@ def read_sqlite(
                     runs[run_id][content][key] = math.nan if item is None else item
     except sqlite3.Error as error:
         raise ConnectionError(f"the tracking store {store.uri} cannot be read: {error}") from None
+    for run in runs.values():
+        run["artifact_uri"] = beside(store, run["artifact_uri"])
     return list(runs.values())
+
+
+def beside(store: Store, artifact_uri: str) -> str:
+    """Where a run's files are: where the store says, or beside the store where it was moved or copied with them."""
+    _, folder, rest = artifact_uri.rpartition(f"/{ARTIFACT_FOLDER}/")
+    if store.path is None or not folder:
+        return artifact_uri
+    parts = urlsplit(artifact_uri)
+    if parts.scheme not in ("", "file") or Path(unquote(parts.path)).exists():
+        return artifact_uri
+    here = store.path.parent / ARTIFACT_FOLDER / unquote(rest)
+    return str(here) if here.exists() else artifact_uri
 
 
 def read_history(store: Store, prefix: str, sweeps: list[str] | None) -> list[tuple[str, str, int, float]]:

@@ -14,6 +14,8 @@ from urllib.parse import quote, unquote, urlsplit
 from harness.config.errors import ConfigError
 
 RUN_ID_TAG = "harness.run_id"
+# Beside an SQLite store.
+ARTIFACT_FOLDER = "mlartifacts"
 ALLOWED = "sqlite:///FILE, http://HOST:PORT or https://HOST"
 CONNECT_SECONDS = 3
 

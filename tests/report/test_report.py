@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import time
@@ -102,6 +103,45 @@ def test_filters_keep_what_was_asked_for(store: str, tmp_path: Path, capsys: pyt
     assert "Only runs with method=lora,full status=finished since=2026-11-01." in capsys.readouterr().out
     with (tmp_path / "runs.csv").open(newline="") as file:
         assert sorted(row["method"] for row in csv.DictReader(file)) == ["full", "full", "lora", "lora"]
+
+
+def test_no_cell_of_a_csv_file_is_run_by_a_spreadsheet(tmp_path: Path) -> None:
+    """A name that is a formula has a quote before it; figures stay figures."""
+    evil = '=HYPERLINK("http://evil","x")'
+    for sweep in (evil, "+cmd|' /C calc'!A0", "-2+3", "@sum(a1)"):
+        write_run(tmp_path / "runs", sweep=sweep, score=0.25)
+    report.main([f"store={tmp_path / 'runs'}", f"out={tmp_path / 'report'}"])
+    with (tmp_path / "report/runs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert f"'{evil}" in [row["sweep"] for row in rows]
+    assert not [cell for row in rows for cell in row.values() if cell[:1] in tuple("=+@")]
+    assert {row["validation.accuracy"] for row in rows} == {"0.25"}
+    assert report_report.plain_cells(pd.DataFrame({"a": ["-0.5", "-", "+3e-4", "-a"], "b": [-1.0] * 4})).to_dict(
+        "list"
+    ) == {
+        "a": ["-0.5", "-", "+3e-4", "'-a"],
+        "b": [-1.0] * 4,
+    }
+
+
+def test_files_that_a_store_lost_are_told_of_at_the_top(tmp_path: Path) -> None:
+    uri = store_of(tmp_path, *(write_run(tmp_path / "runs", method=method) for method in ("full", "lora")))
+    report.main([f"tracking.uri={uri}", f"out={tmp_path / 'whole'}"])
+    assert "not where the store says" not in (tmp_path / "whole/report.md").read_text()
+    (tmp_path / "mlartifacts").rename(tmp_path / "elsewhere")
+    report.main([f"tracking.uri={uri}", f"out={tmp_path / 'lost'}"])
+    beginning = (tmp_path / "lost/report.md").read_text().split("\n|")[0]
+    assert "The files of 2 of 2 runs are not where the store says" in beginning
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_lacks_signs_gets_the_report_without_them(tmp_path: Path, encoding: str) -> None:
+    write_run(tmp_path / "runs", status="failed", error="gr\u00f6\u00dfer \u2013 \u4eca\u5929")
+    write_run(tmp_path / "runs")
+    command = [sys.executable, "-m", "harness.report", f"store={tmp_path / 'runs'}", f"out={tmp_path / 'report'}"]
+    ended = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stderr.decode(errors="replace")
+    assert b"?" in ended.stdout
 
 
 def test_a_damaged_file_is_named_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -226,6 +226,41 @@ def test_an_interrupted_run_is_recorded_and_goes_on_to_the_same_scores(
     assert steps == [json.loads(line)["step"] for line in (tmp_path / "whole/steps.jsonl").read_text().splitlines()]
 
 
+def test_a_checkpoint_of_another_run_is_not_taken_and_the_difference_named(
+    tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    anew = carry_out(tmp_path / "first", *tiny_experiment, "train.max_steps=6", "train.resume=true")
+    assert "runs/checkpoints holds no checkpoint that says which run it is of; training starts anew" in caplog.text
+    step = Trainer._step
+
+    def interrupted_step(trainer: Trainer, batches: list, weight: int) -> torch.Tensor:
+        if trainer.state.step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return step(trainer, batches, weight)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted_step)
+    assert carry_out(tmp_path / "cut", *tiny_experiment, "train.max_steps=6", "seed=5").status == Status.interrupted
+    monkeypatch.setattr(Trainer, "_step", step)
+    caplog.clear()
+    other = carry_out(tmp_path / "other", *tiny_experiment, "train.max_steps=6", "train.resume=true")
+    assert scores_of(other) == scores_of(anew)
+    assert "differs in data_seed (5 there, 0 here), seed (5 there, 0 here); training starts anew" in caplog.text
+    assert list(Path("runs/checkpoints").glob("*/run.json")), "the other run's stays"
+
+
+def test_a_record_of_another_run_is_not_overwritten(tiny_experiment: list[str], tmp_path: Path) -> None:
+    """Without an adapter beside it too; the same run may be done again."""
+    options = [*tiny_experiment, "train.max_steps=1", "train.keep_adapter=false"]
+    carry_out(tmp_path / "run", *options)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(
+        ConfigError, match=r"hydra\.run\.dir=.*result\.json there is of another run and is not overwritt"
+    ):
+        carry_out(tmp_path / "run", *options, "seed=1")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    carry_out(tmp_path / "run", *options)
+
+
 def test_a_checkpoint_that_was_cut_short_is_no_obstacle(
     tiny_experiment: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

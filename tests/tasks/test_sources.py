@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -101,17 +102,16 @@ def test_the_hubs_own_layout_is_read_with_its_revision(tmp_path: Path) -> None:
         "  - {split: train, path: sst2/train-*}\n  - {split: validation, path: sst2/validation-*}\n---\n"
     )
     hub = sources.Hub(str(tmp_path / "glue"), "sst2", None)
-    rows, revision = sources.read_hub(hub, "validation")
-    assert rows == ROWS[:4]
-    assert len(revision) == 64
+    assert list(sources.hub_rows(hub, "validation")) == ROWS[:4]
+    assert len(sources.hub_revision(hub, "validation")) == 64
     with pytest.raises(ConfigError, match="the tset split can't be loaded"):
-        sources.read_hub(hub, "tset")
+        list(sources.hub_rows(hub, "tset"))
 
 
 def test_a_hub_name_without_a_network_says_what_to_do() -> None:
     """A local folder is offered instead."""
     with pytest.raises(ConfigError, match=r"task\.hub\.path=nyu-mll/glue \(sst2\): .*give task\.data_dir=FOLDER"):
-        sources.read_hub(sources.Hub("nyu-mll/glue", "sst2", None), "train")
+        list(sources.hub_rows(sources.Hub("nyu-mll/glue", "sst2", None), "train"))
 
 
 def test_the_development_split_keeps_the_shares_of_the_classes_and_is_seeded() -> None:
@@ -228,3 +228,27 @@ def test_a_value_that_an_object_leaves_out_is_missing(tmp_path: Path) -> None:
     """Every row has every column."""
     (tmp_path / "train.jsonl").write_text('{"a": 1}\n{"b": 2}\n')
     assert sources.read_file(tmp_path / "train.jsonl") == [{"a": 1, "b": None}, {"a": None, "b": 2}]
+
+
+def test_a_sample_is_the_beginning_of_a_seeded_order_of_all() -> None:
+    """Which no more is drawn of than is wanted."""
+    for count, most in ((1, 1), (5, 2), (22, 22), (300, 40), (10**9, 3)):
+        if count < 1000:
+            assert sources.sample(count, most, 3) == random.Random(3).sample(range(count), count)[:most]
+        assert len(set(sources.sample(count, most, 3))) == most
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.jsonl", "train.json", "train.parquet"])
+def test_a_file_is_streamed(name: str, tmp_path: Path) -> None:
+    """Its first rows come before the last are looked at; only the wanted columns do."""
+    path = write(tmp_path, name, [{"a": f"{number}", "b": "x" * 50, "c": "y"} for number in range(5000)])
+    if not name.endswith("parquet"):
+        with path.open("a") as file:
+            file.write("no row of this format {" if "json" in name else "one,two,three,four\n")
+    rows = files.stream(path, ["c", "a"])
+    assert next(rows) == {"c": "y", "a": "0"}
+    if name.endswith("parquet"):
+        assert sum(1 for _ in rows) == 4999
+        return
+    with pytest.raises(ConfigError, match=r"line 500[12]"):
+        list(rows)

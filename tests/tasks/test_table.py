@@ -2,9 +2,11 @@
 
 import csv
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -13,6 +15,7 @@ from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.run import prepare, run
+from harness.tasks import splitting, values
 
 KINDS = ["outage", "billing", "praise"]
 
@@ -175,6 +178,12 @@ def test_a_table_that_can_not_be_split_or_learned_says_so(rows: list, overrides:
         table("tickets.csv", "kind", *overrides).load()
 
 
+def test_a_file_with_names_of_columns_alone_has_no_rows() -> None:
+    Path("tickets.csv").write_text("text,kind\n")
+    with pytest.raises(ConfigError, match=r"task\.file=tickets\.csv: the split has no rows"):
+        table("tickets.csv")
+
+
 def test_a_class_seen_once_stays_in_train_and_five_hundred_classes_do() -> None:
     """No class is first met in validation."""
     write("tickets.csv", [*rows_of(90), {**rows_of(1)[0], "text": "rare", "kind": "rare"}])
@@ -209,3 +218,66 @@ def test_a_run_names_its_classes_everywhere(tmp_path: Path) -> None:
     assert loaded.task.labels == names
     assert loaded.model.config.id2label == dict(enumerate(names))
     assert ", ".join(f"`{name}`" for name in names) in (tmp_path / "run/adapter/README.md").read_text()
+
+
+def test_only_the_rows_that_are_used_are_held() -> None:
+    """A file larger than memory is read row by row; the sample is the same rows in the same turn every time."""
+    rows = [{**row, "text": row["text"] + " storm" * 200} for row in rows_of(2500)]
+    write("tickets.csv", rows)
+    size = Path("tickets.csv").stat().st_size
+    most = ["task.max_train_rows=20", "task.max_validation_rows=10", "task.max_development_rows=5"]
+
+    def peak(*overrides: str) -> tuple[int, Any]:
+        task = table("tickets.csv", "kind", *overrides)
+        tracemalloc.start()
+        data = task.load()
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest, data
+
+    memory, data = peak(*most)
+    assert {split: len(rows) for split, rows in data.splits.items()} == {
+        "train": 20,
+        "validation": 10,
+        "development": 5,
+    }
+    assert memory < size / 4
+    memory, whole = peak()
+    assert memory > size, "where all rows are used, they are held"
+    assert {row["idx"] for row in data.splits["validation"]} < {row["idx"] for row in whole.splits["validation"]}
+    assert peak(*most)[1].splits == data.splits
+
+
+def test_values_beyond_a_hundred_thousand_are_counted_as_more() -> None:
+    """So that a column of a large file is known in little memory; numbers are told from words all the same."""
+    numbers = values.count(({"a": f"{number / 7}"} for number in range(values.MOST_COUNTED + 50)), ["a"])["a"]
+    assert (numbers.rows, numbers.no_number, numbers.different) == (100_050, None, "more than 100,000")
+    assert len(numbers.counts) == values.MOST_COUNTED
+    numbers.add(" ")
+    assert (numbers.blank, numbers.no_number) == (1, " ")
+    write("tickets.csv", rows_of(30))
+    assert str(table("tickets.csv")._values()) == "3 values: outage, billing, praise"
+
+
+def test_texts_without_a_word_are_told_apart() -> None:
+    write("tickets.csv", [{**row, "text": ":" * (number + 1)} for number, row in enumerate(rows_of(60))])
+    assert len(table("tickets.csv").load().splits["validation"]) == 12
+
+
+def test_a_parts_rows_are_those_of_the_whole_split(tmp_path: Path) -> None:
+    """Ten thousand units, some of several rows: the shares of each class are kept, no unit is parted."""
+    order = np.random.default_rng(0)
+    texts, groups, strata = (
+        order.integers(0, 8000, 10_000),
+        order.integers(0, 9000, 10_000),
+        order.integers(0, 3, 10_000),
+    )
+    aside = splitting.carve(strata, [texts, groups], 0.2, 10_000, 0, "validation")
+    unit = splitting.units([texts, groups])
+    assert not set(unit[aside]) & set(unit[~aside])
+    assert aside.mean() == pytest.approx(0.2, abs=0.02)
+    for key in (texts, groups):
+        assert not set(key[aside]) & set(key[~aside])
+    single = splitting.carve(strata, [np.arange(10_000)], 0.2, 10_000, 0, "validation")
+    assert single.sum() == 2000
+    assert [single[strata == one].mean() for one in range(3)] == pytest.approx([0.2] * 3, abs=0.001)

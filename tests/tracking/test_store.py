@@ -1,10 +1,13 @@
 """Tracking URIs are checked in seconds and shown without their secrets."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+from run_directories import store_of, write_run
 
 from harness.config.errors import ConfigError
+from harness.tracking import reading
 from harness.tracking.uri import Store, check, parse, redact
 
 
@@ -77,3 +80,17 @@ def test_a_store_that_can_be_used_passes(tmp_path: Path) -> None:
     """A file that does not exist yet is fine, and checking does not make it."""
     check(f"sqlite:///{tmp_path}/mlflow.db")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_was_moved_with_its_files_finds_them(tmp_path: Path) -> None:
+    """Renamed, or copied while the old place is gone; what neither place has stays as the store says."""
+    (tmp_path / "old").mkdir()
+    uri = store_of(tmp_path / "old", write_run(tmp_path / "runs"))
+    assert (Path(reading.read_runs(uri)[0]["artifact_uri"]) / "result.json").is_file()
+    (tmp_path / "old").rename(tmp_path / "new")
+    found = Path(reading.read_runs(f"sqlite:///{tmp_path}/new/mlflow.db")[0]["artifact_uri"])
+    assert found.is_relative_to(tmp_path / "new")
+    assert (found / "result.json").is_file()
+    shutil.rmtree(tmp_path / "new/mlartifacts")
+    lost = reading.read_runs(f"sqlite:///{tmp_path}/new/mlflow.db")[0]["artifact_uri"]
+    assert str(tmp_path / "old/mlartifacts") in lost

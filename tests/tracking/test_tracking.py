@@ -457,6 +457,15 @@ def test_a_view_of_a_sweep_shows_its_metrics(tmp_path: Path) -> None:
     assert state["searchFilter"] == "tags.sweep = 'grid'"
 
 
+def test_a_deleted_experiment_comes_back_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    uri = store_of(tmp_path, write_run(tmp_path / "runs"))
+    assert "deleted" not in caplog.text
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection, connection:
+        connection.execute("UPDATE experiments SET lifecycle_stage = 'deleted' WHERE name = 'tests'")
+    tracking.send(write_run(tmp_path / "runs"), uri, "tests")
+    assert "the experiment tests was deleted in the MLflow UI, and is there again with its runs" in caplog.text
+
+
 def test_a_sweep_whose_parent_was_deleted_gets_another(tmp_path: Path) -> None:
     """Its runs are nested under the new one."""
     uri = store_of(tmp_path, write_run(tmp_path / "runs"))

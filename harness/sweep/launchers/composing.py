@@ -1,5 +1,6 @@
 """Composition of the points of a sweep: quickly to learn what each is, with Hydra where one is about to run."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +11,15 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from harness.config.build import resolved
-from harness.config.mistakes import MISTAKES, explain, key_of
+from harness.config.errors import ConfigError
+from harness.config.mistakes import MISTAKES, explain, key_of, not_made
 from harness.sweep.outcome import failed
-from harness.sweep.points import Point, check_rerun, defining_overrides, without_hydra
+from harness.sweep.points import Point, check_folders, check_rerun, defining_overrides, without_hydra
 from harness.sweep.resolve import Inseparable, Resolution
 
 SWEEP_WITHOUT_FILE = "multirun"
+# hydra.sweep.subdir of conf/config.yaml, which every point can be told without composing it.
+OWN_FOLDER = "${hydra.job.num}"
 
 
 class Composer:
@@ -69,6 +73,23 @@ class Composer:
             point.config = config
         except MISTAKES as error:
             point.settle(failed(explain(error, overrides, self._compose_alone)))
+
+    def make_folder(self, points: list[Point]) -> None:
+        """Make the sweep's folder, in which no point may write where another, or an earlier run, does.
+
+        Raises:
+            ConfigError: One would, or the folder can't be made.
+        """
+        told: Any = OmegaConf.to_container(self.config.hydra.sweep, resolve=False)
+        waiting = [point for point in points if not point.outcome and not point.twin]
+        if told["subdir"] != OWN_FOLDER or re.search(r"\$\{(?!now:|hydra)", told["dir"]):
+            for point in waiting:
+                self.compose(point)  # only the whole configuration tells where it writes
+        check_folders(waiting, str(told["subdir"]))
+        try:
+            Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(not_made("hydra.sweep.dir", self.config.hydra.sweep.dir, error)) from None
 
     def _compose_alone(self, overrides: list[str]) -> DictConfig:
         return self.loader.load_configuration(self.config.hydra.job.config_name, overrides, RunMode.RUN)

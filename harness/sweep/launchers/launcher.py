@@ -59,7 +59,7 @@ class SweepLauncher(Launcher):
         settle_known(points, folder.parent)
         places = self.workers.prepare(points)
         _refuse_if_all_are_wrong(points)
-        folder.mkdir(parents=True, exist_ok=True)
+        composer.make_folder(points)
         reason = self._run(points, places, composer)
         gather(point.result for point in points)
         print(summary(points), flush=True)

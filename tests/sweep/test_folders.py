@@ -1,0 +1,84 @@
+"""No point of a sweep writes where another point, or an earlier run, has its record."""
+
+from pathlib import Path
+
+import pytest
+from toy_sweep import ToySweep
+
+from harness.config.errors import ConfigError
+from harness.sweep import points
+from harness.sweep.outcome import Outcome
+from harness.tracking.record import RESULT_FILE, RunRecord
+
+POINTS = [["act=finish", f"seed={seed}"] for seed in range(3)]
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToySweep:
+    return ToySweep(tmp_path, monkeypatch)
+
+
+def records(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob(RESULT_FILE))}
+
+
+@pytest.mark.parametrize("subdir", ["out", "${method.name}", "${method.name}/x"])
+def test_two_points_of_one_folder_are_refused_before_anything_runs(toy: ToySweep, subdir: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"hydra\.sweep\.subdir=.*: points 0 and 1 would both write .*each has its own folder"
+    ):
+        toy.launch(POINTS, f"hydra.sweep.subdir='{subdir}'")
+    assert not records(toy.folder)
+    assert not toy.sent
+
+
+@pytest.mark.parametrize("subdir", ["seed_${seed}", "${method.name}/${seed}"])
+def test_points_of_their_own_folders_run(toy: ToySweep, subdir: str) -> None:
+    outcomes = toy.launch(POINTS, f"hydra.sweep.subdir='{subdir}'", "sweep.name=one")
+    assert [outcome["status"] for outcome in outcomes] == ["finished"] * 3
+    assert len({outcome["run_dir"] for outcome in outcomes}) == 3
+    assert len(records(toy.folder / "sweep")) == 3
+
+
+def test_records_of_another_sweep_in_the_same_folder_stay(toy: ToySweep) -> None:
+    """Refused before anything runs; the same sweep may go on there."""
+
+    def launch(seeds: range, name: str) -> None:
+        toy.launch([[f"seed={seed}", "tracking.kind=none", f"sweep.name={name}"] for seed in seeds])
+
+    launch(range(3), "one")
+    before = records(toy.folder)
+    for seeds, name in ((range(5, 7), "one"), (range(5, 7), "two"), (range(3), "two")):
+        with pytest.raises(ConfigError, match=r"hydra\.sweep\.dir=.*result\.json there is of another run and is not"):
+            launch(seeds, name)
+        assert records(toy.folder) == before
+    launch(range(3), "one")
+    assert records(toy.folder).keys() == before.keys()
+
+
+def test_a_record_that_came_meanwhile_stays(tmp_path: Path) -> None:
+    """Its own record lies beside it, under a name of its own."""
+    theirs = tmp_path / "sweep/1"
+
+    theirs.mkdir(parents=True)
+    RunRecord("1" * 32, "finished", None, "another", {"name": "two"}, {}).write(theirs)
+    point = points.Point(1, [], theirs, identity="own")
+    point.settle(Outcome("failed", "refused"))
+    points.write_record(point)
+    assert RunRecord.read(theirs).identity == "another"
+    assert RunRecord.read(point.folder).identity == "own"
+    assert point.folder.parent == theirs.parent
+
+
+def test_a_point_that_can_not_be_written_is_told_of_and_the_others_run(toy: ToySweep) -> None:
+    """As on a full disk: here a file lies where the folder should be."""
+    (toy.folder / "sweep").mkdir()
+    (toy.folder / "sweep/1").write_text("in the way")
+    outcomes = toy.launch(POINTS, "sweep.name=one", "hydra.launcher.workers=1")
+    assert [outcome["status"] for outcome in outcomes] == ["finished", "failed", "finished"]
+    assert "result.json can't be written" in outcomes[1]["error"]
+
+
+def test_a_sweeps_folder_that_can_not_be_made_is_a_sentence(toy: ToySweep) -> None:
+    with pytest.raises(ConfigError, match=r"hydra\.sweep\.dir=/dev/null/x: the folder can't be made \(Not a directory"):
+        toy.launch(POINTS, "hydra.sweep.dir=/dev/null/x")
