@@ -90,9 +90,14 @@ class Trained:
             return
         step = estimate.Step(counted["rows"], counted["length"], self.trainer.collate.device.type)
         try:
-            self.result.cost["predicted"] = estimate.predict(self.experiment, self.configuration, step)
+            predicted = estimate.predict(self.experiment, self.configuration, step)
         except estimate.Unpredictable as reason:
             self.result.unmeasured["cost.predicted"] = str(reason)
+            return
+        # Of the whole run, as what is counted: operations grow with the tokens that are computed, padding too.
+        computed = self.trainer.state.padded_tokens
+        predicted["train_flops"] = round(predicted["train_flops_per_token"] * computed)
+        self.result.cost["predicted"] = predicted
 
     def ask_for_general_text(self) -> None:
         """Measure forgetting: general text before, adapter off, and after."""

@@ -134,7 +134,7 @@ def test_one_run_and_nothing_learned_decide_nothing(tmp_path: Path) -> None:
     add(tmp_path, "lora", 2, task="micro/entailment")
     cases = scores.KeepsUp(["grid"], ["lora"], "full", 0.05, 0.05).judge(on(tmp_path))
     assert outcomes(cases) == [UNDECIDED, UNDECIDED]
-    assert [case.remark for case in cases] == [scores.NOTHING_LEARNT, scores.ONE_RUN]
+    assert [case.remark for case in cases] == [scores.NOTHING_LEARNED, scores.ONE_RUN]
 
 
 def test_perplexities_are_compared_as_shares(tmp_path: Path) -> None:

@@ -211,12 +211,12 @@ def test_a_plan_has_every_figure_and_all_training_operations() -> None:
 @pytest.mark.slow
 def test_the_largest_batch_fits_and_the_next_one_does_not() -> None:
     """On 8 GB, as the prediction of the very batches says; a batch of one more row takes more than there is."""
-    settings = costs.Settings(batch_size=8, length=128)
+    settings = costs.PlanSettings(batch_size=8, length=128)
     (device, *_) = costs.plan_point("config", PLAN, settings)["fits"]
     room = 8 * costs.GIGABYTE - costs.CONTEXT_BYTES
     largest = device["largest_batch"]
     fitting, above = (
-        costs.plan_point("config", PLAN, costs.Settings(batch_size=rows))["cost"]["train_peak_bytes"]
+        costs.plan_point("config", PLAN, costs.PlanSettings(batch_size=rows))["cost"]["train_peak_bytes"]
         for rows in (largest, round(1.02 * largest) + 1)
     )
     assert device["fits"]
@@ -347,7 +347,7 @@ def test_a_picture_of_the_memory_is_drawn(
 def test_a_prompt_is_planned_for_a_large_backbone(method: str, numbers: int) -> None:
     """Too large to make weights up: the step runs on tensors without values, and so does what is saved."""
     options = [f"method={method}", "model=llama_3_8b", "task=instruct/gsm8k", "task.data_dir=.", "train.max_steps=10"]
-    cost = costs.plan_point("config", options, costs.Settings(batch_size=1, length=64))["cost"]
+    cost = costs.plan_point("config", options, costs.PlanSettings(batch_size=1, length=64))["cost"]
     assert cost["adapter_file_bytes"] == 4 * numbers
     assert cost["train_peak_bytes"] > cost["weight_bytes"] > 2 * 8e9
 
@@ -357,7 +357,7 @@ def test_tasks_of_language_are_planned_without_weights() -> None:
     """A pair of answers is two texts, and the reference reads them too: more operations per token, twice the tokens."""
     options = ["model=llama_3_2_1b", "method=lora", "task.data_dir=.", "task.max_length=64", "train.max_steps=10"]
     instruct, preference = (
-        costs.plan_point("config", [f"task={task}", *options], costs.Settings(batch_size=4))
+        costs.plan_point("config", [f"task={task}", *options], costs.PlanSettings(batch_size=4))
         for task in ("instruct/gsm8k", "preference/pairs")
     )
     assert (instruct["step"]["rows"], preference["step"]["rows"]) == (4, 8)

@@ -75,6 +75,7 @@ def test_a_sound_table_passes_the_gate_and_one_at_the_bar_does_not(task: str) ->
     ],
 )
 def test_the_gate_fails_on_what_should_not_be_published(scores: pd.DataFrame, fault: str) -> None:
+    """Missing runs, seeds, intervals and tasks, and tasks that nobody asked for."""
     assert fault in "; ".join(faults(scores))
 
 

@@ -90,7 +90,8 @@ def test_a_step_is_predicted_as_it_is_measured(method: str, tiny_experiment: lis
     predicted = cost["predicted"]
     for name in ("weight_bytes", "gradient_bytes", "optimizer_bytes"):
         assert predicted[name] == pytest.approx(cost[name], rel=0.01), name
-    for name in ("activation_bytes", "train_peak_bytes"):
+    # Operations are those of the whole run, as the measured ones are.
+    for name in ("activation_bytes", "train_peak_bytes", "train_flops"):
         assert predicted[name] == pytest.approx(cost[name], rel=0.1), name
 
 

@@ -16,7 +16,7 @@ KEPT = ["features", "rows", "tokenizer"]
 
 @pytest.fixture
 def keeping(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(cache, "_kept", None)
+    monkeypatch.setattr(cache, "_cache", None)
     cache.begin()
     yield
     cache.new_run()
@@ -41,7 +41,7 @@ def test_a_run_after_others_has_the_bits_of_a_run_alone(
         carry_out(tmp_path / f"alone{number}", *shared, f"method={method}", f"seed={seed}")
         for number, (method, seed) in enumerate(points)
     ]
-    monkeypatch.setattr(cache, "_kept", None)
+    monkeypatch.setattr(cache, "_cache", None)
     cache.begin()
     together = [
         carry_out(tmp_path / f"together{number}", *shared, f"method={method}", f"seed={seed}")
