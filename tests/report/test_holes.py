@@ -55,6 +55,7 @@ def written(runs: list[dict[str, Any]], chosen: dict[str, Any]) -> str:
 @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(RUNS, st.sampled_from(["baseline", "all"]))
 def test_a_store_with_holes_ends_in_a_report(runs: list[dict[str, Any]], pairs: str) -> None:
+    """Whatever is missing from whichever runs, the tables are written."""
     assert written(runs, {**NO_PICTURES, "pairs": pairs})
 
 
@@ -62,6 +63,7 @@ def test_a_store_with_holes_ends_in_a_report(runs: list[dict[str, Any]], pairs: 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(RUNS)
 def test_a_store_with_holes_ends_in_a_report_with_pictures(runs: list[dict[str, Any]]) -> None:
+    """Whatever is missing from whichever runs, the pictures are drawn too."""
     assert written(runs, {})
 
 

@@ -125,6 +125,7 @@ def test_no_cell_of_a_csv_file_is_run_by_a_spreadsheet(tmp_path: Path) -> None:
 
 
 def test_files_that_a_store_lost_are_told_of_at_the_top(tmp_path: Path) -> None:
+    """The runs are counted before the first table; a whole store is not mentioned."""
     uri = store_of(tmp_path, *(write_run(tmp_path / "runs", method=method) for method in ("full", "lora")))
     report.main([f"tracking.uri={uri}", f"out={tmp_path / 'whole'}"])
     assert "not where the store says" not in (tmp_path / "whole/report.md").read_text()
@@ -136,6 +137,7 @@ def test_files_that_a_store_lost_are_told_of_at_the_top(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_that_lacks_signs_gets_the_report_without_them(tmp_path: Path, encoding: str) -> None:
+    """Signs that its encoding lacks are question marks, and the status is 0."""
     write_run(tmp_path / "runs", status="failed", error="gr\u00f6\u00dfer \u2013 \u4eca\u5929")
     write_run(tmp_path / "runs")
     command = [sys.executable, "-m", "harness.report", f"store={tmp_path / 'runs'}", f"out={tmp_path / 'report'}"]

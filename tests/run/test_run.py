@@ -229,6 +229,7 @@ def test_an_interrupted_run_is_recorded_and_goes_on_to_the_same_scores(
 def test_a_checkpoint_of_another_run_is_not_taken_and_the_difference_named(
     tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The run starts from the beginning, and the other run's checkpoint stays."""
     anew = carry_out(tmp_path / "first", *tiny_experiment, "train.max_steps=6", "train.resume=true")
     assert "runs/checkpoints holds no checkpoint that says which run it is of; training starts anew" in caplog.text
     step = Trainer._step

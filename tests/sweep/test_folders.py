@@ -24,6 +24,7 @@ def records(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("subdir", ["out", "${method.name}", "${method.name}/x"])
 def test_two_points_of_one_folder_are_refused_before_anything_runs(toy: ToySweep, subdir: str) -> None:
+    """The sentence names both points and the key; nothing is written or sent."""
     with pytest.raises(
         ConfigError, match=r"hydra\.sweep\.subdir=.*: points 0 and 1 would both write .*each has its own folder"
     ):
@@ -34,6 +35,7 @@ def test_two_points_of_one_folder_are_refused_before_anything_runs(toy: ToySweep
 
 @pytest.mark.parametrize("subdir", ["seed_${seed}", "${method.name}/${seed}"])
 def test_points_of_their_own_folders_run(toy: ToySweep, subdir: str) -> None:
+    """Each leaves one record in a folder of its own."""
     outcomes = toy.launch(POINTS, f"hydra.sweep.subdir='{subdir}'", "sweep.name=one")
     assert [outcome["status"] for outcome in outcomes] == ["finished"] * 3
     assert len({outcome["run_dir"] for outcome in outcomes}) == 3
@@ -80,5 +82,6 @@ def test_a_point_that_can_not_be_written_is_told_of_and_the_others_run(toy: ToyS
 
 
 def test_a_sweeps_folder_that_can_not_be_made_is_a_sentence(toy: ToySweep) -> None:
+    """It has the key, the path and the system's reason."""
     with pytest.raises(ConfigError, match=r"hydra\.sweep\.dir=/dev/null/x: the folder can't be made \(Not a directory"):
         toy.launch(POINTS, "hydra.sweep.dir=/dev/null/x")

@@ -179,6 +179,7 @@ def test_a_table_that_can_not_be_split_or_learned_says_so(rows: list, overrides:
 
 
 def test_a_file_with_names_of_columns_alone_has_no_rows() -> None:
+    """The sentence has the key and the file."""
     Path("tickets.csv").write_text("text,kind\n")
     with pytest.raises(ConfigError, match=r"task\.file=tickets\.csv: the split has no rows"):
         table("tickets.csv")
@@ -260,6 +261,7 @@ def test_values_beyond_a_hundred_thousand_are_counted_as_more() -> None:
 
 
 def test_texts_without_a_word_are_told_apart() -> None:
+    """Different punctuation is different text, so such rows can be split."""
     write("tickets.csv", [{**row, "text": ":" * (number + 1)} for number, row in enumerate(rows_of(60))])
     assert len(table("tickets.csv").load().splits["validation"]) == 12
 

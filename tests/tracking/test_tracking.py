@@ -458,6 +458,7 @@ def test_a_view_of_a_sweep_shows_its_metrics(tmp_path: Path) -> None:
 
 
 def test_a_deleted_experiment_comes_back_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Sending to it restores it, and the log says so."""
     uri = store_of(tmp_path, write_run(tmp_path / "runs"))
     assert "deleted" not in caplog.text
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection, connection:
