@@ -210,11 +210,20 @@ def parameters(adapter: "Adapter", expected: int) -> dict[str, int]:
 
 
 def prepare_trained(adapter: Adapter) -> "dict[str, nn.Parameter]":
-    """What training changes, in float32, which small steps need; frozen weights stay in what is computed in."""
+    """What training changes, in float32, which small steps need; frozen weights stay in what is computed in.
+
+    A norm of which a part is trained is in float32 as a whole: a CPU takes no weight and bias of two types.
+    """
     import torch
 
     trained = trained_parameters(adapter)
-    for parameter in trained.values():
+    changed = {id(parameter) for parameter in trained.values()}
+    whole = [*trained.values()]
+    for module in adapter.model.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, (torch.nn.LayerNorm, torch.nn.GroupNorm)) and changed.intersection(map(id, own)):
+            whole += own
+    for parameter in whole:
         if parameter.dtype is not torch.float32:
             parameter.data = parameter.data.float()
     return trained

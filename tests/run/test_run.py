@@ -360,10 +360,10 @@ def test_a_gpu_that_is_not_there_is_refused(tiny_experiment: list[str], tmp_path
         carry_out(tmp_path / "run", *tiny_experiment, "train.device=cuda")
 
 
-@pytest.mark.parametrize("method", ["head", "lora"])
+@pytest.mark.parametrize("method", ["head", "lora", "bitfit"])
 @pytest.mark.slow
 def test_a_run_in_bfloat16_measures_everything(method: str, tiny_experiment: list[str], tmp_path: Path) -> None:
-    """Frozen weights of 16 bits and a head of 32 go together in every pass, latency's too."""
+    """Frozen weights of 16 bits and what is trained in 32 go together in every pass, latency's too."""
     overrides = (f"method={method}", "train.precision=bfloat16", "train.device=cpu", "measure.costs=true")
     result = carry_out(tmp_path / "run", *tiny_experiment, *overrides)
     assert (result.status, result.error) == (Status.finished, None)
