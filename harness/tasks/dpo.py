@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.config.errors import ConfigError
 from harness.methods.peft_inner import adapted_layer, copied_module
-from harness.tasks.trl_inner import disable_dropout, fused_output_layer, given_references, preference_loss
+from harness.tasks.trl_inner import (
+    disable_dropout,
+    fused_output_layer,
+    given_references,
+    no_checkpointing,
+    preference_loss,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -174,9 +180,8 @@ def _trainer(beta: float = 1.0) -> "DPOTrainer":
     # Iterable, as a finite set would be mapped, shown with a progress bar and cached in files.
     pairs = Dataset.from_list([{"prompt": "a", "chosen": "a", "rejected": "b"}]).to_iterable_dataset()
     with tempfile.TemporaryDirectory() as folder, _nothing_else_changed():
-        arguments = DPOConfig(
-            folder, beta=beta, bf16=False, activation_checkpointing=False, max_steps=1, report_to="none", use_cpu=True
-        )
+        unwanted = no_checkpointing(DPOConfig)
+        arguments = DPOConfig(folder, beta=beta, bf16=False, max_steps=1, report_to="none", use_cpu=True, **unwanted)
         trainer = DPOTrainer(
             LlamaForCausalLM(shape),
             ref_model=LlamaForCausalLM(shape),

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
-    from trl import DPOTrainer
+    from trl import DPOConfig, DPOTrainer
 
 # What DPOTrainer.compute_loss reads of the fused output layer.
 OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
@@ -33,6 +34,12 @@ def fused_output_layer(backbone: Any) -> Iterator[None]:
     finally:
         utils._CHUNKED_LOGPROB_CHUNK_SIZE = width
         del backbone.forward
+
+
+def no_checkpointing(configuration: type["DPOConfig"]) -> dict[str, Any]:
+    """Switch off what transformers 5.23 calls activation checkpointing, and 5.17 gradient checkpointing."""
+    names = {field.name for field in fields(configuration)}
+    return {"activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing": False}
 
 
 def given_references(trainer: "DPOTrainer") -> "DPOTrainer":

@@ -26,6 +26,7 @@ from harness.tasks import dpo
 from harness.tasks.micro_instruct import preferences
 from harness.tasks.preference import Preference, softplus
 from harness.tasks.scoring import evaluate
+from harness.tasks.trl_inner import no_checkpointing
 from harness.training.batches import Batch
 from harness.training.evaluation import Evaluation, Subject
 
@@ -134,7 +135,7 @@ def test_the_loss_and_its_gradients_are_those_of_trl_run_as_it_documents(tmp_pat
         AutoModelForCausalLM.from_pretrained(MICRO),
         ref_model=None,
         args=DPOConfig(
-            str(tmp_path), beta=BETA, bf16=False, activation_checkpointing=False, report_to="none", use_cpu=True
+            str(tmp_path), beta=BETA, bf16=False, report_to="none", use_cpu=True, **no_checkpointing(DPOConfig)
         ),
         train_dataset=Dataset.from_list(told),
         processing_class=tokenizer(),
