@@ -40,6 +40,7 @@ def from_card(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_card_of_an_adapter_on_top_of_another_has_a_snippet_that_gives_the_same(tmp_path: Path) -> None:
     """Plain peft finds no backbone by the name in the configuration, where it would load the wrong one."""
     from peft import AutoPeftModelForCausalLM

@@ -57,6 +57,7 @@ def test_equal_scores_are_never_told_apart_and_share_being_the_best() -> None:
     assert list(found.rows["best"]) == pytest.approx([0.5, 0.5], abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_family_error_over_all_pairs_holds() -> None:
     """Of 30 methods equal in truth some pair is told apart in few of 300 tables."""
     generator = np.random.default_rng(1)

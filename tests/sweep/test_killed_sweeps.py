@@ -131,6 +131,7 @@ def test_a_sweep_killed_many_times_ends_as_an_undisturbed_one(tmp_path: Path, ca
     assert all("killed by SIGKILL" in error for error in others)
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
     """Killed with all its processes, it is started again and does only what was not done."""
     sweep = start(tmp_path / "sweep", "seed=range(0,4)", "seconds=0.2")

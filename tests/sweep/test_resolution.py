@@ -63,6 +63,7 @@ POINTS = [
 ]
 
 
+@pytest.mark.slow
 def test_points_resolve_as_hydra_composes_them(composer: Composer) -> None:
     """In any order, choices, values, references and types come out the same."""
     separable = 0

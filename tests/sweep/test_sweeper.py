@@ -237,7 +237,7 @@ def test_a_grid_is_extended_where_the_best_lies_at_its_edge_and_a_killed_sweep_a
         assert all(outcome["skipped"] for batch in again[:done] for outcome in batch)
         assert not any(outcome["skipped"] for batch in again[done:] for outcome in batch)
     toy.asked.clear()
-    toy.sweep(["method=wide"], EQUAL, ONE_FINAL, "hydra.sweeper.extend=4")
+    toy.sweep(["method=wide"], EQUAL, ONE_FINAL, "hydra.sweeper.extend=4", "hydra.sweep.dir=wide")
     assert rates(toy) == [0.1, 0.3, 0.5]
 
 

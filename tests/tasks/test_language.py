@@ -114,7 +114,11 @@ def carry_out(folder: Path, *overrides: str) -> Any:
 
 @pytest.mark.parametrize(
     ("first", "second", "how"),
-    [("lora", "lora", "merged"), ("full", "houlsby", "merged"), ("houlsby", "lora", "stacked")],
+    [
+        ("lora", "lora", "merged"),
+        pytest.param("full", "houlsby", "merged", marks=pytest.mark.slow),
+        pytest.param("houlsby", "lora", "stacked", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_goes_on_from_an_earlier_one(first: str, second: str, how: str, tmp_path: Path) -> None:
     """The backbone of the later run, its adapter off, scores what the earlier run ended with."""

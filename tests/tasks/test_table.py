@@ -221,6 +221,7 @@ def test_a_run_names_its_classes_everywhere(tmp_path: Path) -> None:
     assert ", ".join(f"`{name}`" for name in names) in (tmp_path / "run/adapter/README.md").read_text()
 
 
+@pytest.mark.slow
 def test_only_the_rows_that_are_used_are_held() -> None:
     """A file larger than memory is read row by row; the sample is the same rows in the same turn every time."""
     rows = [{**row, "text": row["text"] + " storm" * 200} for row in rows_of(2500)]

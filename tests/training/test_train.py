@@ -114,7 +114,9 @@ run(prepare(compose("config", sys.argv[2:])), Path(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize("kill_at", [3, 11, 17])
+@pytest.mark.parametrize(
+    "kill_at", [pytest.param(3, marks=pytest.mark.slow), 11, pytest.param(17, marks=pytest.mark.slow)]
+)
 def test_a_run_killed_outright_goes_on_to_the_scores_it_would_have_had(
     kill_at: int, tiny_experiment: list[str], tmp_path: Path
 ) -> None:
