@@ -73,7 +73,7 @@ def test_hydra_full_error_brings_the_stack_trace_back(tmp_path):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["-sc", "query=bash"]])
 def test_help_configuration_and_completion_answer_at_once(tmp_path, arguments):
-    """In a second and a half of processor time at most, the best of three: a neighbor on the core stretches that too."""
+    """In a second and a half of processor time, the best of three: a neighbor on the core stretches that too."""
     took = []
     while not took or (min(took) > 1.5 and len(took) < 3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
