@@ -38,6 +38,7 @@ WHEELS = (
     "dill==0.4.1",
     "multiprocess==0.70.19",
     "pebble==5.2.3",
+    "xxhash==4.1.0",
 )
 # Has no wheel; hydra-core and omegaconf want this version.
 BUILT = ("antlr4-python3-runtime==4.9.3",)

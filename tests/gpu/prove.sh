@@ -28,7 +28,7 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 unset PYTHONDONTWRITEBYTECODE
 # Whether packages lack is told without importing them.
 if ! "$python" -c 'import importlib.util as u, sys
-sys.exit(any(u.find_spec(n) is None for n in ("hydra", "omegaconf", "bitsandbytes", "datasets", "evaluate", "pebble")))'; then
+sys.exit(any(u.find_spec(n) is None for n in ("hydra", "omegaconf", "bitsandbytes", "datasets", "evaluate", "pebble", "xxhash")))'; then
     if ! compgen -G "$bundle/wheels/*.whl" >/dev/null; then
         echo "$python lacks packages of the harness, and $bundle/wheels has none: make gpu-bundle" >&2
         exit 2

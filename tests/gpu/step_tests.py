@@ -32,6 +32,8 @@ def main(setting: Setting) -> bool:
         chosen = ["-m", "gpu", *files]
     # A warning that only this machine gives must not hide what the tests say.
     recorder = Recorder(setting)
-    options = ["-q", "-W", "default", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={TESTS.parent}"]
+    # Nor must options of plugins that are not here.
+    options = ["-q", "-o", "addopts=", "-W", "default", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    options += [f"--rootdir={TESTS.parent}"]
     options += [f"--config-file={TESTS.parent / 'pyproject.toml'}", f"--basetemp={setting.work / 'pytest'}"]
     return pytest.main([*options, *chosen], plugins=[recorder]) == 0 and recorder.counted > 0
