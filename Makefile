@@ -11,7 +11,7 @@ DEMO := demo
 # Told to write no bytecode, each of the many interpreters here would compile torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
 # What takes minutes begins before what there is much of; many of these wait, so there is a process more than cores.
-SLOW_FIRST := $(filter-out tests/benchmarks/ tests/gpu/ tests/support/ tests/tasks/ tests/methods/,$(wildcard tests/*/)) $(wildcard tests/test_*.py) tests/tasks tests/methods
+SLOW_FIRST := $(filter-out tests/__pycache__/ tests/benchmarks/ tests/gpu/ tests/support/ tests/tasks/ tests/methods/,$(wildcard tests/*/)) $(wildcard tests/test_*.py) tests/tasks tests/methods
 
 # What the lock may not go beyond, with the reason:
 # torch: the newest with a CPU build in the package folders that the tests run from;
