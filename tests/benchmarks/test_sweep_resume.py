@@ -38,7 +38,9 @@ SWEEP = [
     "seed=range(0,100)",
 ]
 POINTS = 10_000
-SECONDS = 10
+SAMPLE = 20
+# Of the time in which Hydra composes as many points.
+SHARE = 0.01
 NAME = "sweep.name='multirun'"
 
 
@@ -64,7 +66,7 @@ def fill(store: Path, identities: list[str], folder: Path) -> None:
         connection.commit()
 
 
-def test_ten_thousand_finished_points_are_skipped_within_ten_seconds(
+def test_ten_thousand_finished_points_are_skipped_in_a_hundredth_of_composing_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the processor's time, with the store asked once; imports of libraries are not counted."""
@@ -84,8 +86,10 @@ def test_ten_thousand_finished_points_are_skipped_within_ten_seconds(
         told = [[NAME, *overrides] for overrides in sweepers.grid(None, SWEEP, context)]
         known = [identities(resolution.plain(overrides)) for overrides in told]
         assert len(set(known)) == POINTS
-        for number in random.Random(0).sample(range(POINTS), 20):
+        processor = time.process_time()
+        for number in random.Random(0).sample(range(POINTS), SAMPLE):
             assert identify(without_hydra(loader.load_sweep_config(master, told[number]))) == known[number]
+        composing = (time.process_time() - processor) / SAMPLE * POINTS
         fill(tmp_path / "mlflow.db", known, tmp_path / "first")
 
         monkeypatch.setattr(tracking, "finished", counted)
@@ -96,8 +100,11 @@ def test_ten_thousand_finished_points_are_skipped_within_ten_seconds(
         seconds = time.process_time() - processor
     shown = capsys.readouterr()
     with capsys.disabled():
-        print(f"\n{POINTS} points skipped in {seconds:.1f} s, {time.perf_counter() - clock:.1f} s by the clock")
+        print(
+            f"\n{POINTS} points skipped in {seconds:.1f} s ({time.perf_counter() - clock:.1f} by the clock)", end="; "
+        )
+        print(f"{seconds / composing:.2%} of the {composing:.0f} s in which Hydra composes them")
     assert f"{POINTS} of {POINTS} points have their result in the store" in shown.err
     assert len(asked) == 1
     assert all(outcome.skipped and outcome.status == "finished" for outcome in outcomes)
-    assert seconds < SECONDS
+    assert seconds < SHARE * composing
