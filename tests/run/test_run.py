@@ -5,6 +5,7 @@ import logging
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -202,19 +203,25 @@ def test_memory_that_no_machine_has_is_out_of_memory(tiny_experiment: list[str],
     assert pipeline._judge(caught.value)[0] is Status.out_of_memory
 
 
+def interrupt_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer, list, int], torch.Tensor]:
+    """Press Ctrl-C when a step begins; returns the undisturbed step, to be put back."""
+    step = Trainer._step
+
+    def interrupted_step(trainer: Trainer, batches: list, weight: int) -> torch.Tensor:
+        if trainer.state.step == number:
+            signal.raise_signal(signal.SIGINT)
+        return step(trainer, batches, weight)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted_step)
+    return step
+
+
 def test_an_interrupted_run_is_recorded_and_goes_on_to_the_same_scores(
     tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkpoint is gone afterwards, and the log has each step once."""
     whole = carry_out(tmp_path / "whole", *tiny_experiment)
-    step = Trainer._step
-
-    def interrupted_step(trainer: Trainer, batches: list, weight: int) -> torch.Tensor:
-        if trainer.state.step == 14:
-            signal.raise_signal(signal.SIGINT)
-        return step(trainer, batches, weight)
-
-    monkeypatch.setattr(Trainer, "_step", interrupted_step)
+    step = interrupt_at(14, monkeypatch)
     cut = carry_out(tmp_path / "cut", *tiny_experiment)
     assert cut.status == Status.interrupted
     assert list(Path("runs/checkpoints").glob("*/checkpoint.pt"))
@@ -232,14 +239,7 @@ def test_a_checkpoint_of_another_run_is_not_taken_and_the_difference_named(
     """The run starts from the beginning, and the other run's checkpoint stays."""
     anew = carry_out(tmp_path / "first", *tiny_experiment, "train.max_steps=6", "train.resume=true")
     assert "runs/checkpoints holds no checkpoint that says which run it is of; training starts anew" in caplog.text
-    step = Trainer._step
-
-    def interrupted_step(trainer: Trainer, batches: list, weight: int) -> torch.Tensor:
-        if trainer.state.step == 3:
-            signal.raise_signal(signal.SIGINT)
-        return step(trainer, batches, weight)
-
-    monkeypatch.setattr(Trainer, "_step", interrupted_step)
+    step = interrupt_at(3, monkeypatch)
     assert carry_out(tmp_path / "cut", *tiny_experiment, "train.max_steps=6", "seed=5").status == Status.interrupted
     monkeypatch.setattr(Trainer, "_step", step)
     caplog.clear()
