@@ -75,13 +75,18 @@ def _run_together(inputs: Inputs, run_dir: Path, count: int) -> RunRecord:
     result = start_together(inputs.experiment, count, run_dir)
     if result is None:
         result = begin(inputs)
-        result.status, result.error = Status.failed, f"one of its {count} processes ended; what it wrote says why"
+        _fail(result, count)
         result.ended_at = datetime.now(UTC).isoformat()
         result.cost["total_seconds"] = None
         result.unmeasured["cost.total_seconds"] = "the run failed"
     result.provenance["command"] = command_line()
     result.write(run_dir)
     return result
+
+
+def _fail(result: RunRecord, count: int) -> None:
+    """Say in the record that a process of the run ended on its own."""
+    result.status, result.error = Status.failed, f"one of its {count} processes ended; what it wrote says why"
 
 
 def _track(result: RunRecord, run_dir: Path, experiment: Experiment) -> bool | None:
@@ -152,9 +157,11 @@ def start_together(experiment: Experiment, count: int, run_dir: Path) -> RunReco
     began = time.time()
     # A session of its own: Ctrl-C reaches the processes once, from here.
     launched = subprocess.Popen(command, env=environment, start_new_session=True)
+    interrupted = False
     try:
         launched.wait()
     except KeyboardInterrupt:
+        interrupted = True
         launched.send_signal(signal.SIGTERM)
         try:
             launched.wait(GRACE_SECONDS)
@@ -167,7 +174,13 @@ def start_together(experiment: Experiment, count: int, run_dir: Path) -> RunReco
         if launched.poll() is None:
             os.killpg(launched.pid, signal.SIGKILL)
             launched.wait()
-    return RunRecord.read(run_dir) if written_since(run_dir, began) else None
+    if not written_since(run_dir, began):
+        return None
+    result = RunRecord.read(run_dir)
+    # Where one process dies the launcher ends the others politely, and the first takes that for an interruption.
+    if result.status == Status.interrupted and launched.returncode and not interrupted:
+        _fail(result, count)
+    return result
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ from harness.config.errors import ConfigError
 from harness.run import job
 from harness.tracking.record import RunRecord
 from harness.training import processes
+from tests.support.run_directories import SampleRun
 
 # Rows that two processes can't halve evenly, accumulated batches, and dropout nowhere.
 SMALL = (
@@ -205,6 +206,22 @@ def test_interrupted_processes_go_on_where_they_stopped(tmp_path: Path) -> None:
     assert RunRecord.read(tmp_path / "cut").status == "interrupted"
     resumed = run(tmp_path, *short, "hydra.run.dir=resumed", "train.resume=true")
     assert resumed.scores["validation"] == pytest.approx(undisturbed.scores["validation"], abs=1e-6)
+
+
+@pytest.mark.parametrize(("returncode", "status"), [(1, "failed"), (0, "interrupted")])
+def test_who_stopped_the_first_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, returncode: int, status: str
+) -> None:
+    """The launcher, as another had died: then the run failed. Whoever asked all of them to stop: it was interrupted."""
+    (result,) = SampleRun(status="interrupted", error="stopped by the user").write(tmp_path / "other").glob("*.json")
+    launcher = tmp_path / "launcher"
+    launcher.write_text(f'#!/bin/sh\nfor run_dir; do :; done\ncp "{result}" "$run_dir"\nexit {returncode}\n')
+    launcher.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(launcher))
+    record = job.start_together(build(compose("config", SMALL)), 2, tmp_path)
+    assert record is not None
+    assert record.status == status
+    assert ("one of its 2 processes ended" in str(record.error)) == (status == "failed")
 
 
 @pytest.mark.slow
