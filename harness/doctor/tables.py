@@ -150,11 +150,12 @@ def print_tables(findings: "list[Finding]") -> None:
         for name in (*grid.architectures, "nf4", "int8"):
             table.add_column(name if name == "int8" else name[:3], min_width=3)
         for method, cells in grid.rows.items():
-            table.add_row(method, *cells)
+            # What works is the rule; what does not stands out, where a terminal shows colors.
+            table.add_row(method, *(cell if cell in ("yes", "-") else f"[bold red]{cell}[/]" for cell in cells))
         console.print(table)
     reasons = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for number, reason in enumerate(legend, start=1):
-        reasons.add_row(str(number), escape(reason))
+        reasons.add_row(f"[bold red]{number}[/]", escape(reason))
     console.print(reasons)
 
 

@@ -45,6 +45,8 @@ def run_tags(record: RunRecord) -> dict[str, str]:
         "harness.version": record.provenance.get("harness"),
         "results_version": record.provenance.get("results_version"),
         "untested": "; ".join((record.provenance.get("untested") or {}).values()) or None,
+        "device": record.provenance.get("device_type"),
+        "dtype": record.provenance.get("dtype"),
         "mlflow.source.name": "harness",
         "mlflow.source.git.commit": git.get("commit"),
         "mlflow.note.content": description(record),
