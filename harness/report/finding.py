@@ -1,7 +1,8 @@
 """Sentences that open a report: who can't be distinguished from the best, what beats nothing, what was not tuned."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pandas as pd
 from harness.report.cells import number
 from harness.report.pairwise import Pairwise, few, tested
 from harness.report.scores import MAJORITY
+from harness.report.single_scores import Judged
 from harness.report.spread import LEVEL
 from harness.training.metrics import higher_is_better
 
@@ -18,18 +20,37 @@ BREAK = "\n"
 MOST_VERDICTS = 6
 
 
-def verdicts(summary: pd.DataFrame, found: Sequence[Pairwise]) -> str:
-    """Say of each task who is level with the best, ties first, and never more than the runs allow."""
+def verdicts(
+    summary: pd.DataFrame, found: Sequence[Pairwise], single: Mapping[str, Judged] = MappingProxyType({})
+) -> str:
+    """Say of each task who is level with the best, ties first, and never more than the runs allow.
+
+    Args:
+        summary: The main table.
+        found: The comparisons of each task.
+        single: Tasks whose scores others published once each.
+    """
     sentences = []
     for one in found[:MOST_VERDICTS]:
         of_task = summary[(summary["task"] == one.task) & (summary["mean"].notna())]
         rows = of_task[(of_task["configuration"] != MAJORITY) & (of_task["n"] > 0)]
         beaten = _beaten(rows, of_task[of_task["configuration"] == MAJORITY], one)
-        if beaten:
+        if one.task in single:
+            sentences.append(_once(one.task, single[one.task]))
+        elif beaten:
             sentences.append(beaten)
         elif len(rows) > 1:
             sentences.append(_standing(rows, one))
     return " ".join(sentences)
+
+
+def _once(task: str, judged: Judged) -> str:
+    """Hold scores of one run each against the highest."""
+    best = judged.rows.iloc[0]
+    level = judged.rows[judged.rows["level"]].rename(columns={"cost.trainable_parameters": "trainable_parameters"})
+    told = f"{best['configuration']}, the highest observed ({number(best['accuracy'])} accuracy)"
+    others = f"{len(level) - 1} of the {len(judged.rows) - 1} other scores"
+    return f"On {task} {others} can't be distinguished from {told}, each one run's{_cheapest(level)}."
 
 
 def untuned(frame: pd.DataFrame, tuning: pd.DataFrame) -> str:
@@ -84,7 +105,7 @@ def _level(rows: pd.DataFrame, one: Pairwise, highest: str, alone: str) -> str:
         return f"{alone}, distinguished from {'the other' if others == 1 else f'all {others} others'} tested"
     level = rows[rows["configuration"].isin([one.best, *one.level])]
     listed = f": {few([name for name in rows['configuration'] if name in one.level])}" * (len(one.level) <= 3)
-    whom = "the other method" if others == 1 else f"{len(one.level)} of the {others} other methods"
+    whom = "the other method" if others == 1 else f"{len(one.level)} of the {others} other methods tested"
     return f"{whom} can't be distinguished from {highest}{listed}{_cheapest(level)}"
 
 

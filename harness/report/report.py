@@ -58,7 +58,7 @@ def build(
     Raises:
         ConfigError: A column, the baseline or a picture that was asked for is not there.
     """
-    from harness.report import across, finding, markdown, noise, pairwise, scores, sections, undertrained
+    from harness.report import across, finding, markdown, noise, pairwise, scores, sections, single_scores, undertrained
     from harness.report import tables as render
     from harness.report import tuning as report_tuning
     from harness.report.plots import chosen as pictures
@@ -97,7 +97,8 @@ def build(
     )
     drawn = pictures.draw(frame, curves, definition.plots)
     address = None if server is None else parse(server).uri
-    said = [pairwise.lost_files(frame), finding.verdicts(summary, found), finding.untuned(frame, tuning)]
+    opened = finding.verdicts(summary, found, single_scores.single_scores(frame))
+    said = [pairwise.lost_files(frame), opened, finding.untuned(frame, tuning)]
     lead = finding.BREAK.join(filter(None, [" ".join(filter(None, said)), markdown.opening(frame)]))
     return Report(title, lead, sections.tabulate(content), notes, frames, drawn, curves, address)
 

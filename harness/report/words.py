@@ -68,6 +68,7 @@ TONES = {
     "out_of_memory": "bad",
     "mixed": "open",
     "undecided": "open",
+    "not testable at this scale": "open",
 }
 
 

@@ -113,8 +113,7 @@ def first_column(view: Any, table: str) -> list[str]:
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize(("width", "mode"), [(1280, "light"), (390, "dark")])
 def test_the_page_works_in_a_browser(width: int, mode: str, text: str, browser: Any, tmp_path: Path) -> None:
     """From a file: a table sorts and filters, a point shows its run, and markup in a name runs nothing.
 
@@ -171,7 +170,7 @@ def report_of(folder: Path) -> Path:
     for task in ("micro/sentiment", "micro/entailment"):
         for place, method in enumerate(("full", "lora", "bitfit", "prefix_tuning_projected")):
             for seed in range(3):
-                wrong = [(row * 7 + seed) % 40 < 3 + place**3 for row in range(120)]
+                wrong = [(row * 7 + seed * (1 + place)) % 40 < (3, 3, 7, 20)[place] for row in range(120)]
                 cost = {"trainable_parameters": 4 ** (12 - place), "train_peak_bytes": 10**8 // (1 + place)}
                 run_dir = write_run(
                     folder / "runs", method, task=task, seed=seed, score=1 - sum(wrong) / 120, steps=STEPS, cost=cost
@@ -195,13 +194,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("mode", ["light", "dark"])
-def test_the_answer_comes_first_and_fits(width: int, mode: str, whole: Path, browser: Any) -> None:
+def test_the_answer_comes_first_and_fits(width: int, whole: Path, browser: Any) -> None:
     """The finding, the table with names and scores in sight, then the picture; nothing is wider than the window.
 
-    Text has a contrast of 4.5 with its ground, and what is drawn in a cell one of 3.
+    Text has a contrast of 4.5 with its ground, and what is drawn in a cell one of 3, on a light page as on a dark one.
     """
-    view = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=mode)
+    view = browser.new_page(viewport={"width": width, "height": 844})
     view.goto(whole.as_uri())
     view.wait_for_function("Bokeh.documents.length === 2 && Bokeh.documents.every((each) => each.is_idle)")
     assert "can't be distinguished" in view.locator(".lead").inner_text()
@@ -220,8 +218,10 @@ def test_the_answer_comes_first_and_fits(width: int, mode: str, whole: Path, bro
         "[...document.querySelectorAll('.wide')].filter((box) => box.scrollHeight > box.clientHeight + 1).length"
     )
     assert inner == 0
-    for name, least in ((".lead", 4.5), (".quiet", 4.5), ("td", 4.5), (".forest circle", 3), ("nav a", 4.5)):
-        assert contrast(view, name) >= least, name
+    for mode in ("light", "dark"):
+        view.emulate_media(color_scheme=mode)
+        for name, least in ((".lead", 4.5), (".quiet", 4.5), ("td", 4.5), (".forest circle", 3), ("nav a", 4.5)):
+            assert contrast(view, name) >= least, f"{mode} {name}"
 
 
 def contrast(view: Any, name: str) -> float:

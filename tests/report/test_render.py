@@ -166,8 +166,8 @@ def test_the_first_sentence_says_ties_first_and_the_cheapest_of_them() -> None:
     cases = (found("lora", {"full"}), found("lora", set()), found("", set()), found("lora", set(), chances={}))
     said = [finding.verdicts(THREE, [one]) for one in cases]
     assert said == [
-        "On t 1 of the 2 other methods can't be distinguished from lora, the highest observed, 0.9000 accuracy (the "
-        "best with probability 0.60): full; the cheapest of these 2 is lora (1,000 trained parameters).",
+        "On t 1 of the 2 other methods tested can't be distinguished from lora, the highest observed, 0.9000 accuracy "
+        "(the best with probability 0.60): full; the cheapest of these 2 is lora (1,000 trained parameters).",
         "On t lora has the highest score observed, 0.9000 accuracy (the best with probability 0.60), distinguished "
         "from all 2 others tested.",
         "On t lora has the highest score observed, 0.9000 accuracy; nothing tells whether by more than chance, as no "
