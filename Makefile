@@ -92,7 +92,7 @@ report: $(INSTALLED) ## everything in ./mlflow.db, into report/
 	$(BIN)/harness-report
 
 docs: $(INSTALLED_FOR_DOCS) ## the documentation as pages, into site/docs/; a warning or a dead link is an error
-	$(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 site: docs ## the documentation, the published reports and claims with an index, into site/; needs no network
 	$(BIN)/python -m harness.claims cases=reports/claims/cases.csv out=$(SITE)/reports/claims > /dev/null
