@@ -252,8 +252,8 @@ def _winners(source: Path) -> Table:
             mean = float(best["mean"])
             beats = mean > least if higher else mean < least
             told = _told(best) if beats else ("none beats the majority class", number(mean), NONE)
-            told += (*_told(cheap), str(len(own)), path.parent.name, own[0]["metric"].replace("_", " "))
-            rows.append((label_of("task", task), *told))
+            about = (str(len(own)), path.parent.name, own[0]["metric"].replace("_", " "))
+            rows.append((label_of("task", task), *told, *_told(cheap), *about))
             links.append(f"reports/{path.parent.name}/report.html")
     columns = ["task", "highest observed", "score", "trains", "trains least", "its score", "its parameters"]
     columns += ["methods", "report", "metric"]
