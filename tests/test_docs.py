@@ -163,3 +163,40 @@ def test_the_documentation_is_built_without_a_warning(tmp_path: Path) -> None:
     assert {"index.html", "choose.html", "keys.html", "record.html", "api.html", "faq.html"} <= names
     page = (tmp_path / "docs/index.html").read_text()
     assert not re.findall(r'(?:src|href)="https?://(?!github|squidfunk)[^"]+\.(?:js|css|woff2?)"', page)
+
+
+# At these sizes a run takes seconds. Sweeps of hundreds of runs, and what needs a cluster, a server, the Hub or files
+# of the reader's, are composed only, above.
+TINY = "train.max_steps=2 task.max_train_rows=64 task.max_development_rows=32 forgetting.text=null".split()
+ELSEWHERE = re.compile(r"ray|slurm|server|-cn (?!demo)|others=|ui=true|/A,|instruct_methods|lm/|instruct/|preference/")
+READ = {"README.md", "compare.md", "faq.md", "index.md", "reports.md", "sweeps.md"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
+    """In an empty folder, as a reader would: runs and sweeps at tiny size, then reports, plans and the rest."""
+    (tmp_path / "FOLDER").symlink_to(ROOT / "harness/pretrained/micro_encoder")
+    rows = [f"{word} thing number {n},{word}" for n in range(60) for word in ("refund", "login")]
+    (tmp_path / "tickets.csv").write_text("\n".join(["text,category", *rows]) + "\n")
+    order = ("harness", "harness-report", "harness-plan", "harness-doctor", "python")
+    told = {command: shlex.split(command) for page, command in commands() if page in READ}
+    here = [words for command, words in told.items() if not ELSEWHERE.search(command)]
+    ours = [words for words in here if words[0] in order]
+    assert len(ours) > 15
+    for name, *arguments in sorted(ours, key=lambda words: order.index(words[0])):
+        if name == "harness" and arguments[:1] not in (["list"], ["completion"]):
+            arguments += [text for text in TINY if not ("task=table" in arguments and "max_train_rows" in text)]
+        # Filters may leave nothing of what was run before.
+        if name == "harness-report" and any(text.startswith(("method=", "--sync")) for text in arguments):
+            continue
+        if "stores=mlflow.db,other/mlflow.db" in arguments or "cases=reports/claims/cases.csv" in arguments:
+            continue
+        module = {
+            "harness-report": "harness.report",
+            "harness-plan": "harness.plan",
+            "harness-doctor": "harness.doctor",
+        }
+        program = arguments if name == "python" else ["-m", module.get(name, "harness"), *arguments]
+        ended = subprocess.run([sys.executable, *program], cwd=tmp_path, capture_output=True, text=True)
+        assert ended.returncode == 0, f"{name} {' '.join(arguments)}: {ended.stderr[-2000:]}"

@@ -153,8 +153,8 @@ def _named(names: "pd.Series[str]", room: int = 34) -> str:
     listed: list[str] = []
     for name in names[::-1]:
         if listed and len(", ".join([*listed, name])) > room:
-            return f"{', '.join(listed)} ..."
-        listed.append(name)
+            return f"{', '.join(listed)}\u00a0..."
+        listed.append(name if len(name) <= room else f"{name[: room - 4]}\u00a0...")
     return ", ".join(listed)
 
 

@@ -68,7 +68,7 @@ def seed_spread(points: pd.DataFrame) -> "Figure | None":
         majority = runs["majority"].dropna()
         if len(majority):
             majority_line(panel, majority.iloc[-1], across=False)
-        _rows(panel, order, f"{score_label(metric, runs['split'].iloc[0])}: one point per seed, a line the mean")
+        _rows(panel, order, f"{score_label(metric, runs['split'].iloc[0])}\none point per seed, a line the mean")
         title(panel, task, _scatter(runs, means))
     return figure
 
@@ -139,7 +139,7 @@ def _rates_panel(axes: "Axes", task: str, runs: pd.DataFrame) -> None:
         )
     axes.margins(x=0.12)
     moved = (scores.groupby("configuration").max() - scores.groupby("configuration").min()).median()
-    _rows(axes, order, f"{score_label(metric, 'development')}; larger, darker: a higher rate; number: the best rate")
+    _rows(axes, order, f"{score_label(metric, 'development')}\nlarger, darker: a higher rate; the number is the best")
     title(axes, task, f"the rate moves a method's score by {moved:.4f} (median)")
 
 
@@ -182,7 +182,8 @@ def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame | None) -> "Figure
                 ends.append((curve["step"].iloc[-1], curve["value"].iloc[-1], str(name)))
         labels.append(ends)
         # Room for the names at the ends of the lines.
-        panel.margins(x=0.3)
+        left, right = panel.get_xlim()
+        panel.set_xlim(left, right + 0.3 * (right - left))
         title(
             panel,
             task,

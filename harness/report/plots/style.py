@@ -166,7 +166,7 @@ def majority_line(axes: "Axes", score: float, across: bool = True) -> Any:
     look: Any = {"linestyle": "--", "linewidth": 1, "color": "#777777"}
     text: Any = {"fontsize": 8, "textcoords": "offset points", "color": "#555555"}
     if across:
-        axes.annotate(MAJORITY, (0.01, score), (0, 2), xycoords=("axes fraction", "data"), **text)
+        axes.annotate(MAJORITY, (0.99, score), (0, 2), xycoords=("axes fraction", "data"), ha="right", **text)
         return axes.axhline(score, **look)
     axes.annotate(MAJORITY, (score, 0.01), (3, 2), xycoords=("data", "axes fraction"), **text)
     return axes.axvline(score, **look)
