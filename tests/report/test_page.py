@@ -76,8 +76,10 @@ def test_the_page_needs_no_other_file(text: str) -> None:
 
 
 def test_the_page_says_what_made_its_runs(text: str) -> None:
-    """The commit too."""
+    """The commit too, and what a run resolved, not what it was asked for."""
     assert "<dt>Commit</dt><dd>0123abc</dd>" in text
+    assert "<dt>Device</dt><dd>cpu</dd>" in text
+    assert "<dt>Precision</dt><dd>float32</dd>" in text
 
 
 def test_a_table_alone_needs_no_plots() -> None:
@@ -183,7 +185,18 @@ def report_of(folder: Path) -> Path:
                 }
                 pd.DataFrame(table).to_parquet(run_dir / "predictions.parquet", index=False)
     uri = store_of(folder, *sorted((folder / "runs").iterdir()))
-    assert report.main([f"tracking.uri={uri}", f"out={folder / 'report'}", "attach=false", "pairs=all"]) == 0
+    assert (
+        report.main(
+            [
+                f"tracking.uri={uri}",
+                f"out={folder / 'report'}",
+                "attach=false",
+                "pairs=all",
+                "plots=score_vs_parameters",
+            ]
+        )
+        == 0
+    )
     return folder / "report/report.html"
 
 

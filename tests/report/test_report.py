@@ -329,7 +329,7 @@ def test_a_definition_chooses_what_is_shown(store: str, capsys: pytest.CaptureFi
     out = Path("report", "mine")
     assert sorted(path.name for path in out.iterdir() if path.suffix in (".svg", ".png")) == ["seeds.png", "seeds.svg"]
     [head] = [line for line in (out / "report.md").read_text().splitlines() if line.startswith("| method | accuracy")]
-    assert head == "| method | accuracy | n | loss (validation) |"
+    assert head == "| method | accuracy | n | loss (validation) | remarks |"
     with (out / "scores.csv").open(newline="") as file:
         rows = {row["configuration"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"lora", "full", "majority class"}

@@ -142,13 +142,13 @@ def _plot(
     renderer: Any
     if scatter:
         renderer = drawn.scatter(
-            "x", "y", source=source, marker="marker", size=10, color="color", alpha=0.75, line_color="#888888"
+            "x", "y", source=source, marker="marker", size=10, color="color", alpha=0.9, line_color="#888888"
         )
         hover = HoverTool(tooltips=tips, renderers=[renderer])
         # page.js chooses them, and writes them as the pictures do.
         drawn.xaxis.ticker = FixedTicker(ticks=[])
     else:
-        renderer = drawn.multi_line("x", "y", source=source, color="color", alpha=0.8, line_width=1.8)
+        renderer = drawn.multi_line("x", "y", source=source, color="color", alpha=1.0, line_width=1.8)
         hover = HoverTool(tooltips=tips, renderers=[renderer], line_policy="nearest")
     drawn.add_tools(hover)
     if majority:
