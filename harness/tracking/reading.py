@@ -19,15 +19,16 @@ def finished(
 ) -> dict[str, dict[str, Any]]:
     """Return identity -> the newest run of that point in the store, however it ended; one query for all of them.
 
-    Each value has `run_id`, `mlflow_run_id`, `status`, `error`, `sweep`, `stage`, `ended_at` (milliseconds UTC),
-    `primary_metric` and `scores` {`validation` {...}, `development` {...}}. A store that does not exist yet is empty.
+    Each value has `run_id`, `mlflow_run_id`, `status`, `error`, `sweep`, `stage`, `task`, `ended_at` (milliseconds
+    UTC), `primary_metric` and `scores` {`validation` {...}, `development` {...}}. A store that does not exist yet is
+    empty.
 
     Raises:
         ConfigError: The URI names no store.
         ConnectionError: The store cannot be read.
     """
     points: dict[str, dict[str, Any]] = {}
-    chosen_tags = ("status", "error", "sweep", "stage", "primary_metric")
+    chosen_tags = ("status", "error", "sweep", "stage", "primary_metric", "task")
     names = (*chosen_tags, "identity", "validation.*", "development.*")
     for run in _fetch(parse(uri), sweep, identities, tables=("tags", "latest_metrics"), names=names):
         tags = run["tags"]
