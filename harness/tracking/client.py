@@ -7,13 +7,14 @@ read, so a run can be sent when it ends, or any time later. While it trains it h
 
 Names in the store:
 
-    params     the resolved configuration, dotted (`method.rank`, `train.learning_rate`, `seed`); nulls are left out
+    params     the resolved configuration, dotted (`method.rank`, `train.learning_rate`, `seed`); nulls are left out;
+               `provenance.*`: commit, versions, and what lay outside of what was tested
     metrics    `validation.*`, `development.*`, `majority.*`, `base.*`, `forgetting.*` (final scores), `cost.*` (the
                names of `record.COST_FIELDS`, nested ones dotted), `train.*` (by step: loss, learning_rate, ...)
-    tags       `method`, `task`, `model`, `status`, `error`, `identity`, `sweep`, `stage`, `primary_metric`,
-               `git_commit`, `git_dirty`, `harness.version`, `harness.sent_on` (a day, UTC), `harness.run_id`; while
-               it trains `harness.live` and `harness.heartbeat` in place of these two, and `harness.stop` where someone
-               asked it to stop; on the parent of a sweep `harness.sweep`
+    tags       `method`, `task`, `model`, `backbone`, `status`, `error`, `identity`, `sweep`, `stage`,
+               `primary_metric`, `harness.sent_on` (a day, UTC), `harness.run_id`; while it trains `harness.live`
+               and `harness.heartbeat` in place of these two, and `harness.stop` where someone asked it to stop; on
+               the parent of a sweep `harness.sweep`
     artifacts  `result.json`, `config.yaml`, `run.log`, `steps.jsonl`, `predictions.parquet`, `soft_prompt.csv`,
                `adapter/`, and the tables `soft_prompt.json` and `answers.json`, the first predictions; on the parent of
                a sweep `report/`, which `attach` puts there

@@ -15,6 +15,7 @@ from harness.tracking.record import RESULT_FILE, RunRecord
 
 # The status of a record whose run is on its way.
 RUNNING = "running"
+PROVENANCE = "provenance."
 # Not worth a column: the store knows where it is, and Hydra's own settings do not decide a result.
 LEFT_OUT = ("hydra", "tracking")
 
@@ -55,19 +56,34 @@ def run_tags(record: RunRecord) -> dict[str, str]:
         "sweep": record.sweep.get("name"),
         "stage": record.sweep.get("stage") or "run",
         "primary_metric": record.scores.get("primary_metric"),
+        "mlflow.source.name": "harness",
+        "mlflow.source.git.commit": git.get("commit"),
+        "mlflow.note.content": description(record),
+    }
+    return {key: str(value) for key, value in tags.items() if value is not None}
+
+
+def run_provenance(record: RunRecord) -> dict[str, str]:
+    """Return what a report says of a run's making, as parameters below `provenance.`: no one searches by it."""
+    git, packages = record.provenance.get("git") or {}, record.provenance.get("packages") or {}
+    made = {
         "forgetting_metric": (record.scores.get("forgetting") or {}).get("metric"),
         "git_commit": git.get("commit"),
         "git_dirty": git.get("dirty"),
         "harness.version": record.provenance.get("harness"),
         "results_version": record.provenance.get("results_version"),
         "untested": "; ".join((record.provenance.get("untested") or {}).values()) or None,
-        "mlflow.source.name": "harness",
-        "mlflow.source.git.commit": git.get("commit"),
-        "mlflow.note.content": description(record),
+        **{f"version.{name}": packages.get(name) for name in DECIDING},
     }
-    packages = record.provenance.get("packages") or {}
-    tags |= {f"version.{name}": packages.get(name) for name in DECIDING}
-    return {key: str(value) for key, value in tags.items() if value is not None}
+    return {PROVENANCE + key: str(value) for key, value in made.items() if value is not None}
+
+
+def as_read(run: dict[str, Any]) -> dict[str, Any]:
+    """A run of a store as its readers know it, with what `run_provenance` says among its tags, as runs once had it."""
+    made = {key: value for key, value in run["params"].items() if key.startswith(PROVENANCE)}
+    params = {key: value for key, value in run["params"].items() if key not in made}
+    tags = {key.removeprefix(PROVENANCE): value for key, value in made.items()} | run["tags"]
+    return run | {"params": params, "tags": tags}
 
 
 def description(record: RunRecord) -> str:

@@ -29,7 +29,7 @@ from harness.tracking.client import (
     _mlflow,
     _sweep_parent,
 )
-from harness.tracking.entries import milliseconds, run_name, run_params, run_tags, step_numbers
+from harness.tracking.entries import milliseconds, run_name, run_params, run_provenance, run_tags, step_numbers
 from harness.tracking.record import RunRecord
 from harness.tracking.sqlite import read_sqlite
 from harness.tracking.sweep_view import ensure_view
@@ -213,7 +213,8 @@ class LiveRun:
 
 def params(store: Store, record: RunRecord) -> list[tuple[str, str]]:
     """The parameters of a run as a store takes them."""
-    return [(key, store.scrub(value)[:VALUE_LENGTH]) for key, value in run_params(record.config).items()]
+    named = run_params(record.config) | run_provenance(record)
+    return [(key, store.scrub(value)[:VALUE_LENGTH]) for key, value in named.items()]
 
 
 def batches(items: list[Any], size: int) -> list[list[Any]]:

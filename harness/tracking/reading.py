@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.tracking import server_cache
 from harness.tracking.client import SENT_ON_TAG, _client
+from harness.tracking.entries import as_read
 from harness.tracking.sqlite import read_history, read_sqlite
 from harness.tracking.uri import RUN_ID_TAG, Store, _quoted, parse
 
@@ -157,7 +158,7 @@ def _fetch(
         runs = []
     else:
         runs = read_sqlite(store, wanted, tables, names)
-    return sorted(runs, key=lambda run: (run["ended_at"] or 0, run["run_id"]))
+    return sorted(map(as_read, runs), key=lambda run: (run["ended_at"] or 0, run["run_id"]))
 
 
 def _several(values: str | Collection[str] | None) -> list[str] | None:
