@@ -99,7 +99,7 @@ site: docs ## the documentation, the published reports and claims with an index,
 	$(BIN)/python -m harness.report.site out=$(SITE)
 
 ui: $(INSTALLED) ## browse the demo's runs
-	cd $(DEMO) && ../$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+	@cd $(DEMO) && ../$(BIN)/harness-report ui=true
 
 gpu-bundle: $(INSTALLED_FOR_TESTS) ## what a GPU machine without a network lacks, into gpu-bundle/; see tests/gpu/prove.sh
 	@$(BIN)/python tests/gpu/bundle.py

@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from harness.claims import architecture, costs, scores
 from harness.claims.evidence import Evidence
-from harness.claims.verdict import Case, Outcome, Verdict, of_cases, of_tests
+from harness.claims.verdict import Case, Finding, Verdict, of_cases, of_tests
 from harness.config.build import typed
 from harness.config.errors import ConfigError, near_misses
 from harness.config.sources import conf_root
@@ -200,7 +200,7 @@ def rejudge(claims: Iterable[Claim], cases: Path) -> list[Judged]:
             for row in csv.DictReader(file):
                 values: dict[str, Any] = {name: row[name] for name in kinds}
                 values |= {name: float(row[name] or "nan") for name, kind in kinds.items() if kind in (float, "float")}
-                case = Case(**{**values, "outcome": Outcome(row["outcome"])})
+                case = Case(**{**values, "outcome": Finding(row["outcome"])})
                 rows.setdefault((row["id"], row["test"]), []).append(case)
     except (OSError, KeyError, ValueError) as error:
         raise ConfigError(f"cases={cases}: it can't be read: {error}") from error

@@ -7,7 +7,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from harness.claims.ledger import Judged
-from harness.claims.verdict import Case, Outcome
+from harness.claims.verdict import Case, Finding
 from harness.report.plots.style import COLORS, SETTINGS, encoded
 from harness.report.scores import plain
 
@@ -28,9 +28,9 @@ AXES = {
 }
 UNDECIDED = "#777777"
 LOOKS = {
-    Outcome.holds: (COLORS[0], "o", COLORS[0]),
-    Outcome.fails: (COLORS[1], "X", COLORS[1]),
-    Outcome.undecided: (UNDECIDED, "o", "white"),
+    Finding.holds: (COLORS[0], "o", COLORS[0]),
+    Finding.fails: (COLORS[1], "X", COLORS[1]),
+    Finding.undecided: (UNDECIDED, "o", "white"),
 }
 
 
