@@ -168,7 +168,9 @@ def test_the_documentation_is_built_without_a_warning(tmp_path: Path) -> None:
 # At these sizes a run takes seconds. Sweeps of hundreds of runs, and what needs a cluster, a server, the Hub or files
 # of the reader's, are composed only, above.
 TINY = "train.max_steps=2 task.max_train_rows=64 task.max_development_rows=32 forgetting.text=null".split()
-ELSEWHERE = re.compile(r"watch=|stop=|ray|slurm|server|-cn (?!demo)|others=|ui=true|/A,|instruct_methods|lm/|instruct/|preference/")
+ELSEWHERE = re.compile(
+    r"watch=|stop=|ray|slurm|server|-cn (?!demo)|others=|ui=true|/A,|instruct_methods|lm/|instruct/|preference/"
+)
 READ = {"README.md", "compare.md", "faq.md", "index.md", "reports.md", "sweeps.md"}
 
 

@@ -107,7 +107,6 @@ def _plot(
     """Describe a plot that shows the first task and cost; page.js fills it with the rows of those that are chosen."""
     from bokeh.embed import json_item
     from bokeh.models import ColumnDataSource, FixedTicker, HoverTool
-    from bokeh.plotting import figure
 
     scatter = kind == "scatter"
     tasks = sorted(metrics)
@@ -120,22 +119,7 @@ def _plot(
         {"x": [columns[across[0]["column"]][row] for row in rows]}
         | {name: [columns[name][row] for row in rows] for name in shown}
     )
-    drawn = figure(
-        height=HEIGHT,
-        sizing_mode="stretch_width",
-        x_axis_type="log" if scatter else "linear",
-        tools="pan,box_zoom,wheel_zoom,reset,save",
-        active_drag=None,
-        active_scroll=None,
-        background_fill_alpha=0,
-        border_fill_alpha=0,
-        outline_line_color=None,
-        x_axis_label=across[0]["label"],
-        y_axis_label=metrics[tasks[0]],
-    )
-    drawn.toolbar.logo = None
-    drawn.grid.grid_line_color, drawn.grid.grid_line_alpha = "#888888", 0.3
-    drawn.axis.axis_label_text_font_style = "normal"
+    drawn = _axes(scatter, across[0]["label"], metrics[tasks[0]])
     told = "@at" if scatter else "$snap_x{0}"
     tips = [("run", "@name"), ("method", "@configuration"), ("seed", "@seed"), ("learning rate", "@rate")]
     tips += [("score", "@y{0.0000}" if scatter else "$snap_y{0.0000}")]
@@ -156,6 +140,29 @@ def _plot(
     item = _renumbered(json.loads(json.dumps(json_item(drawn))), place, {})
     found = {"place": place, "item": item, "columns": columns, "across": across, "shown": list(shown)}
     return found | {"metrics": metrics, "tasks": tasks, "tips": tips, "at": told, "majority": majority}
+
+
+def _axes(scatter: bool, label: str, score: str) -> Any:
+    """Make an empty figure, of costs on a logarithmic scale or of steps."""
+    from bokeh.plotting import figure
+
+    drawn = figure(
+        height=HEIGHT,
+        sizing_mode="stretch_width",
+        x_axis_type="log" if scatter else "linear",
+        tools="pan,box_zoom,wheel_zoom,reset,save",
+        active_drag=None,
+        active_scroll=None,
+        background_fill_alpha=0,
+        border_fill_alpha=0,
+        outline_line_color=None,
+        x_axis_label=label,
+        y_axis_label=score,
+    )
+    drawn.toolbar.logo = None
+    drawn.grid.grid_line_color, drawn.grid.grid_line_alpha = "#888888", 0.3
+    drawn.axis.axis_label_text_font_style = "normal"
+    return drawn
 
 
 def _add_majority(drawn: Any, score: float | None) -> None:
