@@ -167,6 +167,7 @@ Other commands, each with --help:
   harness-doctor           versions, devices, and which method works on which backbone
   harness completion       tab completion: eval "$(harness completion)"
   python -m harness.claims what is said about these methods, judged on stored runs
+  harness --hydra-help     flags of Hydra: -m, -cn, --cfg and the rest
 
 Choices: {choices}
 

@@ -146,6 +146,10 @@ def _send(client: Any, store: Store, run_dir: Path, record: RunRecord, experimen
         beat = Heartbeat.read(live.data.tags.get(HEARTBEAT_TAG))
         run_id, lines = str(live.info.run_id), beat.lines if beat else 0
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        # What is known at the end alone, such as what forgetting was measured by.
+        late = [(key, value) for key, value in params(store, record) if key not in live.data.params]
+        for batch in batches(late, PARAMS_A_BATCH):
+            client.log_batch(run_id, params=[Param(key, value) for key, value in batch])
         if "error" in live.data.tags and "error" not in tags:
             client.delete_tag(run_id, "error")  # someone took its process for dead
     client.set_terminated(run_id, MLFLOW_STATUS.get(record.status, "FAILED"), ended)
