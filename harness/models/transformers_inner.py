@@ -45,3 +45,28 @@ def hidden_states(states: Any) -> Any:
     from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
     return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states)
+
+
+def has_class(config: Any, name: str) -> bool:
+    """Whether an automatic class of transformers, by its name, has a model for a configuration."""
+    import transformers
+
+    return type(config) in getattr(transformers, name)._model_mapping
+
+
+def skeleton_of(config: Any, name: str) -> Any:
+    """The model that an automatic class makes of a configuration, without weights; None where it has none."""
+    import torch
+    import transformers
+
+    if not has_class(config, name):
+        return None
+    with torch.device("meta"):
+        return getattr(transformers, name).from_config(config)
+
+
+def decoder_prefix(cache: Any) -> Any:
+    """The keys and values of a decoder's own attention, as the cache of a decoder that reads an encoder too."""
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    return EncoderDecoderCache(cache, DynamicCache())

@@ -16,7 +16,7 @@ from harness.measure.energy import Energy
 from harness.methods import card, earlier, saved
 from harness.models.architectures import Backbone
 from harness.run.after_training import UNTOUCHED, Trained
-from harness.run.inputs import Inputs
+from harness.run.inputs import Inputs, on_its_backbone
 from harness.run.loading import Loaded, load
 from harness.run.recording import begin, describe, why_null, write_config, write_steps
 from harness.tasks.scoring import evaluate, write_predictions
@@ -54,7 +54,7 @@ def run(inputs: Inputs, run_dir: Path, processes: Processes | None = None) -> Ru
     result = begin(inputs)
     start = time.perf_counter()
     try:
-        _carry_out(Course(inputs, run_dir, result, processes))
+        _carry_out(Course(on_its_backbone(inputs), run_dir, result, processes))
     except ConfigError:
         raise
     except KeyboardInterrupt:
