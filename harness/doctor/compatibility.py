@@ -12,9 +12,16 @@ from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import choices
-from harness.config.schema import Experiment, Quantization
-from harness.methods import trained_parameters
-from harness.models import choose_quantization, empty_model, load_config, load_model, model_class
+from harness.config.schema import Experiment, Precision, Quantization
+from harness.methods import prepare_trained
+from harness.models import (
+    choose_precision,
+    choose_quantization,
+    empty_model,
+    load_config,
+    load_model,
+    model_class,
+)
 from harness.models.architectures import ARCHITECTURES, Backbone, Kind
 from harness.training.batches import plain_inputs
 
@@ -180,11 +187,14 @@ def _refusal(experiment: Experiment, skeleton: Backbone) -> str | None:
     return None
 
 
-def attempt(findings: list[Finding], tasks: dict[str, Experiment], folder: Path) -> Iterator[Finding]:
+def attempt(
+    findings: list[Finding], tasks: dict[str, Experiment], folder: Path, precision: Precision = Precision.float32
+) -> Iterator[Finding]:
     """Train a step of every pair on a tiny random model, whatever the rules say; yields each as it is done.
 
     Args:
         folder: An empty one for the tiny models.
+        precision: What to store weights and compute in, as runs do.
     """
     import warnings
 
@@ -196,7 +206,7 @@ def attempt(findings: list[Finding], tasks: dict[str, Experiment], folder: Path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                _train_a_step(experiment, where)
+                _train_a_step(experiment, where, precision)
                 failure = None
             except Exception as error:  # whatever a method or a library raises is what is looked for
                 failure = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
@@ -226,7 +236,7 @@ def _save_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def _train_a_step(experiment: Experiment, folder: Path) -> None:
+def _train_a_step(experiment: Experiment, folder: Path, precision: Precision) -> None:
     """Attach, count, train a step, and look which weights moved.
 
     Raises:
@@ -237,16 +247,18 @@ def _train_a_step(experiment: Experiment, folder: Path) -> None:
     kind, method = experiment.task.kind, experiment.method
     torch.manual_seed(0)
     own = load_config(folder, LABELS if kind is Kind.classification else None, regression=False)
-    backbone = load_model(folder, own, experiment, torch.float32)
+    lower = choose_precision(precision, torch.device("cpu"))
+    backbone = load_model(folder, own, experiment, lower or torch.float32)
     expected = method.expected_parameters(backbone)
     adapter = method.attach(backbone)
     methods.parameters(adapter, expected)
-    trained = trained_parameters(adapter)
+    trained = prepare_trained(adapter)
     before = {name: parameter.detach().clone() for name, parameter in adapter.model.named_parameters()}
     optimizer = adapter.optimizer(trained, experiment.train) or torch.optim.AdamW(trained.values(), lr=1e-3)
     adapter.start(total_steps=100)
     adapter.model.train()
-    loss = adapter.model(**plain_inputs(words(4, 8), kind, own)).loss
+    with torch.autocast("cpu", lower, enabled=lower is not None):
+        loss = adapter.model(**plain_inputs(words(4, 8), kind, own)).loss
     penalty = adapter.penalty()
     loss = loss if penalty is None else loss + penalty
     assert torch.isfinite(loss), f"the loss is {loss.item()}"

@@ -374,7 +374,7 @@ def p_tuning(config: Any, targets: list[Target], backbone: Backbone) -> int:
 
 
 def prefix(config: Any, targets: list[Target], backbone: Backbone) -> int:
-    """A key and a value for each virtual token and layer, of the decoder where there is one; or a network's that makes them."""
+    """A key and a value for each virtual token and layer (of a pair, the decoder's); or a network that makes them."""
     of_classifier(backbone)
     configuration = backbone.model.config
     heads = getattr(configuration, "num_key_value_heads", None) or config.num_attention_heads

@@ -13,7 +13,7 @@ from harness import models
 from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
-from harness.config.schema import Experiment, Quantization
+from harness.config.schema import Experiment, Precision, Quantization
 from harness.config.sources import conf_root
 from harness.doctor import __main__ as doctor
 from harness.doctor import compatibility, machine, tables
@@ -93,6 +93,17 @@ def test_the_rules_agree_with_what_happens(tmp_path: Path) -> None:
     assert len(tried) == len(METHODS) * 3 * 5
     assert [f for f in tried if f.disagrees] == []
     assert any(f.failure for f in tried)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_architecture_trains_live_in_either_precision(precision: str, tmp_path: Path) -> None:
+    """Of each family of methods one, unquantized, for every kind of head."""
+    tasks = experiments(["full", "lora", "houlsby", "prefix_tuning"])
+    some = [f for f in ask(tasks) if f.quantization is Quantization.none]
+    tried = list(attempt(some, tasks, tmp_path, Precision[precision]))
+    assert len(tried) == 4 * len(list(backbones()))
+    assert [f for f in tried if f.disagrees] == []
 
 
 def test_a_rule_that_is_wrong_is_found(tmp_path: Path) -> None:

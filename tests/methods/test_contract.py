@@ -40,7 +40,7 @@ TABLE = [
 ]
 # Of an encoder with a decoder, and of architectures that are like another one, so many stand for the rest.
 FEW = {"full", "bitfit", "lora", "ia3", "houlsby", "pfeiffer", "prompt_tuning", "prefix_tuning"}
-LIKE_ANOTHER = {"xlm-roberta", "qwen3", "gemma2", "gemma3_text", "mt5"}
+LIKE_ANOTHER = {"xlm-roberta", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt_neox", "mt5"}
 QUICK_TABLE = [
     row
     for row in TABLE
@@ -50,9 +50,7 @@ QUICK_TABLE = [
 
 def stands_for_itself(method: str, model_type: str, kind: Kind) -> bool:
     """Whether a pair is tried at all."""
-    alike = model_type in LIKE_ANOTHER or (
-        model_type in ("t5", "bart", "phi3", "gpt_neox") and kind is Kind.classification
-    )
+    alike = model_type in LIKE_ANOTHER or (model_type in ("t5", "bart") and kind is Kind.classification)
     return method in FEW or not alike
 
 
