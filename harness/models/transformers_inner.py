@@ -70,3 +70,20 @@ def decoder_prefix(cache: Any) -> Any:
     from transformers import DynamicCache, EncoderDecoderCache
 
     return EncoderDecoderCache(cache, DynamicCache())
+
+
+def classify_last(model: Any, head: str) -> None:
+    """Have a classifier on an encoder with a decoder read the last token, instead of looking where a sequence ends.
+
+    Where it ends is a value, which tensors without data do not have; operators and memory are the same.
+    """
+    from torch.nn.functional import cross_entropy
+    from transformers.modeling_outputs import SequenceClassifierOutput
+
+    def forward(input_ids: Any, attention_mask: Any = None, labels: Any = None, **_: Any) -> Any:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": input_ids}
+        states = model.base_model(**inputs, use_cache=False).last_hidden_state
+        logits = model.get_submodule(head)(states[:, -1])
+        return SequenceClassifierOutput(loss=cross_entropy(logits.float(), labels), logits=logits)
+
+    model.forward = forward

@@ -19,8 +19,8 @@ from harness.config.schema import Experiment, Quantization
 from harness.methods import Adapter, prepare_trained
 from harness.methods.optimizer import make_optimizer
 from harness.models import choose_precision, choose_quantization, empty_model, never_quantized, set_checkpointing
-from harness.models.architectures import Backbone
-from harness.models.transformers_inner import is_converted
+from harness.models.architectures import Backbone, Kind
+from harness.models.transformers_inner import classify_last, is_converted
 from harness.training.batches import Batch, plain_inputs
 
 if TYPE_CHECKING:
@@ -174,6 +174,8 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
     model = backbone.model
     if step.device == "cuda":
         _attend_as_on_a_gpu(model)
+    if backbone.architecture.pair and kind is Kind.classification:
+        classify_last(model, backbone.architecture.head[0])
     set_checkpointing(model, experiment.train.gradient_checkpointing)
     packed = packed_weights(backbone, experiment.model.double_quantization)
     adapter = method.attach(backbone)

@@ -401,12 +401,16 @@ def test_a_class_is_learned_as_text_or_by_a_head(
     as_text = task.startswith("glue_text")
     names = ["task.verbalizers=[word41,word42]"] if as_text else []
     small = SMALL if as_text else ["task.max_length=16", *SMALL[3:]]
+    # A classifier looks for the end of sequence, which a prediction without values must not.
+    assert "measure.predict=true" in small
     overrides = [f"model.path={tiny_model(model_type)}", f"task={task}", f"task.data_dir={data}", "method=lora"]
     overrides += [*names, "train.epochs=8", "train.learning_rate=0.02", "train.batch_size=16"]
     result = run(prepare(compose("config", [*small, *overrides])), tmp_path / "run")
     assert result.status is Status.finished, result.error
     assert result.scores["validation"]["accuracy"] > 0.85
     assert result.scores["majority"]["accuracy"] == 0.5
+    for name in ("weight_bytes", "gradient_bytes", "activation_bytes", "train_peak_bytes", "train_flops"):
+        assert result.cost["predicted"][name] == pytest.approx(result.cost[name], rel=0.1), name
     if not as_text:
         assert result.scores["forgetting"] is None
         assert "no output layer" in result.unmeasured["scores.forgetting"]
