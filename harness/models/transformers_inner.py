@@ -33,6 +33,13 @@ def rotate_half(states: Any) -> Any:
     return modeling_llama.rotate_half(states)
 
 
+def first_layers_angles(rotary: Any, config: Any, states: Any, positions: Any) -> Any:
+    """Cosines and sines that a rotary embedding turns the first layer's keys by; kinds of layers may differ in them."""
+    if "layer_type" in inspect.signature(rotary.forward).parameters:
+        return rotary(states, positions, config.layer_types[0])
+    return rotary(states, positions)
+
+
 def is_converted(name: str, skipped: list[str]) -> bool:
     """Whether transformers quantizes the linear layer of that name, some being skipped."""
     from transformers.quantizers.quantizers_utils import should_convert_module
