@@ -90,7 +90,7 @@ report: $(INSTALLED) ## everything in ./mlflow.db, into report/
 	$(BIN)/harness-report
 
 ui: $(INSTALLED) ## browse the demo's runs
-	cd $(DEMO) && ../$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+	@cd $(DEMO) && ../$(BIN)/harness-report ui=true
 
 gpu-bundle: $(INSTALLED_FOR_TESTS) ## what a GPU machine without a network lacks, into gpu-bundle/; see tests/gpu/prove.sh
 	@$(BIN)/python tests/gpu/bundle.py

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.claims.costs import line
 from harness.claims.evidence import Evidence, counted, parameters_by_kind, planned, quantized
-from harness.claims.verdict import Case, NoEvidence, Outcome, decide
+from harness.claims.verdict import Case, Finding, NoEvidence, decide
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import choices
 from harness.quantization.schemes import SCHEMES
@@ -172,7 +172,7 @@ class WeightsError:
             try:
                 folder: Path = evidence.model_folder(model)
             except NoEvidence as reason:
-                cases.append(Case(f"weights of {model}", name, Outcome.no_evidence, remark=str(reason)))
+                cases.append(Case(f"weights of {model}", name, Finding.no_evidence, remark=str(reason)))
                 continue
             table = quantized(folder)
             table = table[table["origin"] == "model"].pivot(index="matrix", columns="scheme", values=self.figure)
@@ -195,7 +195,7 @@ class Elsewhere:
     needs: str
 
     def judge(self, evidence: Evidence) -> list[Case]:
-        return [Case("", "", Outcome.no_evidence, remark=f"it needs {self.needs}")]
+        return [Case("", "", Finding.no_evidence, remark=f"it needs {self.needs}")]
 
 
 def _figure(overrides: tuple[str, ...], figure: str) -> float:

@@ -22,7 +22,7 @@ from harness.claims.scores import (
     check_selections,
     sweeps_of,
 )
-from harness.claims.verdict import Case, Outcome, decide
+from harness.claims.verdict import Case, Finding, decide
 from harness.config.errors import ConfigError
 from harness.config.sources import conf_root
 from harness.report.pairwise import predictions_of
@@ -77,11 +77,11 @@ class CostRatio(Against):
         values = {name: _positive(_figure(_rows(sweep, task, name), self.figure)) for name in (a, b)}
         place, name = f"{sweep.name}, {task}", f"{_spelled(self.figure)} of {a} over that of {b}"
         if not all(values.values()):
-            return Case(place, name, Outcome.no_evidence, remark=NOT_MEASURED)
+            return Case(place, name, Finding.no_evidence, remark=NOT_MEASURED)
         found = across_runs(np.log(values[a]).tolist(), np.log(values[b]).tolist())
         value, low, high = (float(np.exp(end)) for end in (found.difference, found.low, found.high))
         known = found.over_seeds or _is_counted(self.figure)
-        outcome = decide(low, high, self.least, self.most) if known else Outcome.undecided
+        outcome = decide(low, high, self.least, self.most) if known else Finding.undecided
         return Case(place, name, outcome, value, low, high, self.least, self.most, "ratio", "" if known else ONE_RUN)
 
 
@@ -276,7 +276,7 @@ class SwappedScores:
     def judge(self, evidence: Evidence) -> list[Case]:
         path = next((path for path in (Path(self.file), conf_root() / self.file) if path.is_file()), None)
         if path is None:
-            return [Case(self.file, "", Outcome.no_evidence, remark=f"no evidence yet: run {self.command}")]
+            return [Case(self.file, "", Finding.no_evidence, remark=f"no evidence yet: run {self.command}")]
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             storage = content["storage"]
@@ -299,7 +299,7 @@ def _by_task(evidence: Evidence, names: Sequence[str], judge: "Callable[[Sweep, 
     cases: list[Case] = []
     for sweep in sweeps_of(evidence, names, cases):
         found = [case for task in sorted(sweep.runs["task"].unique()) for case in judge(sweep, task)]
-        cases += found or [Case(sweep.name, "", Outcome.no_evidence, remark=NOT_FINISHED)]
+        cases += found or [Case(sweep.name, "", Finding.no_evidence, remark=NOT_FINISHED)]
     return cases
 
 
@@ -313,7 +313,7 @@ def _by_configuration(
         for text in methods:
             for name in sweep.configurations(task, Selection.parse(text)):
                 case = judge(sweep, task, name)
-                yield case or Case(f"{sweep.name}, {task}", name, Outcome.no_evidence, remark=NOT_MEASURED)
+                yield case or Case(f"{sweep.name}, {task}", name, Finding.no_evidence, remark=NOT_MEASURED)
 
     return _by_task(evidence, names, of_task)
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.claims.ledger import Judged, Tested
 from harness.claims.picture import draw
-from harness.claims.verdict import Case, Outcome, Verdict
+from harness.claims.verdict import Case, Finding, Verdict
 from harness.config.errors import ConfigError
 from harness.report.cells import NONE, Table
 from harness.report.markdown import markdown
@@ -55,8 +55,8 @@ def verdict_table(judged: Sequence[Judged]) -> Table:
     rows = []
     for one in judged:
         counts = Counter(case.outcome for case in one.cases)
-        rows.append((one.claim.id, str(one.verdict), *(str(counts[kind]) for kind in Outcome), one.claim.claim))
-    columns = ("claim", "verdict", *(str(kind) for kind in Outcome), "sentence")
+        rows.append((one.claim.id, str(one.verdict), *(str(counts[kind]) for kind in Finding), one.claim.claim))
+    columns = ("claim", "verdict", *(str(kind) for kind in Finding), "sentence")
     caption = "Of how many cases each claim holds, fails, is undecided, or has no evidence."
     return Table("Verdicts", columns, rows, caption, ("claim", "verdict", "sentence"))
 
@@ -69,7 +69,7 @@ def found(one: Judged) -> str:
 def _sentence(tested: Tested) -> str:
     counts = Counter(case.outcome for case in tested.cases)
     known = [case for case in tested.cases if not math.isnan(case.value)]
-    tally = ", ".join(f"{counts[kind]} {kind}" for kind in Outcome if counts[kind])
+    tally = ", ".join(f"{counts[kind]} {kind}" for kind in Finding if counts[kind])
     measured = ""
     if len(known) == 1:
         measured = f"; {written(known[0].value, known[0].unit)} {interval(known[0])}".rstrip(f" {NONE}")
@@ -143,7 +143,7 @@ def claims_frame(judged: Sequence[Judged]) -> pd.DataFrame:
     rows = []
     for one in judged:
         counts = Counter(case.outcome for case in one.cases)
-        numbers = {kind.name: counts[kind] for kind in Outcome}
+        numbers = {kind.name: counts[kind] for kind in Finding}
         texts = {"found": found(one), "claim": one.claim.claim, "source": one.claim.source, "needs": one.claim.needs}
         row: dict[str, Any] = {"id": one.claim.id, "verdict": str(one.verdict), **numbers, **texts}
         rows.append(row)

@@ -6,7 +6,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from harness.claims.ledger import Judged
-from harness.claims.verdict import Case, Outcome
+from harness.claims.verdict import Case, Finding
 from harness.report.plots.style import COLORS, SETTINGS, encoded
 from harness.report.scores import plain
 
@@ -26,9 +26,9 @@ AXES = {
     "ratio": "ratio",
 }
 LOOKS = {
-    Outcome.holds: (COLORS[0], "o", COLORS[0]),
-    Outcome.fails: (COLORS[1], "X", COLORS[1]),
-    Outcome.undecided: ("#777777", "o", "white"),
+    Finding.holds: (COLORS[0], "o", COLORS[0]),
+    Finding.fails: (COLORS[1], "X", COLORS[1]),
+    Finding.undecided: ("#777777", "o", "white"),
 }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.claims.evidence import Evidence, Selection, Sweep
-from harness.claims.verdict import Case, NoEvidence, Outcome, decide
+from harness.claims.verdict import Case, Finding, NoEvidence, decide
 from harness.config.errors import ConfigError
 from harness.report.comparison import Comparison, Resampled, compare
 from harness.report.spread import FEWEST_RUNS
@@ -81,10 +81,10 @@ class KeepsUp(Against):
             margin = self.margin_share if pair.relative else self.margin
             most = margin if self.two_sided else math.inf
             remarks = [pair.remark]
-            outcome = decide(pair.low, pair.high, -margin, most) if pair.counts else Outcome.undecided
+            outcome = decide(pair.low, pair.high, -margin, most) if pair.counts else Finding.undecided
             # An interval shrinks with the root of what it comes from; equal methods need it within the margin.
             half = (pair.high - pair.low) / 2
-            if outcome is Outcome.undecided and pair.counts and half > margin:
+            if outcome is Finding.undecided and pair.counts and half > margin:
                 remarks.append(f"known to ±{half:.4f}: about {(half / margin) ** 2:,.0f} times the evidence is needed")
             return pair.case(outcome, -margin, most, remarks)
 
@@ -98,7 +98,7 @@ class Better(Against):
     def judge(self, evidence: Evidence) -> list[Case]:
         def judged(pair: Pair) -> Case:
             told_apart = pair.counts and pair.corrected_p < 1 - CONFIDENCE
-            outcome = decide(pair.low, pair.high, 0, math.inf) if told_apart else Outcome.undecided
+            outcome = decide(pair.low, pair.high, 0, math.inf) if told_apart else Finding.undecided
             remark = "" if told_apart or not pair.counts else "no detectable difference, which is not equality"
             return pair.case(outcome, 0, math.inf, [pair.remark, remark])
 
@@ -140,19 +140,19 @@ class ChoiceMatters:
         evidence = f"{sweep.name}, {task}"
         if not pairs:
             reason = "no two of these with three seeds or more and predictions are there"
-            return Case(evidence, f"{len(names)} configurations", Outcome.no_evidence, remark=reason)
+            return Case(evidence, f"{len(names)} configurations", Finding.no_evidence, remark=reason)
         margin = self.margin_share if pairs[0].relative else self.margin
         beyond = [pair for pair in pairs if pair.low > margin and pair.corrected_p < 1 - CONFIDENCE]
         widest = max(beyond or pairs, key=lambda pair: pair.difference)
         learned = sweep.has_learned(task, names)
         whole = {name for pair in pairs for name in (pair.a, pair.b)} == {*names}
-        outcome = Outcome.holds if beyond else Outcome.undecided
+        outcome = Finding.holds if beyond else Finding.undecided
         if learned and whole and not beyond and all(-margin <= pair.low and pair.high <= margin for pair in pairs):
-            outcome = Outcome.fails
+            outcome = Finding.fails
         remarks = [f"farthest apart of {len(pairs)} pairs; {len(beyond)} differ by more than that"]
         remarks += [] if whole else ["some have too few runs yet"]
         remarks += [] if learned else [NOTHING_LEARNED]
-        return widest.case(outcome if learned else Outcome.undecided, margin, math.inf, remarks)
+        return widest.case(outcome if learned else Finding.undecided, margin, math.inf, remarks)
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class ForgetsLess(Against):
         cases: list[Case] = []
         for sweep in sweeps_of(evidence, self.sweeps, cases):
             if "forgetting.after" not in sweep.runs:
-                cases.append(Case(sweep.name, "forgetting", Outcome.no_evidence, remark=NOT_MEASURED))
+                cases.append(Case(sweep.name, "forgetting", Finding.no_evidence, remark=NOT_MEASURED))
                 continue
             grown = np.log(sweep.runs["forgetting.after"] / sweep.runs["forgetting.before"])
             runs = sweep.runs.assign(grown=grown)[grown.notna()]
@@ -181,7 +181,7 @@ class ForgetsLess(Against):
         enough = [min(one.runs_a, one.runs_b) >= FEWEST_RUNS for one in found]
         corrected = holm([one.p if many else math.nan for one, many in zip(found, enough, strict=True)])
         for (a, b), one, p, many in zip(wanted, found, corrected, enough, strict=True):
-            outcome = decide(one.low, one.high, -math.inf, 0) if p < 1 - CONFIDENCE else Outcome.undecided
+            outcome = decide(one.low, one.high, -math.inf, 0) if p < 1 - CONFIDENCE else Finding.undecided
             value, low, high = (float(np.exp(end)) for end in (one.difference, one.low, one.high))
             remark = "" if many else ONE_RUN
             name = f"growth with {a} over that with {b}"
@@ -226,7 +226,7 @@ class Pair:
         names = ", ".join(self.on_edge)
         return f"best learning rate at the end of its grid: {names}" if names else ""
 
-    def case(self, outcome: Outcome, least: float, most: float, remarks: Sequence[str]) -> Case:
+    def case(self, outcome: Finding, least: float, most: float, remarks: Sequence[str]) -> Case:
         name = f"{self.metric} of {self.a} less that of {self.b}"
         if self.relative:
             name = f"{self.metric} of {self.a} below that of {self.b}, as a share of it"
@@ -248,7 +248,7 @@ def sweeps_of(evidence: Evidence, names: Sequence[str], cases: list[Case]) -> It
         try:
             yield evidence.sweep(name)
         except NoEvidence as reason:
-            cases.append(Case(name, "", Outcome.no_evidence, remark=str(reason)))
+            cases.append(Case(name, "", Finding.no_evidence, remark=str(reason)))
 
 
 def _judged(
@@ -263,12 +263,12 @@ def _judged(
                 one = _between(sweep.compared[task].comparisons, a, b)
                 if one is None:
                     notes = " ".join(sweep.compared[task].notes) or "their predictions cannot be read"
-                    cases.append(Case(f"{sweep.name}, {task}", f"{a} and {b}", Outcome.no_evidence, remark=notes))
+                    cases.append(Case(f"{sweep.name}, {task}", f"{a} and {b}", Finding.no_evidence, remark=notes))
                 else:
                     cases.append(judge(_pair(sweep, task, one, a, b)))
         if len(cases) == before:
             sought = f"{', '.join(methods)} and {against}"
-            cases.append(Case(sweep.name, sought, Outcome.no_evidence, remark=NOT_FINISHED))
+            cases.append(Case(sweep.name, sought, Finding.no_evidence, remark=NOT_FINISHED))
     return cases
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Outcome(StrEnum):
+class Finding(StrEnum):
     """Verdict on one case."""
 
     holds = "holds"
@@ -43,7 +43,7 @@ class Case:
 
     evidence: str
     name: str
-    outcome: Outcome
+    outcome: Finding
     value: float = math.nan
     low: float = math.nan
     high: float = math.nan
@@ -57,7 +57,7 @@ class NoEvidence(Exception):
     """The stores lack what a rule reads; the message says what to run."""
 
 
-def decide(low: float, high: float, least: float, most: float) -> Outcome:
+def decide(low: float, high: float, least: float, most: float) -> Finding:
     """Hold an interval against the range in which a claim holds, its ends included.
 
     Wholly inside, the claim holds; wholly outside, it fails; across an end, or without an interval, nothing is decided.
@@ -65,23 +65,23 @@ def decide(low: float, high: float, least: float, most: float) -> Outcome:
     Schuirmann 1987, J. Pharmacokinet. Biopharm. 15(6), each at 2.5%).
     """
     if math.isnan(low) or math.isnan(high):
-        return Outcome.undecided
+        return Finding.undecided
     if least <= low and high <= most:
-        return Outcome.holds
-    return Outcome.fails if high < least or low > most else Outcome.undecided
+        return Finding.holds
+    return Finding.fails if high < least or low > most else Finding.undecided
 
 
-def of_cases(outcomes: Iterable[Outcome]) -> Verdict:
+def of_cases(outcomes: Iterable[Finding]) -> Verdict:
     """Sum up a test: cases without evidence do not count.
 
     Supported or refuted where all cases say so; not testable where none is decided; else mixed.
     """
-    counted = {outcome for outcome in outcomes if outcome is not Outcome.no_evidence}
-    if counted <= {Outcome.undecided}:
+    counted = {outcome for outcome in outcomes if outcome is not Finding.no_evidence}
+    if counted <= {Finding.undecided}:
         return Verdict.untestable
-    if counted == {Outcome.holds}:
+    if counted == {Finding.holds}:
         return Verdict.supported
-    return Verdict.refuted if counted == {Outcome.fails} else Verdict.mixed
+    return Verdict.refuted if counted == {Finding.fails} else Verdict.mixed
 
 
 def of_tests(verdicts: Iterable[Verdict]) -> Verdict:

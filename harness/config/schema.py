@@ -152,6 +152,7 @@ class TrackingConfig:
     kind: TrackingKind
     uri: str | None
     experiment: str
+    live: bool
 
 
 @dataclass

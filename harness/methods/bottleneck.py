@@ -133,7 +133,9 @@ class Houlsby(BottleneckMethod):
     """h + up(f(down(h))) on what leaves the attention block and on what leaves the feed-forward block.
 
     Houlsby et al. 2019, arXiv 1902.00751, section 2.1 and figure 2: after the projection back to the hidden width and
-    before the residual sum. The backbone's own dropout comes after the adapter.
+    before the residual sum. The backbone's own dropout comes after the adapter here. In the authors' code
+    (google-research/adapter-bert, modeling.py) and in AdapterHub's it comes before: a trained adapter has the same
+    logits in both, while training draws its zeros at another place, so that a run is not theirs bit for bit.
 
     Attributes:
         layer_norms: Whether the backbone's layer norms are trained too, as section 2.1 has it.

@@ -10,6 +10,8 @@ usage: harness-report [NAME] [--sync DIR] [key=value ...]
                                           what lies in a folder of runs, without a store
   harness-report compare=RUN_A,RUN_B      two runs side by side, into comparison/
   harness-report --sync runs              send the runs below a folder that the store lacks, then stop
+  harness-report watch=true [sweep=NAME]  what is running now: step, loss, score, refreshed until Ctrl-C
+  harness-report stop=RUN                 ask a running run to stop after its step; it keeps a checkpoint
 
 keys:
   sweep=NAME                only the runs of this sweep; several with commas
@@ -26,6 +28,8 @@ keys:
   compare=RUN_A,RUN_B       two run directories, or ids of runs in the store
   attach=true|false         put the report on the sweep's parent run in the store too; by default where the report is of
                             one whole sweep of a store in a file
+  watch=true                the runs that are running, each with its step and score, until Ctrl-C
+  stop=RUN                  the run that is to stop: the beginning of its id
   ui=true                   MLflow's own pages on the store, on http://127.0.0.1:PORT, until Ctrl-C; port=5000
   out=FOLDER                where the files go (report; comparison for compare)
   store=FOLDER              read the result.json files below a folder instead of a store
@@ -53,8 +57,10 @@ from harness.report.definitions import Definition
 from harness.report.report import Report, _ours, build, write
 from harness.tracking import pages
 from harness.tracking import uri as tracking_uri
+from harness.tracking.sweep_view import COSTS
 from harness.tracking.uri import parse as parse_uri
 from harness.tracking.uri import redact
+from harness.training.interrupts import kill_as_interrupt
 from harness.training.metrics import higher_is_better
 
 if TYPE_CHECKING:
@@ -86,6 +92,8 @@ class Options(Definition):
     others: list[str] | None = None
     sync: str | None = None
     attach: bool | None = None
+    watch: bool = False
+    stop: str | None = None
     ui: bool = False
     port: int = 5000
 
@@ -105,6 +113,10 @@ def _carry_out(arguments: list[str]) -> int:
     options = parse(arguments)
     if options.sync is not None:
         _sync(options)
+    elif options.stop is not None:
+        tracking.ask_to_stop(options.tracking.uri, options.stop)
+    elif options.watch:
+        _watch(options)
     elif options.ui:
         return _browse(options)
     elif options.compare is not None:
@@ -210,16 +222,24 @@ def _view_columns(runs: "pd.DataFrame") -> tuple[list[str], bool]:
     """Columns that MLflow's pages show of a sweep's runs, and whether the lowest comes first."""
     metrics = runs["primary_metric"][runs["primary_metric"] != ""].value_counts().index.tolist()
     split = "validation" if runs["validation"].notna().any() else "development"
-    names = [f"{split}.{metric}" for metric in metrics[:3]] + ["cost.trainable_parameters", "cost.train_seconds"]
+    names = [f"{split}.{metric}" for metric in metrics[:3]] + [f"development.{metric}" for metric in metrics[:3]]
+    names = [*dict.fromkeys(names), *COSTS]
     return [name for name in names if name in runs], bool(metrics) and not higher_is_better(metrics[0])
 
 
 def _browse(options: Options) -> int:
-    address = f"http://127.0.0.1:{options.port}"
-    print(f"MLflow on {address}, Ctrl-C ends it", flush=True)
-    for name, path in tracking.views(options.tracking.uri).items():
-        print(f"{name}: {address}{path}", flush=True)
-    return tracking.browse(options.tracking.uri, options.port)
+    with kill_as_interrupt():
+        return tracking.browse(options.tracking.uri, options.port, lambda line: print(line, flush=True))
+
+
+def _watch(options: Options) -> None:
+    from harness.report.watch import watch
+
+    if options.sweep is not None and len(options.sweep) != 1:
+        raise ConfigError(
+            f"watch=true sweep={','.join(options.sweep)}: one sweep can be watched at a time, or all runs"
+        )
+    watch(options.tracking.uri, options.sweep[0] if options.sweep else None)
 
 
 def _compare(options: Options) -> None:

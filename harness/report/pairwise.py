@@ -17,7 +17,7 @@ from harness.report.comparison import Comparison, Resampled, per_row_scores, rea
 from harness.report.definitions import Analysis, Pairs
 from harness.report.family import Member
 from harness.report.scores import FINISHED, MAJORITY, compared, label
-from harness.report.spread import FEWEST_RUNS, LEVEL, Runs, Spreads, spreads
+from harness.report.spread import FEWEST_RUNS, LEVEL, Replicates, Spreads, spreads
 from harness.report.stats import RESAMPLES, Summary, letters
 from harness.tracking.record import PREDICTIONS_FILE
 from harness.training.metrics import higher_is_better
@@ -169,14 +169,14 @@ def _grouped(found: Pairwise, known: Spreads) -> Pairwise:
     return replace(found, groups=letters(names, apart) if pairs else {}, level=level)
 
 
-def _runs(group: pd.DataFrame, split: str, lost: int) -> Runs:
+def _runs(group: pd.DataFrame, split: str, lost: int) -> Replicates:
     """Sorted: the last bits of a variance depend on the order of the runs."""
     finite = group[np.isfinite(group[split].astype(float))].sort_values(["seed", "data_seed", split])
     scores, seeds, data_seeds = (finite[name].astype(float).to_numpy() for name in (split, "seed", "data_seed"))
-    return Runs(scores, seeds, data_seeds, lost)
+    return Replicates(scores, seeds, data_seeds, lost)
 
 
-def _summary(metric: str, member: Member, runs: Runs) -> Summary:
+def _summary(metric: str, member: Member, runs: Replicates) -> Summary:
     """Mean and interval of a method; none below three runs or with a lost one, but of published single results."""
     n, std = member.runs, float(np.std(runs.scores, ddof=1)) if member.runs > 1 else math.nan
     if member.lost:

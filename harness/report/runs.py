@@ -16,7 +16,15 @@ from harness.report import backbones, scores
 from harness.report import others as foreign
 from harness.tracking import client
 from harness.tracking import uri as stores
-from harness.tracking.entries import final_metrics, milliseconds, run_name, run_params, run_tags
+from harness.tracking.entries import (
+    as_read,
+    final_metrics,
+    milliseconds,
+    run_name,
+    run_params,
+    run_provenance,
+    run_tags,
+)
 from harness.tracking.record import RESULT_FILE, SCHEMA_VERSION, RunRecord
 from harness.tracking.uri import RUN_ID_TAG
 
@@ -178,7 +186,7 @@ def read_record(path: Path) -> dict[str, Any]:
     record = RunRecord(**(EMPTY | {key: value for key, value in content.items() if key in known}))
     marks = [] if record.schema_version == SCHEMA_VERSION else [f"record of version {record.schema_version}"]
     lacking = [name for name in required if name not in content]
-    return {
+    run = {
         "run_id": str(record.run_id or path.parent),
         "mlflow_run_id": "",
         "name": run_name(record),
@@ -186,10 +194,11 @@ def read_record(path: Path) -> dict[str, Any]:
         "started_at": milliseconds(record.started_at, path.parent),
         "ended_at": milliseconds(record.ended_at, path.parent),
         "tags": run_tags(record) | {RUN_ID_TAG: str(record.run_id)},
-        "params": run_params(record.config),
+        "params": run_params(record.config) | run_provenance(record),
         "metrics": final_metrics(record),
         "marks": marks + [f"without {', '.join(lacking)}"] * bool(lacking),
     }
+    return as_read(run)
 
 
 def _counted(runs: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:

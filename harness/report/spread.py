@@ -29,7 +29,7 @@ LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Runs:
+class Replicates:
     """The runs of one method that have a score.
 
     Attributes:
@@ -166,7 +166,7 @@ class Spreads:
         return self.variances / self.units[name]
 
 
-def spreads(runs: Mapping[str, Runs], floor: float = 0.0) -> Spreads:
+def spreads(runs: Mapping[str, Replicates], floor: float = 0.0) -> Spreads:
     """Estimate the spreads of the methods that can be tested: three runs or more, none lost.
 
     A method that is too unstable is not tested, but its variance stays in what is known of variances: those that were
@@ -194,11 +194,11 @@ def spreads(runs: Mapping[str, Runs], floor: float = 0.0) -> Spreads:
     return Spreads(grid, dict(zip(kept, weights, strict=True)), units, frozenset(wild), blocked)
 
 
-def _pairs(runs: Runs) -> list[tuple[float, float]]:
+def _pairs(runs: Replicates) -> list[tuple[float, float]]:
     return sorted(zip(runs.seeds.tolist(), runs.data_seeds.tolist(), strict=True))
 
 
-def _same_seeds(runs: Mapping[str, Runs], names: Collection[str]) -> bool:
+def _same_seeds(runs: Mapping[str, Replicates], names: Collection[str]) -> bool:
     """Whether enough methods have runs of the very same seeds."""
     if len(names) < FEWEST_BLOCKED:
         return False
@@ -206,7 +206,7 @@ def _same_seeds(runs: Mapping[str, Runs], names: Collection[str]) -> bool:
     return not np.isnan(first).any() and len({*first}) == len(first) and all(other == first for other in others)
 
 
-def _blocked(runs: Mapping[str, Runs]) -> dict[str, SeedPart]:
+def _blocked(runs: Mapping[str, Replicates]) -> dict[str, SeedPart]:
     """Take off what each seed has in common over the methods; K methods lose one of K parts of their freedom by it."""
     orders = {name: np.lexsort((one.data_seeds, one.seeds)) for name, one in runs.items()}
     table = np.array([one.scores[orders[name]] for name, one in runs.items()])

@@ -19,14 +19,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of a run, found before anything is loaded."""
+    """Inputs of a run, found before anything is loaded.
+
+    Attributes:
+        identity: Of the run as it is asked for.
+        whole: The identity of the same run to its end: what a run that was stopped goes on as.
+        again: The command line of this run alone, where it was composed from one.
+    """
 
     experiment: Experiment
     folder: Path
     revisions: dict[str, str]
     identity: str
-    # The identity of the same run to its end: what a run that was stopped goes on as.
     whole: str
+    again: tuple[str, ...] = ()
 
     @property
     def to_the_end(self) -> Experiment:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from harness import models, tracking
+from harness.config.compose import PRIMARY_CONFIG
 from harness.config.errors import ConfigError
 from harness.config.schema import Device, Distributed, Experiment, Quantization, TrackingKind
 from harness.run.inputs import Inputs, prepare
@@ -27,6 +29,7 @@ from harness.run.recording import begin, recorded_config, write_config
 from harness.tracking import record, uri
 from harness.tracking.provenance import command_line
 from harness.tracking.record import CONFIG_FILE, RunRecord, Status, written_since
+from harness.tracking.uri import redact
 from harness.training.interrupts import kill_as_interrupt
 from harness.training.processes import Processes
 
@@ -41,13 +44,15 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     """Run one point in the current Hydra job and record how it ended, also when it failed.
 
     Returns:
-        status, error, identity, run_id, scores, run_dir, seconds, tracked, checkpoint (of a run that was stopped).
+        status, error, identity, run_id, scores, run_dir, seconds, tracked, checkpoint (of a run that was stopped),
+        stopped_alone (its sweep goes on).
 
     Raises:
         ConfigError: A user's mistake, found before anything was computed.
     """
-    inputs = prepare(cfg)
-    store, hydra = inputs.experiment.tracking, HydraConfig.get()
+    hydra = HydraConfig.get()
+    inputs = replace(prepare(cfg), again=_again(hydra))
+    store = inputs.experiment.tracking
     # A sweep asked before its first point; if the store fails meanwhile, the others run and keep their records.
     if store.kind is not TrackingKind.none and OmegaConf.is_missing(hydra.job, "num"):
         tracking.check(str(store.uri))
@@ -65,7 +70,15 @@ def job(cfg: DictConfig) -> dict[str, Any]:
         "seconds": result.cost["total_seconds"],
         "tracked": _track(result, run_dir, inputs.experiment),
         "checkpoint": result.provenance.get("checkpoint"),
+        "stopped_alone": bool(result.provenance.get("stopped_alone")),
     }
+
+
+def _again(hydra: Any) -> tuple[str, ...]:
+    """The command line of this run alone, also where it is a point of a sweep."""
+    chosen = [] if hydra.job.config_name == PRIMARY_CONFIG else ["-cn", hydra.job.config_name]
+    alone = [] if OmegaConf.is_missing(hydra.job, "num") else ["hydra.mode=RUN"]
+    return tuple(map(redact, ["harness", *chosen, *alone, *hydra.overrides.task]))
 
 
 def _run_together(inputs: Inputs, run_dir: Path, count: int) -> RunRecord:

@@ -19,6 +19,7 @@ from harness.run.after_training import UNTOUCHED, Trained
 from harness.run.inputs import Inputs, on_its_backbone
 from harness.run.loading import Loaded, load
 from harness.run.recording import begin, describe, why_null, write_config, write_steps
+from harness.run.watching import RunWatch, watching
 from harness.tasks.scoring import evaluate, write_predictions
 from harness.tracking import record
 from harness.tracking.entries import run_params
@@ -26,8 +27,10 @@ from harness.tracking.provenance import provenance
 from harness.tracking.record import RunRecord, Status
 from harness.training import checkpoint
 from harness.training.evaluation import Subject
+from harness.training.interrupts import StopAsked
 from harness.training.processes import Processes
 from harness.training.trainer import Diverged, Trainer
+from harness.training.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,13 +55,24 @@ def run(inputs: Inputs, run_dir: Path, processes: Processes | None = None) -> Ru
     """
     experiment, processes = inputs.experiment, processes or Processes()
     result = begin(inputs)
+    watch = RunWatch(run_dir, result, experiment) if processes.is_first else None
+    with watching(watch):
+        return _run(Course(inputs, run_dir, result, processes, watch))
+
+
+def _run(course: "Course") -> RunRecord:
+    """Carry out a run and record how it ended."""
+    experiment, run_dir, result, processes = course.experiment, course.run_dir, course.result, course.processes
     start = time.perf_counter()
     try:
-        _carry_out(Course(on_its_backbone(inputs), run_dir, result, processes))
+        _carry_out(replace(course, inputs=on_its_backbone(course.inputs)))
     except ConfigError:
         raise
-    except KeyboardInterrupt:
-        result.status, result.error = Status.interrupted, "stopped by the user; train.resume=true goes on from here"
+    except KeyboardInterrupt as interrupt:
+        alone = isinstance(interrupt, StopAsked)
+        result.provenance["stopped_alone"] = alone
+        reason = "stopped where it was watched" if alone else "stopped by the user"
+        result.status, result.error = Status.interrupted, f"{reason}; train.resume=true goes on from here"
     except Exception as error:
         result.status, result.error = _judge(error)
         log.error("%s: %s", result.status, result.error, exc_info=result.status is Status.failed)
@@ -87,6 +101,7 @@ class Course:
     run_dir: Path
     result: RunRecord
     processes: Processes
+    watch: Watch | None = None
 
     @property
     def experiment(self) -> Experiment:
@@ -107,6 +122,7 @@ def _carry_out(course: Course) -> None:
     autocast = models.choose_precision(experiment.train.precision, device)
     seeds = {"seed": experiment.seed, "data_seed": experiment.data_seed}
     result.provenance = provenance(device, autocast or torch.float32, seeds, inputs.revisions)
+    result.provenance["again"] = list(inputs.again)
     result.provenance["processes"] = processes.count
     result.provenance["distributed"] = experiment.train.distributed.value
     speed.warn_of_others(device)
@@ -202,6 +218,7 @@ def _train(course: Course, loaded: Loaded, subject: Subject, score: "Callable[[s
         metered=experiment.measure.costs,
         processes=course.processes,
         stop_share=experiment.sweep.stop_share,
+        watch=course.watch,
     )
     decisive = _decisive(course.inputs)
     if experiment.train.resume and not trainer.checkpoint.is_file():

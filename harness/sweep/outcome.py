@@ -22,6 +22,7 @@ class Outcome:
         seconds: How long it took; null where that is not known.
         tracked: Whether the store has it; null where no store is wanted.
         checkpoint: Of a run that was stopped on its way.
+        stopped_alone: Whether it was asked to stop where it is watched, so that its sweep goes on.
         skipped: Whether it was there already.
         point: Its number in the sweep, or what has none since nothing could be chosen for it; null for a single run.
         further: What else a task said of it.
@@ -37,6 +38,7 @@ class Outcome:
     seconds: float | None = None
     tracked: bool | None = None
     checkpoint: str | None = None
+    stopped_alone: bool = False
     skipped: bool = False
     point: int | str | None = None
     further: dict[str, Any] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 """The points of a sweep: what each was told, what became of it, and the record of one that could not write its own."""
 
 import copy
+import json
 import sys
 import time
 import uuid
@@ -20,9 +21,10 @@ from harness.config.mistakes import key_of
 from harness.config.schema import Rerun
 from harness.sweep.locks import PointLock
 from harness.sweep.outcome import NOT_RUN, Outcome
-from harness.sweep.progress import Combination, score_text, spell, table
-from harness.tracking.record import RESULT_FILE, TRACKED_FILE, RunRecord, Status, of_same_run
+from harness.sweep.progress import Combination, score_text, table
+from harness.tracking.record import LIVE_FILE, RESULT_FILE, TRACKED_FILE, RunRecord, Status, of_same_run
 from harness.tracking.uri import redact
+from harness.training.watch import spell
 
 CONSOLE_FILE = "console.log"
 
@@ -175,7 +177,7 @@ def write_record(point: Point) -> None:
     now = datetime.now(UTC)
     config = copy.deepcopy(point.settings) or {"overrides": point.overrides}
     record = RunRecord(
-        run_id=uuid.uuid4().hex,
+        run_id=_begun(point) or uuid.uuid4().hex,
         status=point.result.status,
         error=point.result.error,
         identity=point.identity,
@@ -200,6 +202,17 @@ def write_record(point: Point) -> None:
         point.result.status = Status.failed.value
         return
     send(point)
+
+
+def _begun(point: Point) -> str | None:
+    """The id of the run that this start of a point began, so that its page in the store becomes this record's."""
+    path = point.folder / LIVE_FILE
+    try:
+        if path.stat().st_mtime < point.began:
+            return None
+        return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def without_hydra(config: DictConfig) -> DictConfig:

@@ -1,16 +1,25 @@
-"""Progress of a sweep: one display while it runs, one table at its end."""
+"""Progress of a sweep: a display while it runs, one table at its end."""
 
+import json
 import math
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean, median
-from typing import Protocol
+from typing import Any, Protocol
 
 from harness.sweep.outcome import Outcome
+from harness.tracking.record import LIVE_FILE
 from harness.training.metrics import higher_is_better
+from harness.training.watch import spell
 
 SCORE_DIGITS = 4
+# Lines below the bar: running points, and tasks with their best.
+RUNNING_SHOWN, TASKS_SHOWN = 8, 6
+# Without a terminal, how often running points are told of.
+TELL_SECONDS = 60.0
 
 # Names of method, task and model: what decides most of how long a point takes.
 Combination = tuple[str, ...]
@@ -30,6 +39,12 @@ class Point(Protocol):
 
     @property
     def seconds(self) -> float: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def began(self) -> float: ...
 
 
 class Durations:
@@ -54,15 +69,18 @@ class Durations:
 
 
 class Progress:
-    """One line for the whole sweep on a terminal; elsewhere one plain line per point."""
+    """Display of a sweep on a terminal: a bar, a line per running point and one per task with its best.
+
+    Elsewhere one plain line per point that ended, and one a minute for those that run.
+    """
 
     def __init__(self, total: int, workers: int, durations: Durations) -> None:
         self.total, self.workers, self.durations = total, workers, durations
         self.counts: Counter[str] = Counter()
-        # The best score of each task and metric, and whose it is; which of them is shown: that of the last point.
+        # The best score of each task and metric, and whose it is, in the order of the last improvement.
         self.best: dict[tuple[str, str], tuple[float, str]] = {}
-        self.shown: tuple[str, str] | None = None
         self.terminal = sys.stderr.isatty()
+        self._told = time.monotonic()
         # Imported here: it brings asyncio, for which the command line's help would wait.
         from tqdm import tqdm
 
@@ -72,23 +90,48 @@ class Progress:
             dynamic_ncols=True,
             bar_format="{bar} {n_fmt}/{total_fmt} points{postfix} [{elapsed}]",
         )
+        self.lines: list[Any] = []
 
     def refresh(self, running: Sequence[Point], waiting: Sequence[Point]) -> None:
-        """Show the line anew; where nobody looks, nothing is computed."""
+        """Show everything anew; where nobody looks, a line a minute."""
         if self.terminal:
             self.bar.set_postfix_str(self.line(running, waiting))
+            self._show([*self.running_lines(running), *self.best_lines()])
+        elif running and time.monotonic() - self._told >= TELL_SECONDS:
+            self._told = time.monotonic()
+            print(f"running: {'; '.join(self.running_lines(running))}", file=sys.stderr, flush=True)
+
+    def _show(self, texts: Sequence[str]) -> None:
+        """Lines below the bar, as many as are needed now."""
+        from tqdm import tqdm
+
+        while len(self.lines) < len(texts):
+            self.lines.append(tqdm(bar_format="{desc}", position=len(self.lines) + 1, leave=False, dynamic_ncols=True))
+        for line, text in zip(self.lines, [*texts, *[""] * (len(self.lines) - len(texts))], strict=True):
+            line.set_description_str(text)
 
     def line(self, running: Sequence[Point], waiting: Sequence[Point]) -> str:
-        """Points that are running and that have ended, the time left, and the highest score so far."""
+        """Points that are running and that have ended, and the time left."""
         parts = [f"{len(running)} running", *(f"{count} {status}" for status, count in sorted(self.counts.items()))]
         seconds = self.durations.of_all([point.combination for point in (*running, *waiting)])
         if seconds is not None and (running or waiting):
             spent = sum(min(point.seconds, self.durations.of(point.combination) or 0) for point in running)
             parts.append(f"{spell((seconds - spent) / self.workers)} left")
-        if self.shown in self.best:
-            score, name = self.best[self.shown]
-            parts.append(f"best {' '.join(self.shown)} {score:.{SCORE_DIGITS}f} {name}")
         return ", ".join(parts)
+
+    def running_lines(self, running: Sequence[Point]) -> list[str]:
+        """Each running point: its step and its last score."""
+        shown = [f"{point.name}: {standing(point)}" for point in running[:RUNNING_SHOWN]]
+        rest = len(running) - len(shown)
+        return [*shown, f"and {rest} more"] if rest else shown
+
+    def best_lines(self) -> list[str]:
+        """The best score of each task so far, that of the last improvement first."""
+        newest = list(reversed(self.best.items()))
+        return [
+            f"best {task} {metric} {score:.{SCORE_DIGITS}f} {name}"
+            for (task, metric), (score, name) in newest[:TASKS_SHOWN]
+        ]
 
     def ended(self, point: Point) -> None:
         """Count a point that ended or was skipped."""
@@ -114,25 +157,35 @@ class Progress:
         if outcome.status != "finished" or not split:
             return False
         task = point.combination[1]
-        self.shown = (task, metric if split == SHOWN[0] else f"{metric} (dev)")
-        before = self.best.get(self.shown)
+        shown = (task, metric if split == SHOWN[0] else f"{metric} (dev)")
+        before = self.best.get(shown)
         if before and (score <= before[0] if higher_is_better(metric) else score >= before[0]):
             return False
-        self.best[self.shown] = score, point.name
+        self.best.pop(shown, None)
+        self.best[shown] = score, point.name
         return True
 
     def close(self) -> None:
+        for line in self.lines:
+            line.close()
         self.bar.close()
 
 
-def spell(seconds: float | None) -> str:
-    """12.3 s, 4 min 10 s, 3 h 20 min; empty for None."""
-    if seconds is None:
-        return ""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+def standing(point: Point) -> str:
+    """Where a running point stands, as its folder tells: step, loss, development score."""
+    path = point.folder / LIVE_FILE
+    try:
+        if path.stat().st_mtime < point.began:
+            return "starting"
+        state = json.loads(path.read_text(encoding="utf-8"))
+        parts = [f"step {state.get('step', 0)} of {state['steps']}"]
+        if isinstance(state.get("loss"), float):
+            parts.append(f"loss {state['loss']:.{SCORE_DIGITS}f}")
+        if isinstance(state.get("development"), float):
+            parts.append(f"{state['primary_metric']} {state['development']:.{SCORE_DIGITS}f} (dev)")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "starting"
+    return ", ".join(parts)
 
 
 # The split whose score is shown: the second for a trial that leaves validation untouched.

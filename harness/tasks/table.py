@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import time
 from array import array
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ FEW_ROWS = 20
 LARGEST_SHARE_OF_VALUES = 0.5
 # Rows that are looked at to say what the columns of a file are.
 GLANCED_AT = 10_000
+# How often a file that takes long says how far it is read.
+TELL_SECONDS = 30.0
 METRICS = {"number": ["pearson", "spearman"], "two": ["accuracy", "f1"], "class": ["accuracy", "f1_macro"]}
 
 
@@ -136,7 +139,11 @@ class Table(Classification):
         import numpy as np
 
         answers, texts, groups = array("d"), array("q"), array("q")
+        told = time.monotonic()
         for where, row in self._rows(split):
+            if time.monotonic() - told > TELL_SECONDS:
+                told = time.monotonic()
+                log.info("%s: %s rows read", self._place(split), f"{len(answers):,}")
             self._checked_row(row, where)
             # Rows of one text belong together: one of them in training would give the other away.
             shown = self.shown(row)

@@ -4,22 +4,27 @@ Alone in importing mlflow.
 """
 
 from harness.tracking.client import create
+from harness.tracking.live import LiveRun, ask_to_stop, end_killed, running
 from harness.tracking.pages import attach, browse, views
 from harness.tracking.reading import download, durations, finished, read_curves, read_runs, sweeps
 from harness.tracking.sending import SyncOutcome, send, sync
 from harness.tracking.uri import check
 
 __all__ = [
+    "LiveRun",
     "SyncOutcome",
+    "ask_to_stop",
     "attach",
     "browse",
     "check",
     "create",
     "download",
     "durations",
+    "end_killed",
     "finished",
     "read_curves",
     "read_runs",
+    "running",
     "send",
     "sweeps",
     "sync",

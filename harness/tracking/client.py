@@ -1,18 +1,20 @@
 """Runs in an MLflow store: sent whole after they ended, read back in bulk.
 
 Only this room imports mlflow, and only inside functions. A run directory (see `harness.tracking.record`) is all that is
-read, so a run can be sent when it ends, or any time later. An MLflow run appears only after ours has ended: a kill
-while training leaves nothing in the store, and never a run that is "running" for ever. A kill in the middle of
-sending leaves a run without the tag `harness.run_id`; readers skip it and the next `send` replaces it.
+read, so a run can be sent when it ends, or any time later. While it trains it has a page of its own (see
+`harness.tracking.live`), which `send` completes. A kill in the middle of sending leaves a run without the tag
+`harness.run_id`; readers skip it, and the next `send` completes or replaces it.
 
 Names in the store:
 
-    params     the resolved configuration, dotted (`method.rank`, `train.learning_rate`, `seed`); nulls are left out
+    params     the resolved configuration, dotted (`method.rank`, `train.learning_rate`, `seed`); nulls are left out;
+               `provenance.*`: commit, versions, and what lay outside of what was tested
     metrics    `validation.*`, `development.*`, `majority.*`, `base.*`, `forgetting.*` (final scores), `cost.*` (the
                names of `record.COST_FIELDS`, nested ones dotted), `train.*` (by step: loss, learning_rate, ...)
-    tags       `method`, `task`, `model`, `status`, `error`, `identity`, `sweep`, `stage`, `primary_metric`,
-               `git_commit`, `git_dirty`, `harness.version`, `harness.sent_on` (a day, UTC), `harness.run_id`; on the
-               parent of a sweep `harness.sweep`
+    tags       `method`, `task`, `model`, `backbone`, `status`, `error`, `identity`, `sweep`, `stage`,
+               `primary_metric`, `harness.sent_on` (a day, UTC), `harness.run_id`; while it trains `harness.live`
+               and `harness.heartbeat` in place of these two, and `harness.stop` where someone asked it to stop; on
+               the parent of a sweep `harness.sweep`
     artifacts  `result.json`, `config.yaml`, `run.log`, `steps.jsonl`, `predictions.parquet`, `soft_prompt.csv`,
                `adapter/`, and the tables `soft_prompt.json` and `answers.json`, the first predictions; on the parent of
                a sweep `report/`, which `attach` puts there
@@ -24,6 +26,7 @@ import logging
 import os
 import re
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -66,6 +69,9 @@ _ENVIRONMENT = {
 }
 
 
+_one_thread = threading.RLock()
+
+
 class StoreBusyError(ConnectionError):
     """The store has more to do than it can; later it may take what it refused now."""
 
@@ -73,8 +79,12 @@ class StoreBusyError(ConnectionError):
 def _mlflow() -> Any:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import mlflow
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow
 
+    # For good, not for a while: to set the filters back is no thread's business.
+    warnings.filterwarnings("ignore", module=r"(mlflow|alembic)\.")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     return mlflow
 
@@ -102,19 +112,18 @@ def _set_environment(values: dict[str, str | None]) -> None:
 @contextmanager
 def _client(store: Store) -> Iterator[Any]:
     """Yield an MlflowClient; whatever mlflow raises becomes a ConnectionError of one sentence without secrets."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # mlflow uses parts of SQLAlchemy 2.1 that are deprecated
-        mlflow = _mlflow()
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
+    mlflow = _mlflow()
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
-        try:
-            with _credentials(store):
-                yield mlflow.MlflowClient(tracking_uri=store.uri)
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            reason = store.scrub(" ".join(str(error).split()))[:500]
-            kind = StoreBusyError if _BUSY.search(reason) else ConnectionError
-            raise kind(f"the tracking store {store.uri} failed: {reason}") from None
+    try:
+        # One thread of this process at a time: credentials lie in its environment.
+        with _one_thread, _credentials(store):
+            yield mlflow.MlflowClient(tracking_uri=store.uri)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = store.scrub(" ".join(str(error).split()))[:500]
+        kind = StoreBusyError if _BUSY.search(reason) else ConnectionError
+        raise kind(f"the tracking store {store.uri} failed: {reason}") from None
 
 
 @contextmanager

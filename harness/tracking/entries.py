@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -12,17 +13,33 @@ from typing import Any
 from harness.config.versions import DECIDING
 from harness.tracking.record import RESULT_FILE, RunRecord
 
+# The status of a record whose run is on its way.
+RUNNING = "running"
+PROVENANCE = "provenance."
 # Not worth a column: the store knows where it is, and Hydra's own settings do not decide a result.
 LEFT_OUT = ("hydra", "tracking")
 
 
 def run_name(record: RunRecord) -> str:
-    """Say what a run is, such as `lora micro/sentiment micro_encoder seed 0`."""
-    text = f"{_choice(record, 'method')} {_choice(record, 'task')} {_choice(record, 'model')}"
-    text += f" seed {record.config.get('seed', 'unknown')}"
+    """Say what a run is, such as `lora r=8 lr=2e-3 s0 micro/sentiment`."""
+    method, train = record.config.get("method"), record.config.get("train")
+    parts = [_choice(record, "method")]
+    if isinstance(method, dict) and method.get("rank") is not None:
+        parts.append(f"r={method['rank']}")
+    if isinstance(train, dict) and isinstance(train.get("learning_rate"), int | float):
+        parts.append(f"lr={_short(train['learning_rate'])}")
+    seed, order = record.config.get("seed"), record.config.get("data_seed")
+    parts.append(f"s{seed}" if order in (None, seed) else f"s{seed}/{order}")
+    parts.append(_choice(record, "task"))
     if record.sweep.get("stage") == "tune":
-        text += f" tune {(record.config.get('train') or {}).get('learning_rate')}"
-    return text[:250]
+        parts.append("(trial)")
+    return " ".join(parts)[:250]
+
+
+def _short(rate: float) -> str:
+    """A learning rate as people write it: 2e-3, 1.5e-4."""
+    digits, _, exponent = f"{rate:.2e}".partition("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def run_tags(record: RunRecord) -> dict[str, str]:
@@ -39,19 +56,34 @@ def run_tags(record: RunRecord) -> dict[str, str]:
         "sweep": record.sweep.get("name"),
         "stage": record.sweep.get("stage") or "run",
         "primary_metric": record.scores.get("primary_metric"),
+        "mlflow.source.name": "harness",
+        "mlflow.source.git.commit": git.get("commit"),
+        "mlflow.note.content": description(record),
+    }
+    return {key: str(value) for key, value in tags.items() if value is not None}
+
+
+def run_provenance(record: RunRecord) -> dict[str, str]:
+    """Return what a report says of a run's making, as parameters below `provenance.`: no one searches by it."""
+    git, packages = record.provenance.get("git") or {}, record.provenance.get("packages") or {}
+    made = {
         "forgetting_metric": (record.scores.get("forgetting") or {}).get("metric"),
         "git_commit": git.get("commit"),
         "git_dirty": git.get("dirty"),
         "harness.version": record.provenance.get("harness"),
         "results_version": record.provenance.get("results_version"),
         "untested": "; ".join((record.provenance.get("untested") or {}).values()) or None,
-        "mlflow.source.name": "harness",
-        "mlflow.source.git.commit": git.get("commit"),
-        "mlflow.note.content": description(record),
+        **{f"version.{name}": packages.get(name) for name in DECIDING},
     }
-    packages = record.provenance.get("packages") or {}
-    tags |= {f"version.{name}": packages.get(name) for name in DECIDING}
-    return {key: str(value) for key, value in tags.items() if value is not None}
+    return {PROVENANCE + key: str(value) for key, value in made.items() if value is not None}
+
+
+def as_read(run: dict[str, Any]) -> dict[str, Any]:
+    """A run of a store as its readers know it, with what `run_provenance` says among its tags, as runs once had it."""
+    made = {key: value for key, value in run["params"].items() if key.startswith(PROVENANCE)}
+    params = {key: value for key, value in run["params"].items() if key not in made}
+    tags = {key.removeprefix(PROVENANCE): value for key, value in made.items()} | run["tags"]
+    return run | {"params": params, "tags": tags}
 
 
 def description(record: RunRecord) -> str:
@@ -67,7 +99,13 @@ def description(record: RunRecord) -> str:
     trainable, total = record.cost.get("trainable_parameters"), record.cost.get("total_parameters")
     if trainable is not None and total:
         text += f" Trains {trainable:,} of {total:,} parameters ({trainable / total:.2%})."
-    return text + (f"\n\n{record.error}" if record.error else "")
+    text += f"\n\n{record.error}" if record.error else ""
+    again = record.provenance.get("again")
+    if again:
+        text += f"\n\nThe same run again, or a part of it changed:\n\n    {shlex.join(again)}"
+    if record.status == RUNNING:
+        text += "\n\nTo stop it after its step, with a checkpoint, give it the tag `harness.stop`."
+    return text
 
 
 def run_params(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -96,12 +134,16 @@ def step_metrics(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             with suppress(KeyError, TypeError, ValueError, AttributeError):
-                values = json.loads(line)
-                step = int(values.pop("step"))
-                numbers: dict[str, float] = {}
-                for key, value in values.items():
-                    numbers |= _numbers(value, _allowed(key) if re.search("[./]", key) else f"train.{_allowed(key)}")
-                yield step, numbers
+                yield step_numbers(json.loads(line))
+
+
+def step_numbers(line: dict[str, Any]) -> tuple[int, dict[str, float]]:
+    """The step and the metrics of a line of `steps.jsonl`."""
+    numbers: dict[str, float] = {}
+    for key, value in line.items():
+        if key != "step":
+            numbers |= _numbers(value, _allowed(key) if re.search("[./]", key) else f"train.{_allowed(key)}")
+    return int(line["step"]), numbers
 
 
 def milliseconds(moment: str, run_dir: Path) -> int:

@@ -1,16 +1,20 @@
 """The MLflow UI's pages of a sweep: its views, and the report that is attached to it."""
 
-import hashlib
 import json
 import os
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
+from urllib.request import urlopen
 
 from harness.config.errors import ConfigError
 from harness.tracking.client import (
@@ -24,9 +28,11 @@ from harness.tracking.client import (
     _sweep_parent,
 )
 from harness.tracking.reading import _fetch
-from harness.tracking.uri import Store, _quoted, check, parse, redact
+from harness.tracking.sweep_view import VIEW_TAG, _view, _view_key, address
+from harness.tracking.uri import Store, check, parse, redact
 
-VIEW_TAG = "mlflow.sharedViewState."
+# How long a server has to end before it is killed.
+GRACE_SECONDS = 5
 REPORT_FOLDER = "report"
 
 
@@ -63,7 +69,8 @@ def attach(
     """
     check(uri)
     store = parse(uri)
-    runs = _fetch(store, sweep=sweep, tables=("tags",))
+    names = ("mlflow.parentRunId", "cost.*")
+    runs = _fetch(store, sweep=sweep, tables=("tags", "latest_metrics"), names=names)
     if not runs:
         raise ConfigError(f"sweep={sweep}: there is nothing to attach a report to in {store.uri}")
     with _lock(store), _client(store) as client:
@@ -83,38 +90,24 @@ def attach(
         if NOTE_TAG not in experiment.tags:
             client.set_experiment_tag(experiment.experiment_id, NOTE_TAG, EXPERIMENT_NOTE)
         if columns:
-            view = _view(sweep, columns, lowest_first, ended)
+            costs = sorted({name for run in runs for name in run["metrics"] if name.startswith("cost.")})
+            view = _view(sweep, columns, lowest_first, ended, costs)
             client.set_experiment_tag(experiment.experiment_id, VIEW_TAG + _view_key(sweep), view)
     return parent
 
 
-def _view_key(sweep: str) -> str:
-    return hashlib.sha256(sweep.encode()).hexdigest()[:16]
-
-
-def _view(sweep: str, columns: Sequence[str], lowest_first: bool, moment: int) -> str:
-    """Describe a view as MLflow's pages keep those that their users save."""
-    metrics = [f"metrics.`{name}`" for name in columns]
-    state = {
-        "searchFilter": f"tags.sweep = {_quoted(sweep)}",
-        "orderByKey": metrics[0],
-        "orderByAsc": lowest_first,
-        "selectedColumns": metrics,
-    }
-    named = {"name": f"sweep {sweep}", "createdAt": moment, "updatedAt": moment, "state": json.dumps(state)}
-    return json.dumps(named)
-
-
 def views(uri: str) -> dict[str, str]:
-    """Return the views of a store in a file: their name -> path on the server that shows the store."""
+    """Return the pages of a store in a file: each experiment's and view's name -> path on the server that shows it."""
+    experiments = "SELECT name, experiment_id FROM experiments WHERE lifecycle_stage = 'active' AND name != 'Default'"
     query = "SELECT key, value, experiment_id FROM experiment_tags WHERE substr(key, 1, ?) = ? ORDER BY value"
     store = parse(uri)
     found: dict[str, str] = {}
     try:
         with closing(sqlite3.connect(f"file:{quote(str(store.path))}?mode=ro", uri=True)) as connection:
+            for name, experiment in connection.execute(experiments):
+                found[str(name)] = address(experiment)
             for key, value, experiment in connection.execute(query, (len(VIEW_TAG), VIEW_TAG)):
-                share = urlencode({"viewStateShareKey": key.removeprefix(VIEW_TAG)})
-                found[json.loads(value)["name"]] = f"/#/experiments/{experiment}/runs?{share}"
+                found[json.loads(value)["name"]] = address(experiment, key.removeprefix(VIEW_TAG))
     except (sqlite3.Error, ValueError, KeyError, TypeError):
         return found
     return found
@@ -132,23 +125,69 @@ def _replace_report(client: Any, store: Store, parent: str, files: list[Path]) -
         client.log_artifact(parent, str(path), REPORT_FOLDER)
 
 
-def browse(uri: str, port: int) -> int:
+def browse(uri: str, port: int, say: Callable[[str], object] = print) -> int:
     """Run MLflow's own pages on a store, on this machine alone, until they are stopped; return their exit status.
 
+    Args:
+        uri: The store, in a file.
+        port: Of 127.0.0.1.
+        say: Takes the addresses, once the server answers.
+
     Raises:
-        ConfigError: The store is a server's, which has pages of its own, or there is none.
+        ConfigError: The store is a server's, which has pages of its own, or there is none, or the port is taken.
     """
     store = parse(uri)
     if store.path is None:
         raise ConfigError(f"ui=true: {store.uri} has pages of its own; open it in a browser")
     if not store.path.exists():
         raise ConfigError(f"tracking.uri={redact(uri)}: there is no such store; run harness first")
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ConfigError(f"port={port}: {reason}; choose another, such as port=5001") from None
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store.uri]
     command += ["--default-artifact-root", str(store.path.parent / ARTIFACT_FOLDER)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     # Eight processes for jobs that judge answers, of which there are none here.
     environment = {**_ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ}
-    try:
-        return subprocess.run(command, env=environment, check=False).returncode
-    except KeyboardInterrupt:
-        return 0
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise:
+        # A session of its own: Ctrl-C reaches the server and its workers once, from here.
+        server = subprocess.Popen(command, env=environment, stdout=noise, stderr=noise, start_new_session=True)
+        try:
+            here = f"http://127.0.0.1:{port}"
+            if _answers(server, f"{here}/health"):
+                say(f"MLflow on {here}, Ctrl-C ends it")
+                for name, path in views(uri).items():
+                    say(f"{name}: {here}{path}")
+            status = server.wait()
+            noise.seek(0)
+            print(noise.read(), file=sys.stderr)
+            return status
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            _end(server)
+
+
+def _answers(server: "subprocess.Popen[bytes]", url: str) -> bool:
+    """Whether a server answers before it ends."""
+    while server.poll() is None:
+        try:
+            with urlopen(url, timeout=5):
+                return True
+        except OSError:
+            time.sleep(0.2)
+    return False
+
+
+def _end(server: "subprocess.Popen[bytes]") -> None:
+    """End a server with its workers."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, sign)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(GRACE_SECONDS)
+            return

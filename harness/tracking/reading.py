@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.tracking import server_cache
 from harness.tracking.client import SENT_ON_TAG, _client
+from harness.tracking.entries import as_read
 from harness.tracking.sqlite import read_history, read_sqlite
 from harness.tracking.uri import RUN_ID_TAG, Store, _quoted, parse
 
@@ -19,15 +20,16 @@ def finished(
 ) -> dict[str, dict[str, Any]]:
     """Return identity -> the newest run of that point in the store, however it ended; one query for all of them.
 
-    Each value has `run_id`, `mlflow_run_id`, `status`, `error`, `sweep`, `stage`, `ended_at` (milliseconds UTC),
-    `primary_metric` and `scores` {`validation` {...}, `development` {...}}. A store that does not exist yet is empty.
+    Each value has `run_id`, `mlflow_run_id`, `status`, `error`, `sweep`, `stage`, `task`, `ended_at` (milliseconds
+    UTC), `primary_metric` and `scores` {`validation` {...}, `development` {...}}. A store that does not exist yet is
+    empty.
 
     Raises:
         ConfigError: The URI names no store.
         ConnectionError: The store cannot be read.
     """
     points: dict[str, dict[str, Any]] = {}
-    chosen_tags = ("status", "error", "sweep", "stage", "primary_metric")
+    chosen_tags = ("status", "error", "sweep", "stage", "primary_metric", "task")
     names = (*chosen_tags, "identity", "validation.*", "development.*")
     for run in _fetch(parse(uri), sweep, identities, tables=("tags", "latest_metrics"), names=names):
         tags = run["tags"]
@@ -156,7 +158,7 @@ def _fetch(
         runs = []
     else:
         runs = read_sqlite(store, wanted, tables, names)
-    return sorted(runs, key=lambda run: (run["ended_at"] or 0, run["run_id"]))
+    return sorted(map(as_read, runs), key=lambda run: (run["ended_at"] or 0, run["run_id"]))
 
 
 def _several(values: str | Collection[str] | None) -> list[str] | None:

@@ -17,6 +17,8 @@ STEPS_FILE = "steps.jsonl"
 PREDICTIONS_FILE = "predictions.parquet"
 SOFT_PROMPT_FILE = "soft_prompt.csv"
 LOG_FILE = "run.log"
+# While a run trains: where it stands.
+LIVE_FILE = "live.json"
 ADAPTER_FOLDER = "adapter"
 TRACKED_FILE = "tracked.json"
 

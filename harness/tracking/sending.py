@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,7 +25,19 @@ from harness.tracking.client import (
     _lock,
     _sweep_parent,
 )
-from harness.tracking.entries import final_metrics, milliseconds, run_name, run_params, run_tags, step_metrics
+from harness.tracking.entries import final_metrics, milliseconds, run_name, run_tags, step_metrics
+from harness.tracking.live import (
+    HEARTBEAT_TAG,
+    LIVE_TAG,
+    METRICS_A_BATCH,
+    PARAMS_A_BATCH,
+    Heartbeat,
+    batches,
+    end_killed,
+    find_live,
+    params,
+    when,
+)
 from harness.tracking.reading import _fetch
 from harness.tracking.record import (
     ADAPTER_FOLDER,
@@ -38,14 +51,18 @@ from harness.tracking.record import (
     RunRecord,
     write_atomically,
 )
+from harness.tracking.sweep_view import ensure_view
 from harness.tracking.uri import RUN_ID_TAG, Store, _quoted, check, parse, redact
 
 MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}  # every other status is FAILED
 # Longer than a crowd of writers takes; the run itself is safe in its directory meanwhile.
 BUSY_SECONDS, FIRST_WAIT, LONGEST_WAIT = 600, 1.0, 30.0
 ANSWERS, ANSWERS_SHOWN = "answers.json", 50
-# MLflow's own limits (mlflow.utils.validation): longer values and larger batches are refused.
-VALUE_LENGTH, DIGEST_LENGTH, PARAMS_A_BATCH, METRICS_A_BATCH = 6000, 36, 100, 1000
+# MLflow's own limit (mlflow.utils.validation).
+DIGEST_LENGTH = 36
+# Metrics that are a model's on the task's rows, and what a model is searched for by.
+SCORED = ("validation.", "development.")
+MODEL_TAGS = ("method", "task", "model", "sweep", "stage", "identity")
 
 
 @dataclass
@@ -108,70 +125,114 @@ def _send_once(store: Store, run_dir: Path, record: RunRecord, experiment: str) 
 
 
 def _send(client: Any, store: Store, run_dir: Path, record: RunRecord, experiment: str) -> str:
-    from mlflow.entities import RunTag
+    from mlflow.entities import Param, RunTag
 
     start = time.perf_counter()
     experiment_id = _experiment_id(client, store, experiment)
     started, ended = milliseconds(record.started_at, run_dir), milliseconds(record.ended_at, run_dir)
-    tags = run_tags(record) | {PENDING_TAG: record.run_id, SENT_ON_TAG: datetime.now(UTC).date().isoformat()}
+    tags = run_tags(record) | {SENT_ON_TAG: datetime.now(UTC).date().isoformat()}
     if record.sweep.get("name"):
         tags["mlflow.parentRunId"] = _sweep_parent(client, experiment_id, record.sweep["name"], started, ended)
+        ensure_view(client, experiment_id, record.sweep["name"], record, ended)
     tags = {name: store.scrub(value)[:TAG_LENGTH] for name, value in tags.items()}
-    run = client.create_run(experiment_id, start_time=started, tags=tags, run_name=run_name(record))
-    run_id = str(run.info.run_id)
+    live = find_live(client, experiment_id, record.run_id)
+    if live is None:
+        tags[PENDING_TAG] = record.run_id
+        run = client.create_run(experiment_id, start_time=started, tags=tags, run_name=run_name(record))
+        run_id, lines = str(run.info.run_id), 0
+        for batch in batches(params(store, record), PARAMS_A_BATCH):
+            client.log_batch(run_id, params=[Param(key, value) for key, value in batch])
+    else:
+        beat = Heartbeat.read(live.data.tags.get(HEARTBEAT_TAG))
+        run_id, lines = str(live.info.run_id), beat.lines if beat else 0
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        if "error" in live.data.tags and "error" not in tags:
+            client.delete_tag(run_id, "error")  # someone took its process for dead
     client.set_terminated(run_id, MLFLOW_STATUS.get(record.status, "FAILED"), ended)
-    _log(client, store, run_id, run_dir, record, started, ended)
+    _log(client, store, run_id, run_dir, record, started, ended, lines)
     # Of all costs the only one that the record can't have: it was written before anything was sent.
     client.log_metric(run_id, "cost.track_seconds", time.perf_counter() - start, timestamp=ended)
     # What a kill left, and what a server made twice because a request was repeated that it had not answered in time.
     for rest in client.search_runs([experiment_id], f"tags.`{PENDING_TAG}` = {_quoted(record.run_id)}"):
         if rest.info.run_id != run_id:
+            for model in client.search_logged_models([experiment_id], f"source_run_id = '{rest.info.run_id}'"):
+                client.delete_logged_model(model.model_id)
             client.delete_run(rest.info.run_id)
     # Both in one transaction: whenever a kill comes, the run is whole and known, or something to be cleared away.
     client.log_batch(run_id, tags=[RunTag(RUN_ID_TAG, record.run_id), RunTag(PENDING_TAG, NOT_PENDING)])
-    client.delete_tag(run_id, PENDING_TAG)
+    for tag in (PENDING_TAG, *(() if live is None else (LIVE_TAG, HEARTBEAT_TAG))):
+        client.delete_tag(run_id, tag)
     return run_id
 
 
-def _log(client: Any, store: Store, run_id: str, run_dir: Path, record: RunRecord, started: int, ended: int) -> None:
-    from mlflow.entities import Metric, Param
+def _log(
+    client: Any, store: Store, run_id: str, run_dir: Path, record: RunRecord, started: int, ended: int, lines: int
+) -> None:
+    """Log what a record and its files hold, but for the first lines by step, which are there."""
+    from mlflow.entities import DatasetInput, InputTag, Metric
 
-    params = [Param(key, store.scrub(value)[:VALUE_LENGTH]) for key, value in run_params(record.config).items()]
     steps = list(step_metrics(run_dir / STEPS_FILE))
     # A final score must be newer than the last one by step, or MLflow shows that one as the run's.
     last = max((step for step, _ in steps), default=0)
     metrics = [
-        Metric(key, value, min(started + round(1000 * values.get("train.seconds", 0)), ended - 1), step)
-        for step, values in steps
-        for key, value in values.items()
+        Metric(key, value, when(started, numbers, ended), step)
+        for step, numbers in steps[lines:]
+        for key, value in numbers.items()
     ]
-    metrics += [Metric(key, value, ended, last) for key, value in final_metrics(record).items()]
-    for start in range(0, len(params), PARAMS_A_BATCH):
-        client.log_batch(run_id, params=params[start : start + PARAMS_A_BATCH])
-    for start in range(0, len(metrics), METRICS_A_BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_BATCH])
-    _log_data(client, run_id, record)
+    data = _dataset(record)
+    model = _log_model(client, run_id, run_dir, record)
+    for key, value in final_metrics(record).items():
+        scored = model is not None and data is not None and key.startswith(SCORED)
+        of = {"model_id": model, "dataset_name": data.name, "dataset_digest": data.digest} if scored else {}
+        metrics.append(Metric(key, value, ended, last, **of))
+    for batch in batches(metrics, METRICS_A_BATCH):
+        client.log_batch(run_id, metrics=batch)
+    if data is not None:
+        client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training and evaluation")])])
     _log_artifacts(client, store, run_id, run_dir)
 
 
-def _log_data(client: Any, run_id: str, record: RunRecord) -> None:
-    """Log the task's rows as an input, under their revision: the hash of their files, or a version."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
+def _dataset(record: RunRecord) -> Any:
+    """The task's rows under their revision, the hash of their files or a version; null where a record names none."""
+    from mlflow.entities import Dataset
 
     revision = (record.provenance.get("revisions") or {}).get("data")
     task = record.config.get("task")
     if not revision or not isinstance(task, dict) or not task.get("name"):
-        return
+        return None
     source = {"task": task["name"], "revision": str(revision), "version": task.get("version")}
     rows = (record.provenance.get("data") or {}).get("rows")
-    data = Dataset(
+    return Dataset(
         task["name"],
         str(revision)[:DIGEST_LENGTH],
         "harness",
         json.dumps({key: value for key, value in source.items() if value is not None}),
         profile=None if rows is None else json.dumps({"rows": rows}),
     )
-    client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training and evaluation")])])
+
+
+def _log_model(client: Any, run_id: str, run_dir: Path, record: RunRecord) -> str | None:
+    """Log the adapter as a model, so that MLflow's pages rank it by its scores; null where none was kept.
+
+    Its files stay with the run, and the model says where: they are stored once.
+    """
+    if not (run_dir / ADAPTER_FOLDER).is_dir():
+        return None
+    experiment_id = client.get_run(run_id).info.experiment_id
+    known = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'", max_results=1)
+    if known:
+        return str(known[0].model_id)
+    tags = {key: value for key, value in run_tags(record).items() if key in MODEL_TAGS}
+    model = client.create_logged_model(
+        experiment_id,
+        # What MLflow does not allow in a name.
+        re.sub(r"[/:.%\"']+", "-", run_name(record)),
+        run_id,
+        tags | {"adapter": f"runs:/{run_id}/{ADAPTER_FOLDER}"},
+        model_type="adapter",
+    )
+    client.finalize_logged_model(model.model_id, "READY")
+    return str(model.model_id)
 
 
 def _log_artifacts(client: Any, store: Store, run_id: str, run_dir: Path) -> None:
@@ -196,11 +257,11 @@ def _log_artifacts(client: Any, store: Store, run_id: str, run_dir: Path) -> Non
 
 
 def _log_answers(client: Any, store: Store, run_id: str, path: Path) -> None:
-    """Show the first predictions as a table: texts that were generated or chosen, or labels."""
+    """Show the first predictions as a table, where they are texts that were generated or chosen."""
     import pandas as pd
 
     frame = pd.read_parquet(path)
-    if not {"split", "prediction"} <= set(frame):
+    if not {"split", "prediction"} <= set(frame) or not pd.api.types.is_string_dtype(frame["prediction"].dropna()):
         return
     shown = frame[frame["split"] != "development"] if set(frame["split"]) - {"development"} else frame
     shown = shown.head(ANSWERS_SHOWN).dropna(axis="columns", how="all")
@@ -209,6 +270,8 @@ def _log_answers(client: Any, store: Store, run_id: str, path: Path) -> None:
 
 def sync(folder: Path, uri: str, experiment: str) -> SyncOutcome:
     """Send every run directory below a folder that the store lacks; a damaged `result.json` stops none of the others.
+
+    Live runs of the store whose process is gone are ended as KILLED.
 
     Raises:
         ConfigError: The folder does not exist, or the store cannot be used.
@@ -233,4 +296,5 @@ def sync(folder: Path, uri: str, experiment: str) -> SyncOutcome:
             raise
         except (ValueError, OSError) as error:
             outcome.damaged[path.parent] = str(error)
+    end_killed(uri, experiment)
     return outcome

@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 
+class StopAsked(KeyboardInterrupt):
+    """This run alone was asked to stop, where it is watched; what it is part of goes on."""
+
+
 @contextmanager
 def kill_as_interrupt() -> Iterator[None]:
     """SIGTERM raises KeyboardInterrupt, like Ctrl-C, until the context ends."""

@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 _ARTICLES = re.compile(r"(?<!\S)(a|an|the)(?!\S)")
 _MINUS = str.maketrans({"\u2212": "-", "\u2010": "-", "\u2011": "-"})
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+# In ASCII, where no script and no mark asks for more: words between spaces, a fifth of the time or less.
+_ASCII_WORDS = {code: " " for code in range(128) if not chr(code).isalnum()}
 # Scripts that put no space between words.
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
 # A letter's marks, and the joiners that some scripts write within a word.
@@ -75,6 +77,9 @@ def words(text: str) -> list[str]:
 
     Of a text that has neither letters nor digits, what its spaces part.
     """
+    if text.isascii():
+        text = text.lower()
+        return text.translate(_ASCII_WORDS).split() or text.split()
     text = unicodedata.normalize("NFC", text).lower()
     return _patterns().words.findall(text) or text.split()
 

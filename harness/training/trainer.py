@@ -5,6 +5,7 @@ resumed run finds again, tokens counted without padding, evaluation kept out of 
 loss that is not finite. tests/benchmarks compares its step time with a plain loop's and with Trainer's.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from harness import measure
 from harness.config.schema import TrainConfig
@@ -23,15 +25,18 @@ from harness.methods.optimizer import make_optimizer
 from harness.training import checkpoint
 from harness.training.batches import Batch, Collate, Features, bucketed
 from harness.training.evaluation import Evaluation
-from harness.training.interrupts import deferred_interrupts
+from harness.training.interrupts import StopAsked, deferred_interrupts
 from harness.training.metrics import higher_is_better
 from harness.training.processes import Processes
 from harness.training.schedule import Steps, make_schedule
 from harness.training.state import TrainingState
+from harness.training.watch import Pace, Unwatched, Watch
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch import dtype as Dtype
+
+log = logging.getLogger(__name__)
 
 LOG_STEPS = 10
 
@@ -57,6 +62,7 @@ class Trainer:
         metered: Count the memory and the operations of one step; the scores are the same bits without.
         processes: Share each batch and take the same steps; null: this process is alone.
         stop_share: Stop at the first evaluation past this share of the steps and keep a checkpoint; null: at the end.
+        watch: Takes each line of the history as it is made, and may ask to stop; null: nobody does.
     """
 
     def __init__(
@@ -75,6 +81,7 @@ class Trainer:
         metered: bool = True,
         processes: Processes | None = None,
         stop_share: float | None = None,
+        watch: "Watch | None" = None,
     ) -> None:
         self.adapter = adapter
         self.features = features
@@ -86,6 +93,7 @@ class Trainer:
         self.score = score
         self.primary_metric = primary_metric
         self.processes = processes or Processes()
+        self.watch = watch or Unwatched()
         self.higher_is_better = higher_is_better(primary_metric)
         # Of the best weights; null after a resumption, when the best may lie before it.
         self.best_evaluation: Evaluation | None = None
@@ -107,8 +115,8 @@ class Trainer:
 
         Raises:
             Diverged: The loss is NaN or infinite.
-            KeyboardInterrupt: Ctrl-C or SIGTERM came. The step, and its evaluation, were finished first and a
-                checkpoint written, unless it came twice.
+            KeyboardInterrupt: Ctrl-C or SIGTERM came, or the watch asked to stop (`StopAsked`). The step, and its
+                evaluation, were finished first and a checkpoint written, unless a signal came twice.
         """
         self.adapter.start(self.steps.total)
         self.processes.part_random_numbers()
@@ -117,25 +125,31 @@ class Trainer:
         self._saved_at = time.monotonic()
         self._timed_step, self._timed_seconds = self.state.step, self.state.train_seconds
         self.adapter.model.train()
+        self.watch.begin(self.state.history, self.steps.total)
         with (
             deferred_interrupts() as interrupted,
             tqdm(total=self.steps.total, initial=self.state.step, desc="train", unit="step", disable=None) as bar,
+            logging_redirect_tqdm(),
         ):
+            pace = Pace(self.state.step, self.steps.total)
             start = time.perf_counter()
             for micro_batches, weight in self._steps():
                 loss = self._read(self._step(micro_batches, weight))
                 self.state.train_seconds += time.perf_counter() - start
                 self._report(loss, bar)
+                if bar.disable and self.processes.is_first and pace.is_due():
+                    log.info("%s", pace.line(self.state.step, loss, self.state.tokens / self.state.train_seconds))
                 if self._evaluation_is_due():
                     self._evaluate()
                     if self._stalled():
                         break
                 # One process's interruption is everyone's: the others would wait for it for ever.
-                stop, due = map(bool, self.processes.sums([interrupted(), self._save_is_due()]))
+                asked = self.watch.stop_asked()
+                stop, due = map(bool, self.processes.sums([interrupted() or asked, self._save_is_due()]))
                 if stop or due:
                     self._save_checkpoint()
                 if stop:
-                    raise KeyboardInterrupt
+                    raise StopAsked if asked and not interrupted() else KeyboardInterrupt
                 start = time.perf_counter()
         self.stopped = self.steps.last < self.steps.total and not self._stalled()
         if self.stopped:
@@ -264,12 +278,13 @@ class Trainer:
         if not self._report_is_due():
             return
         tokens_per_second = self.state.tokens / seconds
-        self.state.history.append(
+        self._note(
             {
                 "step": step,
                 "loss": loss,
                 "learning_rate": float(self.schedule.get_last_lr()[0]),
                 "tokens_per_second": tokens_per_second,
+                "train_seconds": seconds,
                 **self.load.sample(),
             }
         )
@@ -283,13 +298,18 @@ class Trainer:
         self.state.evaluation_seconds += evaluation.seconds
         if not math.isfinite(evaluation.scores["loss"]):
             raise Diverged(f"the development loss is {evaluation.scores['loss']} at step {self.state.step}")
-        self.state.history.append(
+        self._note(
             {
                 "step": self.state.step,
                 "train_seconds": self.state.train_seconds,
                 **{f"development.{name}": value for name, value in evaluation.scores.items()},
             }
         )
+        if self.processes.is_first:
+            best = self.state.best_score
+            praise = "" if best is None or self._better(primary, best) else f" (the best so far: {best:.4f})"
+            place = f"step {self.state.step} of {self.steps.total}"
+            log.info("%s: development %s %.4f%s", place, self.primary_metric, primary, praise)
         if not self.adapter.settled() and self.state.step < self.steps.total:
             return  # the method is still changing what it trains: these weights can't be the final ones
         if self.state.best_score is None or self._better(primary, self.state.best_score):
@@ -300,6 +320,10 @@ class Trainer:
             self.best = {name: p.detach().clone() for name, p in self.trained.items()}
         else:
             self.state.evaluations_without_gain += 1
+
+    def _note(self, line: dict[str, Any]) -> None:
+        self.state.history.append(line)
+        self.watch.line(line)
 
     def _better(self, score: float, other: float) -> bool:
         return score > other if self.higher_is_better else score < other

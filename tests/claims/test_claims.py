@@ -16,7 +16,7 @@ from run_directories import write_run
 from harness.claims import __main__ as command
 from harness.claims import architecture, costs, ledger, pages, scores
 from harness.claims.evidence import Evidence, Selection
-from harness.claims.verdict import Case, Outcome, Verdict, decide, of_cases, of_tests
+from harness.claims.verdict import Case, Finding, Verdict, decide, of_cases, of_tests
 from harness.config.errors import ConfigError
 from harness.config.sources import conf_root
 
@@ -27,7 +27,7 @@ IDS = (
     "attention-has-most size-linear-in-bits blockwise-separates qlora-matches-lora lora-int8 ia3-beats-lora "
     "peft-forgets-less adapters-swap merge-costs-nothing soft-prompts-semantic few-percent selective-mixed"
 ).split()
-HOLDS, FAILS, UNDECIDED, NONE = Outcome.holds, Outcome.fails, Outcome.undecided, Outcome.no_evidence
+HOLDS, FAILS, UNDECIDED, NONE = Finding.holds, Finding.fails, Finding.undecided, Finding.no_evidence
 
 
 def add(
@@ -45,7 +45,7 @@ def on(folder: Path) -> Evidence:
     return Evidence([str(folder)], {"grid": "harness -cn grid", "other": "harness -cn other"})
 
 
-def outcomes(cases: Sequence[Case]) -> list[Outcome]:
+def outcomes(cases: Sequence[Case]) -> list[Finding]:
     return [case.outcome for case in cases]
 
 
@@ -63,7 +63,7 @@ def outcomes(cases: Sequence[Case]) -> list[Outcome]:
         (math.nan, math.nan, UNDECIDED),
     ],
 )
-def test_an_interval_decides_only_on_one_side_of_the_margin(low: float, high: float, outcome: Outcome) -> None:
+def test_an_interval_decides_only_on_one_side_of_the_margin(low: float, high: float, outcome: Finding) -> None:
     """Inside, ends included, the claim holds; outside it fails; across an end, or unknown, it is undecided."""
     assert decide(low, high, -1, 1) is outcome
 
@@ -80,7 +80,7 @@ def test_an_interval_decides_only_on_one_side_of_the_margin(low: float, high: fl
         ([], Verdict.untestable),
     ],
 )
-def test_cases_make_the_verdict_on_a_test(cases: list[Outcome], verdict: Verdict) -> None:
+def test_cases_make_the_verdict_on_a_test(cases: list[Finding], verdict: Verdict) -> None:
     """Cases without evidence do not count, and what was never decided is not called mixed."""
     assert of_cases(cases) is verdict
 
@@ -168,7 +168,7 @@ def test_better_is_told_apart_from_no_detectable_difference(tmp_path: Path) -> N
         ({"1": (5, 0)}, NONE),
     ],
 )
-def test_a_choice_matters_where_two_differ(tmp_path: Path, ranks: dict[str, tuple[int, int]], outcome: Outcome) -> None:
+def test_a_choice_matters_where_two_differ(tmp_path: Path, ranks: dict[str, tuple[int, int]], outcome: Finding) -> None:
     """Some pair beyond the margin holds; all pairs within it fail; one configuration is no choice."""
     for rank, (every, shift) in ranks.items():
         add(tmp_path, "lora", every, shift, options={"rank": int(rank)}, majority=0.3)
@@ -269,7 +269,7 @@ def test_shares_that_methods_train(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("sizes", "outcome"), [((320, 160, 80), HOLDS), ((320, 310, 80), FAILS), ((320, 160), NONE)])
-def test_bytes_on_a_line_over_bits(tmp_path: Path, sizes: tuple[int, ...], outcome: Outcome) -> None:
+def test_bytes_on_a_line_over_bits(tmp_path: Path, sizes: tuple[int, ...], outcome: Finding) -> None:
     """Proportional bytes correlate by 1; a way to store weights that no run has leaves no line."""
     for name, size in zip(("float32", "bfloat16", "int8"), sizes, strict=False):
         write_run(tmp_path, model=name, cost={"weight_bytes": size})

@@ -47,6 +47,7 @@ def test_every_method_of_conf_that_needs_no_further_key_is_asked(everything: dic
     assert names - set(everything) == {"peft"}
 
 
+@pytest.mark.slow
 def test_the_published_table_is_what_the_rules_say(everything: dict[str, Experiment]) -> None:
     """Apart from the versions that it was made with."""
     published = (conf_root() / "reports/methods.md").read_text()

@@ -78,6 +78,7 @@ def test_the_same_budget_gives_the_same_size_again() -> None:
     assert first.resolved == second.resolved
 
 
+@pytest.mark.slow
 def test_a_budget_of_a_plan_is_kept() -> None:
     """The planned adapter has no more parameters than it allows."""
     assert plan(experiment("method=vblora", "sweep.budget=50000"))["adapter_parameters"] <= 50000

@@ -58,6 +58,7 @@ def test_the_card_of_an_adapter_on_top_of_another_has_a_snippet_that_gives_the_s
         AutoPeftModelForCausalLM.from_pretrained(tmp_path / "two/adapter")
 
 
+@pytest.mark.slow
 def test_the_card_says_where_peft_alone_can_not_load_it(tmp_path: Path) -> None:
     """Below is a method that peft does not have."""
     run_once(tmp_path / "one", *SMALL, "method=houlsby")
@@ -68,6 +69,7 @@ def test_the_card_says_where_peft_alone_can_not_load_it(tmp_path: Path) -> None:
     assert "PeftModel" not in text
 
 
+@pytest.mark.slow
 def test_lora_on_an_output_layer_that_is_tied_to_the_embeddings_comes_back(tmp_path: Path) -> None:
     """Merged, it leaves the embeddings as they are."""
     run_once(tmp_path / "run", *SMALL, "method=lora", "method.target_modules=[lm_head]")

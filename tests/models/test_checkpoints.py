@@ -116,6 +116,7 @@ def test_a_folder_of_another_architecture_than_the_chosen_file_is_refused(tiny_m
             prepare(compose("config", [f"model={chosen}", f"model.path={tiny_model('bert')}", "task=micro/sentiment"]))
 
 
+@pytest.mark.slow
 def test_weights_stored_in_four_bits_are_recorded_so(tiny_model: TinyModel, tmp_path: Path) -> None:
     """A run has them as nf4; other formats and full fine-tuning are refused."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig

@@ -174,6 +174,7 @@ def test_a_mistake_is_one_sentence(arguments: list[str], sentence: str) -> None:
         plan_all(arguments)
 
 
+@pytest.mark.slow
 def test_json_holds_every_point_with_the_names_of_a_record() -> None:
     """Points come in the order of the grid."""
     command = [sys.executable, "-m", "harness.plan", "-m", "method=head,bitfit", "model=minilm", "plan.format=json"]
@@ -260,6 +261,7 @@ def test_qlora_trains_65_billion_parameters_in_48_gigabytes(monkeypatch: pytest.
     assert 33e9 < cost["weight_bytes"] < cost["train_peak_bytes"] < 48e9 - costs.CONTEXT_BYTES
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_lowers_the_peak_of_int8_weights() -> None:
     """Int8 layers keep their inputs for the backward pass; those that are computed again live for one layer alone."""
     overrides = ["model=llama_3_2_1b", "method=lora_int8", "task=glue/sst2"]
@@ -329,6 +331,7 @@ def test_a_grid_is_printed_as_it_is_planned_and_ends_whole_when_it_is_interrupte
         assert printed.out.count("data_seed=1") >= 1
 
 
+@pytest.mark.slow
 def test_a_picture_of_the_memory_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

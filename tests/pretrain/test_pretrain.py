@@ -33,6 +33,7 @@ def test_shipped_weights_were_made_from_the_generator_of_today(model):
     assert record["heldout"]["perplexity"] < 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", BACKBONES)
 def test_a_tiny_run_twice_is_bit_identical(model, tmp_path):
     """Same configuration and seed give the same weights and losses, byte for byte."""

@@ -185,6 +185,7 @@ def test_the_linear_matrices_of_the_layers_are_found(
     assert torch.equal(found[name].read(), ours.T if model_type == "gpt2" else ours)
 
 
+@pytest.mark.slow
 def test_a_study_is_the_same_bytes_twice_and_complete(tiny_model: TinyModel, tmp_path: Path) -> None:
     """A row for each matrix and scheme, a page that begins with what was found, and a picture of each kind."""
     folders = [analyze(*parse([f"model.path={tiny_model('gpt2')}", f"out={tmp_path / name}"])) for name in ("a", "b")]
@@ -200,6 +201,7 @@ def test_a_study_is_the_same_bytes_twice_and_complete(tiny_model: TinyModel, tmp
     assert f"| NF4, blocks of 64 | 4.500 | {mean:.2%} |" in page
 
 
+@pytest.mark.slow
 def test_a_matrix_can_be_chosen_to_be_drawn(tiny_model: TinyModel, tmp_path: Path) -> None:
     """The picture's title and the page name it."""
     arguments = [f"model.path={tiny_model('llama')}", "matrix=layers.1.mlp.up_proj", f"out={tmp_path}"]

@@ -52,6 +52,7 @@ def written(runs: list[dict[str, Any]], chosen: dict[str, Any]) -> str:
         return (folder / "report/report.md").read_text()
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(RUNS, st.sampled_from(["baseline", "all"]))
 def test_a_store_with_holes_ends_in_a_report(runs: list[dict[str, Any]], pairs: str) -> None:

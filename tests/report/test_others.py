@@ -107,6 +107,7 @@ def test_a_published_result_is_a_row(tmp_path: Path) -> None:
     assert math.isnan(row["majority"])
 
 
+@pytest.mark.slow
 def test_theirs_stand_beside_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In one report and, on a task of the same name, in one table; their rows are named and marked as theirs."""
     for name in ("lora/llama-3.2-3B-rank32", "lora/llama-3.2-3B-rank64", "full-finetuning/llama-3.2-3B-lr_0.00001"):

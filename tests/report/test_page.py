@@ -86,6 +86,7 @@ def test_a_table_alone_needs_no_plots() -> None:
     assert "one mark per run" not in text
 
 
+@pytest.mark.slow
 def test_runs_on_a_server_are_linked(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     """Each row of the list of runs leads to its run in MLflow; runs in a file lead nowhere."""
     run = frames[0]["mlflow_run_id"].iloc[0]
@@ -154,6 +155,6 @@ def test_the_page_works_in_a_browser(text: str, browser: Any, tmp_path: Path) ->
     tip = view.locator(".bk-Tooltip")
     tip.get_by_text(EVIL, exact=True).wait_for()
     tip.get_by_text("1k", exact=True).wait_for()
-    assert view.locator("#runs + .told").inner_text().startswith(f"{EVIL} micro/sentiment micro_encoder seed 0: {EVIL}")
+    assert view.locator("#runs + .told").inner_text().startswith(f"{EVIL} lr=1e-3 s0 micro/sentiment: {EVIL}")
     assert problems == []
     assert asked == [path.as_uri()]

@@ -51,6 +51,7 @@ def test_a_sweep_that_measured_everything_has_every_picture(drawn: dict[str, dic
     assert all(kinds["png"].startswith(b"\x89PNG") and b"<svg" in kinds["svg"] for kinds in drawn.values())
 
 
+@pytest.mark.slow
 def test_the_same_numbers_give_the_same_bytes(
     drawn: dict[str, dict[str, bytes]], frames: tuple[pd.DataFrame, pd.DataFrame]
 ) -> None:

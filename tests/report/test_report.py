@@ -57,6 +57,7 @@ def test_a_report_is_printed_and_written(store: str, tmp_path: Path, capsys: pyt
     )
 
 
+@pytest.mark.slow
 def test_the_same_store_gives_the_same_bytes(store: str, tmp_path: Path) -> None:
     """Every file of two reports on one store is equal."""
     for name in ("one", "two"):
@@ -201,8 +202,8 @@ def test_two_runs_are_held_side_by_side(store: str, tmp_path: Path, capsys: pyte
     lines = [[line.split() for line in text.splitlines() if "track_seconds" not in line] for text in shown]
     lines = [[words for words in text if not set("".join(words)) <= set("┏━┳┓┡╇┩└─┴┘")] for text in lines]
     assert lines[0] == lines[1]
-    assert "A is lora micro/sentiment micro_encoder seed 1" in shown[0]
-    assert "B is full micro/sentiment micro_encoder seed 0" in shown[0]
+    assert "A is lora lr=1e-3 s1 micro/sentiment" in shown[0]
+    assert "B is full lr=1e-3 s0 micro/sentiment" in shown[0]
     assert "No paired test: it kept no predictions" in shown[0]
     assert (tmp_path / "out" / "report.html").exists()
 
@@ -216,6 +217,7 @@ def test_an_evil_name_is_shown_as_text(store: str, tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
+@pytest.mark.slow
 def test_files_of_an_earlier_report_do_not_stay(store: str, tmp_path: Path) -> None:
     """A report without failures removes the list of those of the report before it, and nothing else."""
     (tmp_path / "mine.txt").write_text("kept")

@@ -11,7 +11,7 @@ from statsmodels.regression.mixed_linear_model import MixedLM
 
 from harness.report.family import FALSE_DISCOVERY, HOLM, Member, chances, compare_family, half_widths, two_sided
 from harness.report.intervals import inside, over_examples, over_seeds
-from harness.report.spread import Runs, seed_part, spreads, unstable
+from harness.report.spread import Replicates, seed_part, spreads, unstable
 
 CASES = simulated.cases()
 # Wide enough for what so many tables leave to chance: three standard errors of 0.05.
@@ -168,8 +168,8 @@ def test_runs_are_paired_by_seed_where_all_methods_have_the_same() -> None:
     common = 0.05 * generator.normal(size=5)
     own = 0.005 * generator.normal(size=(6, 5))
     numbers = np.arange(5.0)
-    paired = spreads({str(k): Runs(0.8 + common + row, numbers, numbers) for k, row in enumerate(own)})
-    apart = spreads({str(k): Runs(0.8 + common + row, numbers + k, numbers + k) for k, row in enumerate(own)})
+    paired = spreads({str(k): Replicates(0.8 + common + row, numbers, numbers) for k, row in enumerate(own)})
+    apart = spreads({str(k): Replicates(0.8 + common + row, numbers + k, numbers + k) for k, row in enumerate(own)})
     assert (paired.blocked, apart.blocked) == (True, False)
     usual = {name: float(one.weights["0"] @ one.variances) for name, one in (("paired", paired), ("apart", apart))}
     assert usual["paired"] < usual["apart"] / 10
@@ -178,8 +178,8 @@ def test_runs_are_paired_by_seed_where_all_methods_have_the_same() -> None:
 def test_a_lucky_small_variance_is_not_believed() -> None:
     """Beside methods that all scatter, one whose three runs agree is taken to scatter too."""
     generator = np.random.default_rng(0)
-    runs = {str(k): Runs(generator.normal(0, 0.03, 3), np.arange(3.0), np.arange(3.0)) for k in range(12)}
-    runs["calm"] = Runs(np.array([0.5, 0.5, 0.5001]), np.arange(3.0) + 9, np.arange(3.0) + 9)
+    runs = {str(k): Replicates(generator.normal(0, 0.03, 3), np.arange(3.0), np.arange(3.0)) for k in range(12)}
+    runs["calm"] = Replicates(np.array([0.5, 0.5, 0.5001]), np.arange(3.0) + 9, np.arange(3.0) + 9)
     known = spreads(runs)
     assert math.sqrt(known.weights["calm"] @ known.variances) > 20 * runs["calm"].scores.std(ddof=1)
 
@@ -187,7 +187,9 @@ def test_a_lucky_small_variance_is_not_believed() -> None:
 def test_chances_add_up_and_follow_the_scores() -> None:
     """Of equals each has its share; of one far ahead all; lower is better where the metric says so."""
     numbers = np.arange(3.0)
-    runs = {name: Runs(mean + np.array([-0.01, 0, 0.01]), numbers, numbers) for name, mean in (("a", 0.9), ("b", 0.5))}
+    runs = {
+        name: Replicates(mean + np.array([-0.01, 0, 0.01]), numbers, numbers) for name, mean in (("a", 0.9), ("b", 0.5))
+    }
     members = {name: Member(float(one.scores.mean()), 3, 1e-4, 872) for name, one in runs.items()}
     known = spreads(runs)
     assert chances(members, known)["a"] > 0.99

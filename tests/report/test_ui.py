@@ -58,9 +58,9 @@ def column(view: Any, name: str) -> list[float]:
 def test_the_pages_of_mlflow_show_a_sweep(pages: tuple[str, str, Any]) -> None:
     """The view that a report leaves has our metrics as columns, best first; another column sorts; two runs compare."""
     address, uri, view = pages
-    [path] = tracking.views(uri).values()
+    path = tracking.views(uri)["sweep grid"]
     view.goto(address + path)
-    view.get_by_text("lora micro/sentiment micro_encoder seed 1").first.wait_for()
+    view.get_by_text("lora lr=1e-3 s1 micro/sentiment").first.wait_for()
     scores = column(view, "validation.accuracy")
     assert len(scores) == len(METHODS) * 2
     assert scores == sorted(scores, reverse=True)

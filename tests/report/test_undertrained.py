@@ -97,6 +97,7 @@ def test_one_run_at_the_majority_marks_its_method(tmp_path: Path) -> None:
     assert marks(tmp_path, *runs) == {"bitfit": AT_MAJORITY, "ia3": "", scores.MAJORITY: ""}
 
 
+@pytest.mark.slow
 def test_a_report_marks_the_row_and_says_what_that_means(tmp_path: Path) -> None:
     """In the table's remarks, in the frame, and as a note; without such a row there is no note."""
     runs = tuned(tmp_path / "runs", "lora", {1e-4: RISING, 1e-3: [score - 0.2 for score in PLATEAU]}, PLATEAU)

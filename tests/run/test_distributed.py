@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from run_directories import SampleRun
 from safetensors.torch import load_file
 
 from harness.config.build import build
@@ -21,7 +22,6 @@ from harness.config.errors import ConfigError
 from harness.run import job
 from harness.tracking.record import RunRecord
 from harness.training import processes
-from tests.support.run_directories import SampleRun
 
 # Rows that two processes can't halve evenly, accumulated batches, and dropout nowhere.
 SMALL = (

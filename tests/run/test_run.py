@@ -71,6 +71,7 @@ def test_the_same_configuration_and_seed_give_the_same_bits(tiny_experiment: lis
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_measuring_changes_no_bit(tiny_experiment: list[str], tmp_path: Path) -> None:
     """Predictions and weights are those of a run that measured nothing."""
     for name, measured in (("with", "true"), ("without", "false")):
@@ -117,6 +118,7 @@ def test_a_step_of_a_language_task_is_predicted_as_it_is_measured(task: str, met
         assert cost["predicted"][name] == pytest.approx(cost[name], rel=0.01), name
 
 
+@pytest.mark.slow
 def test_the_time_to_a_score_is_that_of_the_evaluation_that_reached_it(
     tiny_experiment: list[str], tmp_path: Path
 ) -> None:
@@ -128,6 +130,7 @@ def test_the_time_to_a_score_is_that_of_the_evaluation_that_reached_it(
     assert "never had 2.0" in never.unmeasured["cost.seconds_to_target"]
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_result(tiny_experiment: list[str], tmp_path: Path) -> None:
     """Two seeds differ in their scores."""
     first = carry_out(tmp_path / "first", *tiny_experiment)
@@ -262,6 +265,7 @@ def test_a_record_of_another_run_is_not_overwritten(tiny_experiment: list[str], 
     carry_out(tmp_path / "run", *options)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_cut_short_is_no_obstacle(
     tiny_experiment: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -25,11 +25,14 @@ from toy_sweep import identity
 
 from harness.__main__ import exit_status
 from harness.config import compose
+from harness.config.schema import TrackingKind
 from harness.config.sources import conf_root
 from harness.run.job import _track
+from harness.run.watching import RunWatch, watching
 from harness.sweep import sweepers
 from harness.sweep.launchers import composing, local
 from harness.sweep.outcome import gathering
+from harness.tracking import live
 from harness.tracking.record import RunRecord
 
 CONFIG = """
@@ -41,7 +44,7 @@ seed: 0
 seconds: 1.0
 act: finish
 sweep: {name: null, stage: run, rerun: none, timeout_minutes: null, fail_fast: false, slots_per_gpu: 1}
-tracking: {kind: local, uri: "sqlite:///mlflow.db", experiment: toy}
+tracking: {kind: local, uri: "sqlite:///mlflow.db", experiment: toy, live: true}
 hydra:
   searchpath: ["file://CONF"]
   output_subdir: null
@@ -50,13 +53,14 @@ hydra:
   sweep: {dir: "runs/toy/${now:%H-%M-%S-%f}", subdir: "${hydra.job.num}"}
 """
 SCRIPT = "from recorded_sweep import main; main()"
+STEPS = 10
+# So that the page of a task of a second is there before its end.
+live.FIRST_BEAT_SECONDS, live.BEAT_SECONDS, live.SHARE = 0.05, 0.2, 1.0
 
 
 def task(cfg: DictConfig) -> dict[str, Any]:
     """Take some time, write a record and send it, in the order of a run."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    started = datetime.now(UTC).isoformat()
-    time.sleep(cfg.seconds)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     record = RunRecord(
         run_id=os.urandom(16).hex(),
@@ -66,14 +70,20 @@ def task(cfg: DictConfig) -> dict[str, Any]:
         sweep={"name": cfg.sweep.name, "stage": "run"},
         config=plain,
         scores={"primary_metric": "accuracy", "validation": {"accuracy": cfg.seed / 100}, "development": {}},
-        started_at=started,
-        ended_at=datetime.now(UTC).isoformat(),
+        started_at=datetime.now(UTC).isoformat(),
     )
-    record.write(folder)
+    experiment: Any = SimpleNamespace(tracking=SimpleNamespace(**plain["tracking"] | {"kind": TrackingKind.local}))
+    with watching(watch := RunWatch(folder, record, experiment)):
+        watch.begin([], STEPS)
+        for step in range(STEPS):
+            watch.line({"step": step + 1, "loss": 1 / (step + 1)})
+            time.sleep(cfg.seconds / STEPS)
+        record.ended_at = datetime.now(UTC).isoformat()
+        record.write(folder)
     if cfg.act == "break_store" and Path("mlflow.db").exists() and not Path("away.db").exists():
         Path("mlflow.db").rename("away.db")
         Path("mlflow.db").write_text("a text where a database is expected")
-    tracked = _track(record, folder, SimpleNamespace(tracking=SimpleNamespace(**plain["tracking"])))  # type: ignore[arg-type]
+    tracked = _track(record, folder, experiment)
     outcome = {"status": "finished", "error": None, "seconds": cfg.seconds, "tracked": tracked}
     return {**outcome, "identity": record.identity, "run_id": record.run_id, "scores": record.scores}
 

@@ -15,7 +15,7 @@ from scipy.stats import t
 
 from harness.report.family import FALSE_DISCOVERY, HOLM, TOO_UNSTABLE, Member, compare_family
 from harness.report.intervals import over_seeds
-from harness.report.spread import Runs, seed_part, spreads, unstable
+from harness.report.spread import Replicates, seed_part, spreads, unstable
 from harness.report.stats import interquartile_mean
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def cases() -> dict[str, np.ndarray]:
 
 def world(
     generator: np.random.Generator, deviations: np.ndarray, seeds: int, shift: Sequence[float] | np.ndarray = 0.0
-) -> tuple[dict[str, Member], dict[str, Runs]]:
+) -> tuple[dict[str, Member], dict[str, Replicates]]:
     """Draw one table: methods that are equal but for `shift`, with runs of the same seeds."""
     count = len(deviations)
     shared = generator.normal() * np.sqrt(ROW_VARIANCE / 2)
@@ -58,14 +58,14 @@ def world(
     means = LEVEL + np.broadcast_to(shift, count) + examples
     scores = means[:, None] + deviations[:, None] * generator.normal(size=(count, seeds))
     numbers = np.arange(seeds, dtype=float)
-    runs = {str(place): Runs(row, numbers, numbers) for place, row in enumerate(scores)}
+    runs = {str(place): Replicates(row, numbers, numbers) for place, row in enumerate(scores)}
     # A difference has twice the part of its examples' variance that is not shared.
     members = {name: Member(float(one.scores.mean()), seeds, ROW_VARIANCE / 2, ROWS) for name, one in runs.items()}
     return members, runs
 
 
 def against_baseline(
-    members: dict[str, Member], runs: dict[str, Runs], correction: str = HOLM
+    members: dict[str, Member], runs: dict[str, Replicates], correction: str = HOLM
 ) -> list[tuple[float, float, float, float, str]]:
     """Difference from the baseline, interval, corrected p and verdict of each other method, as a report has them."""
     pairs = [(name, "0") for name in members if name != "0"]

@@ -262,6 +262,7 @@ def test_a_job_of_a_sweep_that_was_killed_is_waited_for(slurm: Any) -> None:
     assert not workers.queued_elsewhere("harness-abc")
 
 
+@pytest.mark.slow
 def test_submitits_local_jobs_keep_the_guarantees(toy: ToySweep) -> None:
     """Points that raise or are killed fail alone, each as a job of its own, and leave their records."""
     pytest.importorskip("submitit", reason="pip install 'peft-harness[slurm]'")

@@ -42,6 +42,7 @@ def test_points_of_their_own_folders_run(toy: ToySweep, subdir: str) -> None:
     assert len(records(toy.folder / "sweep")) == 3
 
 
+@pytest.mark.slow
 def test_records_of_another_sweep_in_the_same_folder_stay(toy: ToySweep) -> None:
     """Refused before anything runs; the same sweep may go on there."""
 

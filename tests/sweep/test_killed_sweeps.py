@@ -150,6 +150,7 @@ def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
     assert unended(tmp_path / "sweep") == 0
 
 
+@pytest.mark.slow
 def test_two_sweeps_started_at_once_do_each_point_once(tmp_path: Path) -> None:
     """The second takes what the first is not at, and then the outcomes of the first."""
     arguments = ["seed=range(0,6)", "seconds=0.5", "hydra.launcher.workers=1"]
@@ -160,6 +161,7 @@ def test_two_sweeps_started_at_once_do_each_point_once(tmp_path: Path) -> None:
     assert len(list((tmp_path / "sweep").glob("runs/toy/*/*/result.json"))) == 6
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_in_the_middle_stops_nothing(tmp_path: Path) -> None:
     """The points finish and keep their records; the same sweep started again sends them and runs nothing.
 

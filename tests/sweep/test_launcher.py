@@ -121,6 +121,7 @@ def test_workers_live_on_and_compute_with_their_threads(toy, monkeypatch):
     assert not [child for child in multiprocessing.active_children() if "pebble" in child.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("deaths", "status"), [(2, "finished"), (50, "failed")])
 def test_a_worker_that_dies_before_it_takes_a_point_costs_no_point(toy, monkeypatch, deaths, status):
     """Another one takes it; of a machine on which none can start, the sweep comes to an end."""
@@ -135,6 +136,7 @@ def test_a_worker_that_dies_before_it_takes_a_point_costs_no_point(toy, monkeypa
     assert bool(list(toy.folder.glob("death*"))) == (status == "failed")
 
 
+@pytest.mark.slow
 def test_a_worker_imports_before_its_first_point(toy, monkeypatch):
     """Within no run's time limit; what can't be imported, or kills the worker, fails no point."""
     (toy.folder / "slow_to_import.py").write_text("import time; time.sleep(4)")

@@ -1,5 +1,7 @@
 """Display of a sweep while it runs: counts, the time left from what was measured, the best score so far."""
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from harness.sweep.outcome import Outcome
 from harness.sweep.points import Point
 from harness.sweep.progress import Durations, Progress
+from harness.tracking.record import LIVE_FILE
 
 
 def point(number: int, method: str = "lora", task: str = "glue/rte", **outcome: Any) -> Point:
@@ -54,10 +57,41 @@ def test_the_line_says_what_runs_what_ended_what_is_left_and_the_best() -> None:
     ):
         progress.ended(one)
     line = progress.line([], [point(5), point(6)])
-    assert (
-        line
-        == "0 running, 1 failed, 2 finished, 1 skipped, 10.0 s left, best glue/rte accuracy 0.7200 method=lora seed=2"
-    )
+    assert line == "0 running, 1 failed, 2 finished, 1 skipped, 10.0 s left"
+    assert progress.best_lines() == ["best glue/rte accuracy 0.7200 method=lora seed=2"]
+
+
+def test_each_task_has_its_best() -> None:
+    """That of the last improvement comes first."""
+    progress = Progress(4, 1, Durations())
+    for one in (
+        finished(1, 0.6),
+        finished(2, 0.9, task="glue/mrpc"),
+        finished(3, 0.7),
+        finished(4, 0.8, task="glue/mrpc"),
+    ):
+        progress.ended(one)
+    assert progress.best_lines() == [
+        "best glue/rte accuracy 0.7000 method=lora seed=3",
+        "best glue/mrpc accuracy 0.9000 method=lora seed=2",
+    ]
+
+
+def test_a_running_point_says_where_it_stands(tmp_path: Path) -> None:
+    """From the file in its folder; one of an earlier start, or half of one, says nothing."""
+    progress = Progress(2, 2, Durations())
+    running, other = point(1), point(2)
+    running.folder, other.folder, running.began, other.began = tmp_path / "1", tmp_path / "2", 1.0, time.time() + 60
+    for one in (running, other):
+        one.folder.mkdir()
+        state = {"steps": 300, "step": 120, "loss": 0.4321, "development": 0.81, "primary_metric": "accuracy"}
+        (one.folder / LIVE_FILE).write_text(json.dumps(state))
+    assert progress.running_lines([running, other]) == [
+        "method=lora seed=1: step 120 of 300, loss 0.4321, accuracy 0.8100 (dev)",
+        "method=lora seed=2: starting",
+    ]
+    (running.folder / LIVE_FILE).write_text('{"steps": 300, "st')
+    assert progress.running_lines([running] * 10) == ["method=lora seed=1: starting"] * 8 + ["and 2 more"]
 
 
 def test_the_best_is_the_lowest_where_lower_is_better() -> None:
@@ -65,7 +99,7 @@ def test_the_best_is_the_lowest_where_lower_is_better() -> None:
     progress = Progress(2, 1, Durations())
     progress.ended(finished(1, 3.0, "perplexity"))
     progress.ended(finished(2, 4.0, "perplexity"))
-    assert progress.line([], []).endswith("best glue/rte perplexity 3.0000 method=lora seed=1")
+    assert progress.best_lines() == ["best glue/rte perplexity 3.0000 method=lora seed=1"]
 
 
 def test_elsewhere_than_on_a_terminal_there_is_a_line_a_point(capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,6 +77,7 @@ def test_points_resolve_as_hydra_composes_them(composer: Composer) -> None:
     assert separable > len(POINTS) / 2
 
 
+@pytest.mark.slow
 def test_identities_are_those_of_the_composed_points(composer: Composer) -> None:
     """What is remembered between points changes no identity, and different points have different ones."""
     identities = Identities()

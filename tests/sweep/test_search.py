@@ -266,6 +266,7 @@ def test_what_is_tried_does_not_change_what_a_run_is() -> None:
     assert len({named(), named("sweep.stop_share=0.5"), named("sweep.stop_share=0.25")}) == 3
 
 
+@pytest.mark.slow
 def test_a_run_stopped_on_its_way_goes_on_to_the_bits_of_the_whole(tiny_experiment: list[str], tmp_path: Path) -> None:
     """Through two stops; its checkpoint goes when it ends. A stopped run has the score of the steps it took."""
     options = [*tiny_experiment, "train.resume=true"]
@@ -288,6 +289,7 @@ def test_a_run_stopped_on_its_way_goes_on_to_the_bits_of_the_whole(tiny_experime
     assert not Path(stopped.provenance["checkpoint"]).exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_past_the_stop_is_not_what_a_stopped_run_scores(
     tiny_experiment: list[str], tmp_path: Path
 ) -> None:

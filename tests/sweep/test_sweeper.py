@@ -22,6 +22,7 @@ def toy(tmp_path, monkeypatch):
     return ToySweep(tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 def test_each_method_gets_the_same_trials_then_its_best_rate_with_fresh_seeds(toy, capsys):
     """Three trials with the tuning seed and validation untouched, then two final runs with the chosen rate."""
     tuned, finals = toy.sweep(["method=wide,narrow"], EQUAL, TWO_FINALS)
@@ -49,6 +50,7 @@ def overrides(toy: ToySweep, stage: str) -> list[list[str]]:
     return [point for point, told_stage in toy.asked if told_stage == stage]
 
 
+@pytest.mark.slow
 def test_a_sweep_started_again_takes_finished_trials_from_the_store(toy):
     """Nothing is trained twice, and the choice is the same."""
     one_final = "hydra.sweeper.seeds=[1]"
@@ -134,6 +136,7 @@ def rates(toy: ToySweep, stage: str = "tune") -> list[float]:
     return [float(override.partition("=")[2]) for override in told]
 
 
+@pytest.mark.slow
 def test_random_trials_lie_at_the_same_places_of_each_methods_range(toy):
     """As many for each, on a log scale between its ends; why one was chosen is told to the final run."""
     tuned, finals = toy.sweep(["method=wide,narrow"], EQUAL, RANDOM, ONE_FINAL, "hydra.sweeper.trials=4")
@@ -150,6 +153,7 @@ def test_random_trials_lie_at_the_same_places_of_each_methods_range(toy):
     assert len(finals) == 2
 
 
+@pytest.mark.slow
 def test_tpe_asks_in_batches(toy):
     """Two at a time of each method, until the budget is spent."""
     *batches, finals = toy.sweep(["method=wide,narrow"], EQUAL, *TPE, ONE_FINAL)
@@ -191,6 +195,7 @@ def test_a_second_range_is_searched_with_the_same_number_of_trials(toy):
     assert final == ["method=scaled", "train.learning_rate=0.3", "method.alpha=1", "seed=1"]
 
 
+@pytest.mark.slow
 def test_the_better_half_of_each_methods_trials_goes_on_at_each_rung(toy, capsys):
     """5, 3, 2: stopped trials are no failures and never chosen; those that go on resume to their end."""
     settings = [EQUAL, ONE_FINAL, "hydra.sweeper.trials=5", "hydra.sweeper.rungs=[0.25,0.5]"]
@@ -215,6 +220,7 @@ def test_the_better_half_of_each_methods_trials_goes_on_at_each_rung(toy, capsys
     assert all(outcome["skipped"] for batch in again for outcome in batch)
 
 
+@pytest.mark.slow
 def test_a_grid_is_extended_where_the_best_lies_at_its_edge_and_a_killed_sweep_asks_the_same(toy, capsys):
     """The best rate is 0.3: a grid around it is not extended, one below goes up by its own step until the score falls.
 

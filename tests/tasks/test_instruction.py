@@ -257,6 +257,7 @@ def test_a_packed_run_learns(tmp_path: Path) -> None:
     assert result.cost["padding_share"] < 0.2
 
 
+@pytest.mark.slow
 def test_the_best_weights_of_a_loss_are_those_of_the_lowest(tmp_path: Path) -> None:
     """The recorded loss is the least of the log."""
     options = ["task=instruct/micro", "task.primary_metric=loss", "train.learning_rate=0.05", "method=full"]

@@ -90,6 +90,7 @@ def test_every_word_of_the_tasks_occurs_in_the_pretraining_text():
     assert text <= set(micro.vocabulary())
 
 
+@pytest.mark.slow
 def test_training_and_heldout_passages_are_disjoint():
     """No passage is in both splits of the corpus, for two seeds each."""
     train, heldout = (
@@ -105,6 +106,7 @@ def test_another_seed_gives_other_rows_and_the_same_seed_the_same():
     assert list(micro.corpus("train", 50, 3)) != list(micro.corpus("train", 50, 4))
 
 
+@pytest.mark.slow
 def test_another_process_with_another_hash_seed_has_the_same_fingerprint():
     """Python's hash randomisation does not reach the generator."""
     command = [sys.executable, "-c", "from harness.tasks import micro; print(micro.fingerprint())"]
@@ -112,6 +114,7 @@ def test_another_process_with_another_hash_seed_has_the_same_fingerprint():
     assert output.strip() == micro.fingerprint()
 
 
+@pytest.mark.slow
 def test_the_fingerprint_changes_with_a_word(monkeypatch):
     """A generator that writes anything else has another fingerprint."""
     before = micro.fingerprint()

@@ -84,6 +84,7 @@ def sequence_log_probabilities(model: torch.nn.Module, batch: Batch) -> torch.Te
     return (tokens * answer[:, 1:]).sum(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_loss_and_its_gradients_are_equation_7_of_the_paper(method: str) -> None:
     """-log sigmoid(beta * ((log pi(w) - log ref(w)) - (log pi(l) - log ref(l)))), in float64."""

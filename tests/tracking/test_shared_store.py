@@ -20,17 +20,29 @@ pytestmark = pytest.mark.slow
 
 WRITERS = 50
 RUNS = 1 + WRITERS
+# Lines by step, and how many of them are there before the run has ended.
+STEPS, LIVE = 20, 8
 # Fifty processes that share what sending a first run imported. Each takes the lock of its own machine, as far as it can
 # tell.
 SCRIPT = f"""
-import sys, tempfile
+import sys, tempfile, time
 from multiprocessing import get_context
 from pathlib import Path
 from harness import tracking
+from harness.tracking import live
+from harness.tracking.record import RunRecord
+
+live.FIRST_BEAT_SECONDS = 0.01
 
 def write(folder, uri, together):
     tempfile.tempdir = tempfile.mkdtemp(dir=folder)
     together.wait()
+    page = live.LiveRun(RunRecord.read(Path(folder)), uri, "shared", {STEPS})
+    for step in range(1, {LIVE} + 1):
+        page.line({{"step": step, "loss": 1 / step}})
+    while not page.sent:
+        time.sleep(0.1)
+    page.close()
     tracking.send(folder, uri, "shared")
 
 if __name__ == "__main__":
@@ -109,11 +121,11 @@ def store(database: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -
 def test_fifty_writers_at_once_lose_nothing_and_write_nothing_twice(
     store: str, database: tuple[str, str], tmp_path: Path
 ) -> None:
-    """Fifty processes send a run each in the same moment: the server has every one whole, once, in one sweep."""
+    """Fifty processes show a run each in the same moment, and send it: each is there whole, once, in one sweep."""
     import psycopg
     from mlflow import MlflowClient
 
-    steps = [{"step": step, "loss": 1 / step} for step in range(1, 21)]
+    steps = [{"step": step, "loss": 1 / step} for step in range(1, STEPS + 1)]
     folders = [write_run(tmp_path / "runs", seed=seed, score=seed / 100, steps=steps) for seed in range(RUNS)]
     tracking.create(store, "shared", "grid")
     done = subprocess.run(
@@ -134,6 +146,8 @@ def test_fifty_writers_at_once_lose_nothing_and_write_nothing_twice(
     with psycopg.connect(f"postgresql://mlflow:{password}@{place}") as connection:
         counts = "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM metrics WHERE key = 'train.loss')"
         assert connection.execute(counts).fetchone() == (RUNS + 1, RUNS * len(steps))
+        running = "SELECT count(*) FROM runs WHERE status = 'RUNNING'"
+        assert connection.execute(running).fetchone() == (0,)
 
 
 def test_servers_end_with_a_test_that_fails(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import parse_qs, urlsplit
 from urllib.request import Request, urlopen
 
 import pandas as pd
@@ -23,8 +24,8 @@ from run_directories import new_store, store_of, write_run
 
 from harness import tracking
 from harness.report import __main__ as report
+from harness.tracking import live, sending, server_cache
 from harness.tracking import pages as tracking_pages
-from harness.tracking import sending, server_cache
 from harness.tracking.record import CONFIG_FILE, LOG_FILE, RESULT_FILE, STEPS_FILE, TRACKED_FILE
 from harness.tracking.uri import Store
 
@@ -65,7 +66,7 @@ def test_a_run_arrives_whole(tmp_path: Path) -> None:
     (run_dir / "adapter" / "weights.bin").write_bytes(b"weights")
     pd.DataFrame({"idx": [0], "label": [1]}).to_parquet(run_dir / "predictions.parquet")
     [run] = tracking.read_runs(store_of(tmp_path, run_dir))
-    assert run["name"] == "lora micro/sentiment micro_encoder seed 0"
+    assert run["name"] == "lora r=8 lr=1e-3 s0 micro/sentiment"
     assert run["params"] == {
         "model.name": "micro_encoder",
         "model.path": "/models/x",
@@ -107,7 +108,7 @@ def test_a_run_arrives_whole(tmp_path: Path) -> None:
 
 
 def test_the_first_predictions_are_a_table(tmp_path: Path) -> None:
-    """Fifty of validation, texts or labels; a run that kept none has none."""
+    """Fifty of validation where they are texts; labels need no table, and a run that kept none has none."""
     generated, classified, without = (write_run(tmp_path / name) for name in ("generated", "classified", "without"))
     splits, answers = ["development"] * 5 + ["validation"] * 60, [f"answer {number}" for number in range(65)]
     frame = pd.DataFrame({"split": splits, "prompt": "<b>why?</b>", "label": "x", "prediction": answers})
@@ -118,8 +119,7 @@ def test_the_first_predictions_are_a_table(tmp_path: Path) -> None:
     content = json.loads(table.read_text())
     rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
     assert [row["prediction"] for row in rows] == [f"answer {number}" for number in range(5, 55)]
-    assert json.loads(labels.read_text())["columns"] == ["split", "label", "prediction"]
-    assert not none.exists()
+    assert (labels.exists(), none.exists()) == (False, False)
 
 
 def test_no_run_is_left_running(tmp_path: Path) -> None:
@@ -194,6 +194,7 @@ def test_what_a_kill_left_half_sent_is_replaced(tmp_path: Path, monkeypatch: pyt
     connection.close()
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_request_leaves_a_run_whole_and_known_or_to_be_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,7 +359,7 @@ def test_long_and_odd_values_are_made_to_fit(tmp_path: Path) -> None:
         tmp_path / "runs", options={"text": "x" * 9000, "odd?key": 1}, error="e" * 9000, status="failed"
     )
     [run] = tracking.read_runs(store_of(tmp_path, run_dir))
-    assert len(run["params"]["method.text"]) == sending.VALUE_LENGTH
+    assert len(run["params"]["method.text"]) == live.VALUE_LENGTH
     assert run["params"]["method.odd_key"] == "1"
     assert len(run["tags"]["error"]) == sending.TAG_LENGTH
 
@@ -446,14 +447,22 @@ def test_a_view_of_a_sweep_shows_its_metrics(tmp_path: Path) -> None:
     uri = store_of(tmp_path, write_run(tmp_path / "runs"))
     for _ in range(2):
         tracking.attach([], uri, "grid", "x", ["validation.accuracy", "cost.train_seconds"])
-    [(name, path)] = tracking.views(uri).items()
-    assert (name, path.partition("?")[0]) == ("sweep grid", "/#/experiments/1/runs")
+    pages = {name: urlsplit(path.replace("#/", "")) for name, path in tracking.views(uri).items()}
+    assert {name: page.path for name, page in pages.items()} == dict.fromkeys(
+        ("tests", "sweep grid"), "/experiments/1/runs"
+    )
+    queries = {name: parse_qs(page.query) for name, page in pages.items()}
+    assert all(query["workflowType"] == ["machine_learning"] for query in queries.values())
+    (share,) = queries["sweep grid"]["viewStateShareKey"]
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
         query = "SELECT value FROM experiment_tags WHERE key = ?"
-        [(value,)] = connection.execute(query, [tracking_pages.VIEW_TAG + path.partition("=")[2]]).fetchall()
+        [(value,)] = connection.execute(query, [tracking_pages.VIEW_TAG + share]).fetchall()
     state = json.loads(json.loads(value)["state"])
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`validation.accuracy`", False)
-    assert state["selectedColumns"] == ["metrics.`validation.accuracy`", "metrics.`cost.train_seconds`"]
+    shown = ["tags.`method`", "params.`method.rank`", "metrics.`validation.accuracy`", "metrics.`cost.train_seconds`"]
+    assert state["selectedColumns"] == [*shown, "attributes.`Duration`"]
+    charts = {chart["metricKey"]: chart["deleted"] for chart in state["compareRunCharts"]}
+    assert (charts["train.loss"], charts["cost.train_seconds"]) == (False, True)
     assert state["searchFilter"] == "tags.sweep = 'grid'"
 
 
@@ -589,7 +598,7 @@ def test_a_crowded_server_is_asked_again(tmp_path: Path, mlflow_server: str, mon
         with pytest.raises(ConnectionError, match=r"^the tracking store http://127.* failed: .*QueuePool limit"):
             tracking.send(second, uri, "tests")
     with closing(sqlite3.connect(tmp_path / "server.db")) as connection:
-        query = "SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active' AND name LIKE 'lora%seed 0%'"
+        query = "SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active' AND name LIKE 'lora%s0%'"
         assert len(connection.execute(query).fetchall()) == 1
     tracking.send(second, mlflow_server, "tests")
     assert [run["params"]["seed"] for run in tracking.read_runs(mlflow_server)] == ["0", "1"]

@@ -31,6 +31,7 @@ def without_times(steps: Path) -> pd.DataFrame:
     return frame.drop(columns=[name for name in frame if "second" in name])
 
 
+@pytest.mark.slow
 def test_a_run_after_others_has_the_bits_of_a_run_alone(
     tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,11 +5,13 @@ from decimal import Decimal
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 from harness.config.errors import ConfigError
 from harness.training.metrics import METRICS, PER_ROW, compute, higher_is_better, metric
-from harness.training.text_metrics import final_number, normalized
+from harness.training.text_metrics import _patterns, final_number, normalized, words
 
 REFERENCES = {
     "accuracy": lambda p, r: sklearn_metrics.accuracy_score(r, p),
@@ -283,3 +285,9 @@ def test_a_metric_of_texts_is_the_mean_of_its_rows(name):
     rows = [PER_ROW[name](*row) for row in zip(predictions, references, strict=True)]
     assert 0 < sum(rows) < 3
     assert one(name, predictions, references) == pytest.approx(sum(rows) / 3)
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_the_words_of_an_ascii_text_are_those_of_any_text(text: str) -> None:
+    """The short way for ASCII gives what the rules for all scripts do."""
+    assert words(text) == (_patterns().words.findall(text.lower()) or text.lower().split())

@@ -43,6 +43,7 @@ def test_accumulated_batches_take_the_step_of_one_large_batch(tiny_experiment: l
     assert torch.allclose(*weights, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_number_of_steps_is_what_the_epochs_need_or_what_was_said(
     tiny_experiment: list[str], tmp_path: Path
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_run_killed_outright_goes_on_to_the_scores_it_would_have_had(
     assert resumed.scores == whole.scores
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_a_record_and_a_checkpoint(tiny_experiment: list[str], tmp_path: Path) -> None:
     """SIGTERM ends the run with status 130 and a record that says how to go on."""
     arguments = [*tiny_experiment, "train.epochs=100000", f"hydra.run.dir={tmp_path}/run"]

@@ -38,6 +38,8 @@ def settle_known(points: list[Point], folder: Path) -> None:
                 wanted.setdefault(place, []).append(point)
     for (uri, sweep), asking in wanted.items():
         tracking.check(uri)
+        for experiment in {str(point.settings["tracking"]["experiment"]) for point in asking if point.settings}:
+            tracking.end_killed(uri, experiment)
         stored = tracking.finished(uri, sweep=sweep, identities=[point.identity for point in asking])
         for point in asking:
             known = stored.get(point.identity)

@@ -214,7 +214,7 @@ def _run_alone(task: Task, config: DictConfig, context: HydraContext, seconds: f
         outcome = _run(task, config, context)
     finally:
         faulthandler.cancel_dump_traceback_later()
-    if outcome.status == "interrupted":
+    if outcome.status == "interrupted" and not outcome.stopped_alone:
         # The signal that interrupted the run meant this process: its record is written, so it may leave.
         signal.raise_signal(signal.SIGTERM)
     return outcome
