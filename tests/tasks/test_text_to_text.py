@@ -34,6 +34,17 @@ from harness.training.generation import generate
 
 CPU = torch.device("cpu")
 PAIRS = ["t5", "mt5", "bart"]
+# A method of each kind on T5 in every test run; the rest is marked slow.
+QUICK = {("t5", "lora"), ("t5", "prompt_tuning"), ("t5", "prefix_tuning")}
+
+
+def on_pairs(*methods: str) -> pytest.MarkDecorator:
+    """Methods on T5 and on BART."""
+    table = [(model_type, name) for model_type in ("t5", "bart") for name in methods]
+    rows = [pytest.param(*row, marks=() if row in QUICK else (pytest.mark.slow,)) for row in table]
+    return pytest.mark.parametrize(("model_type", "name"), rows)
+
+
 TinyModel = Callable[[str], Path]
 GLUE_TEXT = sorted(path.stem for path in (conf_root() / "conf/task/glue_text").glob("*.yaml"))
 MINE = ("text2text", "task.name=mine", "task.data_dir=.", "task.prompt='ask: {ask}'", "task.answer='{reply}'")
@@ -127,8 +138,7 @@ def test_the_shift_is_the_models_own(model_type: str, tiny_model: TinyModel) -> 
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["lora", "prompt_tuning", "prefix_tuning", "houlsby"])
-@pytest.mark.parametrize("model_type", ["t5", "bart"])
+@on_pairs("lora", "prompt_tuning", "prefix_tuning", "houlsby")
 def test_the_likelihood_of_an_answer_does_not_depend_on_the_rows_beside_it(
     model_type: str, name: str, tiny_model: TinyModel
 ) -> None:
@@ -180,8 +190,7 @@ def mean_likelihood(model: Any, prompt: list[int], answer: list[int], end: int) 
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["lora", "houlsby", "prompt_tuning", "p_tuning", "prefix_tuning"])
-@pytest.mark.parametrize("model_type", ["t5", "bart"])
+@on_pairs("lora", "houlsby", "prompt_tuning", "p_tuning", "prefix_tuning")
 def test_a_generated_answer_is_the_likeliest_token_each_time(model_type: str, name: str, tiny_model: TinyModel) -> None:
     """Whatever else is in the batch; a beam finds an answer that is no less likely."""
     folder = tiny_model(model_type)
@@ -347,7 +356,7 @@ def test_a_summary_is_learned_measured_saved_and_brought_back(
         f"task.data_dir={data}",
         f"method={method}",
         f"forgetting.text={text}",
-        "train.epochs=6",
+        "train.epochs=5",
         f"train.learning_rate={rate}",
         "train.batch_size=16",
     )
@@ -389,7 +398,7 @@ def test_a_summary_is_learned_measured_saved_and_brought_back(
 @pytest.mark.parametrize(
     ("task", "model_type"),
     [
-        ("glue_text/sst2", "t5"),
+        pytest.param("glue_text/sst2", "t5", marks=pytest.mark.slow),
         pytest.param("glue/sst2", "t5", marks=pytest.mark.slow),
         pytest.param("glue/sst2", "bart", marks=pytest.mark.slow),
     ],
