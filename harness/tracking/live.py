@@ -176,20 +176,25 @@ class LiveRun:
             self.stop_asked = STOP_TAG in run.data.tags
 
     def _begin(self, client: Any) -> str:
+        """The MLflow run, made by this beat or by an earlier one that failed half-way."""
         from mlflow.entities import Param
 
         experiment_id = _experiment_id(client, self.store, self.experiment)
         _end_killed(client, experiment_id)
+        begun = find_live(client, experiment_id, self.record.run_id)
+        run_id = str(begun[0].info.run_id) if begun else self._create_run(client, experiment_id)
+        for batch in batches(params(self.store, self.record), PARAMS_A_BATCH):
+            client.log_batch(run_id, params=[Param(key, value) for key, value in batch])
+        return run_id
+
+    def _create_run(self, client: Any, experiment_id: str) -> str:
         tags = run_tags(self.record) | {LIVE_TAG: self.record.run_id, HEARTBEAT_TAG: self._heartbeat()}
         if name := self.record.sweep.get("name"):
             tags["mlflow.parentRunId"] = _sweep_parent(client, experiment_id, name, self.started, self.started)
             ensure_view(client, experiment_id, name, self.record, self.started)
         tags = {key: self.store.scrub(value)[:TAG_LENGTH] for key, value in tags.items()}
         run = client.create_run(experiment_id, start_time=self.started, tags=tags, run_name=run_name(self.record))
-        run_id = str(run.info.run_id)
-        for batch in batches(params(self.store, self.record), PARAMS_A_BATCH):
-            client.log_batch(run_id, params=[Param(key, value) for key, value in batch])
-        return run_id
+        return str(run.info.run_id)
 
     def _send(self, client: Any, run_id: str) -> None:
         from mlflow.entities import Metric, RunTag
@@ -227,10 +232,19 @@ def when(started: int, numbers: dict[str, float], latest: int) -> int:
     return min(started + round(1000 * numbers.get("train.train_seconds", 0)), latest - 1)
 
 
-def find_live(client: Any, experiment_id: str, run_id: str) -> Any:
-    """The MLflow run that was begun for a run of ours, to be completed; null where there is none."""
-    found = client.search_runs([experiment_id], f"tags.`{LIVE_TAG}` = {_quoted(run_id)}", max_results=1)
-    return found[0] if found else None
+def find_live(client: Any, experiment_id: str, run_id: str) -> list[Any]:
+    """The MLflow runs that were begun for a run of ours, the one to be completed first.
+
+    There are more where a request was repeated that a server had not answered in time.
+    """
+    found = client.search_runs([experiment_id], f"tags.`{LIVE_TAG}` = {_quoted(run_id)}")
+    return sorted(found, key=lambda run: (-lines_of(run), run.info.run_id))
+
+
+def lines_of(run: Any) -> int:
+    """How many lines of `steps.jsonl` a live run has."""
+    beat = Heartbeat.read(run.data.tags.get(HEARTBEAT_TAG))
+    return beat.lines if beat else 0
 
 
 def end_killed(uri: str, experiment: str) -> int:

@@ -31,10 +31,10 @@ from harness.tracking.live import (
     LIVE_TAG,
     METRICS_A_BATCH,
     PARAMS_A_BATCH,
-    Heartbeat,
     batches,
     end_killed,
     find_live,
+    lines_of,
     params,
     when,
 )
@@ -135,32 +135,32 @@ def _send(client: Any, store: Store, run_dir: Path, record: RunRecord, experimen
         tags["mlflow.parentRunId"] = _sweep_parent(client, experiment_id, record.sweep["name"], started, ended)
         ensure_view(client, experiment_id, record.sweep["name"], record, ended)
     tags = {name: store.scrub(value)[:TAG_LENGTH] for name, value in tags.items()}
-    live = find_live(client, experiment_id, record.run_id)
-    if live is None:
+    begun = find_live(client, experiment_id, record.run_id)
+    if not begun:
         tags[PENDING_TAG] = record.run_id
         run = client.create_run(experiment_id, start_time=started, tags=tags, run_name=run_name(record))
-        run_id, lines = str(run.info.run_id), 0
-        for batch in batches(params(store, record), PARAMS_A_BATCH):
-            client.log_batch(run_id, params=[Param(key, value) for key, value in batch])
+        run_id = str(run.info.run_id)
     else:
-        beat = Heartbeat.read(live.data.tags.get(HEARTBEAT_TAG))
-        run_id, lines = str(live.info.run_id), beat.lines if beat else 0
+        run_id = str(begun[0].info.run_id)
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        if "error" in live.data.tags and "error" not in tags:
+        if "error" in begun[0].data.tags and "error" not in tags:
             client.delete_tag(run_id, "error")  # someone took its process for dead
+    for batch in batches(params(store, record), PARAMS_A_BATCH):
+        client.log_batch(run_id, params=[Param(key, value) for key, value in batch])
     client.set_terminated(run_id, MLFLOW_STATUS.get(record.status, "FAILED"), ended)
-    _log(client, store, run_id, run_dir, record, started, ended, lines)
+    _log(client, store, run_id, run_dir, record, started, ended, lines_of(begun[0]) if begun else 0)
     # Of all costs the only one that the record can't have: it was written before anything was sent.
     client.log_metric(run_id, "cost.track_seconds", time.perf_counter() - start, timestamp=ended)
     # What a kill left, and what a server made twice because a request was repeated that it had not answered in time.
-    for rest in client.search_runs([experiment_id], f"tags.`{PENDING_TAG}` = {_quoted(record.run_id)}"):
+    pending = client.search_runs([experiment_id], f"tags.`{PENDING_TAG}` = {_quoted(record.run_id)}")
+    for rest in (*pending, *begun):
         if rest.info.run_id != run_id:
             for model in client.search_logged_models([experiment_id], f"source_run_id = '{rest.info.run_id}'"):
                 client.delete_logged_model(model.model_id)
             client.delete_run(rest.info.run_id)
     # Both in one transaction: whenever a kill comes, the run is whole and known, or something to be cleared away.
     client.log_batch(run_id, tags=[RunTag(RUN_ID_TAG, record.run_id), RunTag(PENDING_TAG, NOT_PENDING)])
-    for tag in (PENDING_TAG, *(() if live is None else (LIVE_TAG, HEARTBEAT_TAG))):
+    for tag in (PENDING_TAG, *((LIVE_TAG, HEARTBEAT_TAG) if begun else ())):
         client.delete_tag(run_id, tag)
     return run_id
 

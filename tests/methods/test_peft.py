@@ -84,8 +84,9 @@ def test_every_class_that_is_run_has_a_file_in_the_catalog() -> None:
 def test_learning_rates_are_three_a_factor_of_four_apart() -> None:
     """The middle one is the default."""
     for name in OF_PEFT:
-        low, middle, high = method_of(name).learning_rates
-        assert method_of(name).learning_rate == middle
+        method = method_of(name)
+        low, middle, high = method.learning_rates
+        assert method.learning_rate == middle
         assert middle / low == pytest.approx(4)
         assert high / middle == pytest.approx(4)
 

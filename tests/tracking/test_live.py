@@ -228,3 +228,32 @@ def test_what_runs_is_shown(uri: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert report.main(["watch=true", "sweep=nothing", f"tracking.uri={uri}"]) == 0
     assert "Nothing is running." in capsys.readouterr().out
     assert report.main(["watch=true", "sweep=a,b", f"tracking.uri={uri}"]) == 2
+
+
+def test_a_page_that_was_begun_by_half_or_twice_is_one_run_in_the_end(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that fails between the run and its parameters, and a server that made it twice, leave no second one."""
+    make, failed = live.LiveRun._create_run, []
+
+    def fail_once(page: live.LiveRun, client: Any, experiment_id: str) -> str:
+        made = make(page, client, experiment_id)
+        if not failed:
+            failed.append(make(page, client, experiment_id))
+            raise ConnectionError("the tracking store is away")
+        return made
+
+    monkeypatch.setattr(live.LiveRun, "_create_run", fail_once)
+    page, record = begun(uri)
+    page.close()
+    assert failed
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    record.write(run_dir)
+    (run_dir / STEPS_FILE).write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    assert tracking.send(run_dir, uri, "tests") == page.run_id
+    (run,) = tracking.read_runs(uri)
+    assert run["params"]["seed"] == "0"
+    assert stored(uri, "SELECT count(*) FROM metrics WHERE key = 'train.loss'") == [(len(LINES),)]
+    query = "SELECT count(*) FROM runs WHERE lifecycle_stage = 'active' AND name NOT LIKE 'sweep%'"
+    assert stored(uri, query) == [(1,)]
