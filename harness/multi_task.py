@@ -148,12 +148,11 @@ def score(runs: list[Path]) -> tuple[list[Scored], Storage]:
 def _score(adapters: "AdapterSet", run: Path) -> Scored:
     record = RunRecord.read(run)
     experiment: Experiment = build(OmegaConf.create(record.config))
-    task = experiment.task
-    rows = task.load().splits["validation"]
+    rows = experiment.task.load().splits["validation"]
     start = time.perf_counter()
     adapter = adapters.use(str(run))
     seconds = time.perf_counter() - start
-    tokenizer = adapters.tokenizer
+    tokenizer, task = adapters.tokenizer, experiment.task.on(adapters.backbone.model.config)
     collate = task.collator(adapters.backbone, tokenizer, adapters.backbone.model.device)
     subject = Subject(adapter, tokenizer, collate, experiment.evaluate.batch_size, None)
     found = evaluate(task, subject, task.encode(rows, tokenizer), rows)

@@ -47,6 +47,8 @@ def minilm() -> Path:
 
 
 VOCABULARY = ["<pad>", "<unk>", "<s>", "</s>", *(f"word{number}" for number in range(60))]
+# What an encoder with a decoder has in place of the last words: what stands for spans to fill in.
+SPANS = [f"<extra_id_{number}>" for number in range(8)]
 
 
 @pytest.fixture(scope="session")
@@ -64,20 +66,30 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 def _save_tiny(model_type: str, folder: Path) -> Path:
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
     from harness.models.architectures import ARCHITECTURES
 
     torch.manual_seed(0)
     # Published decoders come with their output layer, published encoders without a head.
-    factory = AutoModelForCausalLM if ARCHITECTURES[model_type].decoder else AutoModel
+    architecture = ARCHITECTURES[model_type]
+    factory = (
+        AutoModelForCausalLM if architecture.decoder else AutoModelForSeq2SeqLM if architecture.pair else AutoModel
+    )
     factory.from_config(AutoConfig.for_model(model_type, **TINY[model_type])).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
+    vocabulary = [*VOCABULARY[: -len(SPANS)], *SPANS] if architecture.pair else VOCABULARY
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit() if architecture.pair else pre_tokenizers.Whitespace()
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    if architecture.pair:
+        # T5's end a text, BART's begin one too.
+        words.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>" if model_type == "bart" else "$A </s>",
+            pair="$A </s> $B </s>",
+            special_tokens=[("<s>", 2), ("</s>", 3)],
+        )
+    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
     return folder
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.config.command import DONE, FAILED, carry_out, key_value
 from harness.config.errors import ConfigError
-from harness.config.schema import Quantization
+from harness.config.schema import Precision, Quantization
 from harness.doctor.tables import as_json, markdown, print_tables
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ USAGE = """harness-doctor: versions, devices, 4- and 8-bit support, and which me
   harness-doctor                                   everything
   harness-doctor doctor.methods=lora,ia3           these methods only
   harness-doctor doctor.live=true                  train a step of each pair instead of asking the rules (minutes)
+  harness-doctor doctor.live=true doctor.precision=bfloat16     the same in another precision than float32
   harness-doctor doctor.format=json                for programs
   harness-doctor doctor.format=markdown            for documents
 
@@ -42,6 +43,7 @@ class Options:
     format: Format
     methods: list[str] | None
     live: bool
+    precision: Precision
 
 
 def main() -> int:
@@ -78,14 +80,17 @@ def parse(arguments: list[str]) -> Options:
         ConfigError: A key or value is unknown.
     """
     given = {"doctor.format": Format.table.name, "doctor.methods": "", "doctor.live": "false"}
+    given["doctor.precision"] = Precision.float32.name
     valid = {"doctor.format": list(Format.__members__), "doctor.live": ["true", "false"]}
+    valid["doctor.precision"] = [Precision.float32.name, Precision.bfloat16.name]
     for argument in arguments:
         key, value = key_value(argument, list(given))
         if value not in valid.get(key, [value]):
             raise ConfigError(f"{argument}: {' or '.join(valid[key])} is allowed")
         given[key] = value
     names = [name for name in given["doctor.methods"].strip("[]").split(",") if name]
-    return Options(Format[given["doctor.format"]], names or None, given["doctor.live"] == "true")
+    live, precision = given["doctor.live"] == "true", Precision[given["doctor.precision"]]
+    return Options(Format[given["doctor.format"]], names or None, live, precision)
 
 
 def examine(options: Options) -> "list[Finding]":
@@ -101,7 +106,7 @@ def examine(options: Options) -> "list[Finding]":
     if not options.live:
         return findings
     with tempfile.TemporaryDirectory() as folder:
-        tried = attempt(findings, tasks, Path(folder))
+        tried = attempt(findings, tasks, Path(folder), options.precision)
         return list(tqdm(tried, total=len(findings), desc="trying", disable=not sys.stderr.isatty()))
 
 

@@ -12,9 +12,16 @@ from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import choices
-from harness.config.schema import Experiment, Quantization
-from harness.methods import trained_parameters
-from harness.models import choose_quantization, empty_model, load_config, load_model, model_class
+from harness.config.schema import Experiment, Precision, Quantization
+from harness.methods import prepare_trained
+from harness.models import (
+    choose_precision,
+    choose_quantization,
+    empty_model,
+    load_config,
+    load_model,
+    model_class,
+)
 from harness.models.architectures import ARCHITECTURES, Backbone, Kind
 from harness.training.batches import plain_inputs
 
@@ -33,10 +40,21 @@ _SMALL = {
     "pad_token_id": 0,
 }
 _GATED = {**_SMALL, "intermediate_size": 128, "num_key_value_heads": 1}
+_T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 64,
+    "d_kv": 32,
+    "d_ff": 128,
+    "num_layers": 2,
+    "num_heads": 2,
+    "pad_token_id": 0,
+    "eos_token_id": 3,
+    "decoder_start_token_id": 0,
+}
 # A tiny model of each architecture. What a method refuses there it refuses at any size, limits of width apart.
 TINY: dict[str, dict[str, Any]] = {
     "bert": {**_SMALL, "intermediate_size": 128},
-    "roberta": {**_SMALL, "intermediate_size": 128},
+    **{name: {**_SMALL, "intermediate_size": 128} for name in ("roberta", "xlm-roberta")},
     "electra": {**_SMALL, "intermediate_size": 128, "embedding_size": 64},
     "distilbert": {
         "vocab_size": VOCABULARY,
@@ -52,7 +70,21 @@ TINY: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 64, "pad_token_id": 0},
     "opt": {**_SMALL, "ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 64},
     **dict.fromkeys(("llama", "qwen2", "mistral"), _GATED),
-    "gemma": {**_GATED, "head_dim": 32},
+    **{name: {**_GATED, "head_dim": 32} for name in ("gemma", "qwen3", "gemma2", "gemma3_text")},
+    "phi3": _GATED,
+    "gpt_neox": {**_SMALL, "intermediate_size": 128},
+    "t5": _T5,
+    "mt5": {**_T5, "feed_forward_proj": "gated-gelu"},
+    "bart": {
+        "vocab_size": VOCABULARY,
+        "d_model": 64,
+        **dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 2),
+        **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 128),
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        **dict.fromkeys(("eos_token_id", "decoder_start_token_id"), 3),
+    },
 }
 
 
@@ -105,9 +137,10 @@ def experiments(names: list[str] | None) -> dict[str, Experiment]:
 
 
 def backbones() -> Iterator[tuple[str, Kind]]:
-    """Every architecture for classification, and the decoders for language modeling."""
+    """Every architecture for classification, decoders for language modeling, those beside an encoder for answers."""
     yield from ((name, Kind.classification) for name in TINY)
     yield from ((name, Kind.causal_lm) for name in TINY if ARCHITECTURES[name].decoder)
+    yield from ((name, Kind.seq2seq_lm) for name in TINY if ARCHITECTURES[name].pair)
 
 
 def configuration(architecture: str, kind: Kind) -> "PretrainedConfig":
@@ -154,11 +187,14 @@ def _refusal(experiment: Experiment, skeleton: Backbone) -> str | None:
     return None
 
 
-def attempt(findings: list[Finding], tasks: dict[str, Experiment], folder: Path) -> Iterator[Finding]:
+def attempt(
+    findings: list[Finding], tasks: dict[str, Experiment], folder: Path, precision: Precision = Precision.float32
+) -> Iterator[Finding]:
     """Train a step of every pair on a tiny random model, whatever the rules say; yields each as it is done.
 
     Args:
         folder: An empty one for the tiny models.
+        precision: What to store weights and compute in, as runs do.
     """
     import warnings
 
@@ -170,7 +206,7 @@ def attempt(findings: list[Finding], tasks: dict[str, Experiment], folder: Path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                _train_a_step(experiment, where)
+                _train_a_step(experiment, where, precision)
                 failure = None
             except Exception as error:  # whatever a method or a library raises is what is looked for
                 failure = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
@@ -200,7 +236,7 @@ def _save_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def _train_a_step(experiment: Experiment, folder: Path) -> None:
+def _train_a_step(experiment: Experiment, folder: Path, precision: Precision) -> None:
     """Attach, count, train a step, and look which weights moved.
 
     Raises:
@@ -211,16 +247,18 @@ def _train_a_step(experiment: Experiment, folder: Path) -> None:
     kind, method = experiment.task.kind, experiment.method
     torch.manual_seed(0)
     own = load_config(folder, LABELS if kind is Kind.classification else None, regression=False)
-    backbone = load_model(folder, own, experiment, torch.float32)
+    lower = choose_precision(precision, torch.device("cpu"))
+    backbone = load_model(folder, own, experiment, lower or torch.float32)
     expected = method.expected_parameters(backbone)
     adapter = method.attach(backbone)
     methods.parameters(adapter, expected)
-    trained = trained_parameters(adapter)
+    trained = prepare_trained(adapter)
     before = {name: parameter.detach().clone() for name, parameter in adapter.model.named_parameters()}
     optimizer = adapter.optimizer(trained, experiment.train) or torch.optim.AdamW(trained.values(), lr=1e-3)
     adapter.start(total_steps=100)
     adapter.model.train()
-    loss = adapter.model(**plain_inputs(words(4, 8), kind)).loss
+    with torch.autocast("cpu", lower, enabled=lower is not None):
+        loss = adapter.model(**plain_inputs(words(4, 8), kind, own)).loss
     penalty = adapter.penalty()
     loss = loss if penalty is None else loss + penalty
     assert torch.isfinite(loss), f"the loss is {loss.item()}"

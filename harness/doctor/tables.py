@@ -14,10 +14,12 @@ from harness.doctor.machine import WITHOUT_TRYING, machine, quantized_support, s
 from harness.models.architectures import Kind
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from harness.doctor.compatibility import Finding
 
-# What thirteen architectures, nf4 and int8 leave of 80 columns.
-METHOD_WIDTH = 18
+# What so many architectures, nf4 and int8 leave of 80 columns.
+METHOD_WIDTH, ARCHITECTURES_WIDE = 18, 13
 MARKDOWN_COMMAND = "harness-doctor doctor.format=markdown > reports/methods.md"
 
 
@@ -63,8 +65,10 @@ def grids(findings: "list[Finding]") -> tuple[list[Grid], list[str]]:
     """
     reasons = Reasons(findings)
     tables = []
-    for kind in (Kind.classification, Kind.causal_lm):
+    for kind in Kind:
         of_kind = [finding for finding in findings if finding.kind is kind]
+        if not of_kind:
+            continue
         architectures = list(dict.fromkeys(finding.architecture for finding in of_kind))
         rows: dict[str, list[str]] = {}
         for method in dict.fromkeys(finding.method for finding in of_kind):
@@ -129,7 +133,6 @@ def _general(finding: "Finding") -> str:
 
 def print_tables(findings: "list[Finding]") -> None:
     """Print for a terminal of 80 columns."""
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -141,22 +144,41 @@ def print_tables(findings: "list[Finding]") -> None:
     console.print(facts)
     tables, legend = grids(findings)
     for grid in tables:
-        console.print(
-            f"\n{grid.title}: yes, or the number of the reason below. Columns: {', '.join(grid.architectures)}; "
-            "nf4 and int8: whether all that works unquantized works so."
-        )
-        table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-        table.add_column("method", overflow="fold", min_width=METHOD_WIDTH, max_width=METHOD_WIDTH)
-        for name in (*grid.architectures, "nf4", "int8"):
-            table.add_column(name if name == "int8" else name[:3], min_width=3)
-        for method, cells in grid.rows.items():
-            # What works is the rule; what does not stands out, where a terminal shows colors.
-            table.add_row(method, *(cell if cell in ("yes", "-") else f"[bold red]{cell}[/]" for cell in cells))
-        console.print(table)
+        _print_grid(console, grid)
     reasons = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for number, reason in enumerate(legend, start=1):
         reasons.add_row(f"[bold red]{number}[/]", escape(reason))
     console.print(reasons)
+
+
+def _print_grid(console: "Console", grid: Grid) -> None:
+    """Print a table in parts that fit the width; the last has the columns of quantized backbones."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    columns = [*short_names(grid.architectures), "nf4", "int8"]
+    for first in range(0, len(grid.architectures), ARCHITECTURES_WIDE):
+        last = min(first + ARCHITECTURES_WIDE, len(grid.architectures))
+        whole = last == len(grid.architectures)
+        end = "; nf4 and int8: whether all that works unquantized works so." if whole else "; going on below."
+        shown = ", ".join(grid.architectures[first:last])
+        console.print(f"\n{grid.title}: yes, or the number of the reason below. Columns: {shown}{end}")
+        places = [*range(first, last), *([len(columns) - 2, len(columns) - 1] if whole else [])]
+        table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+        table.add_column("method", overflow="fold", min_width=METHOD_WIDTH, max_width=METHOD_WIDTH)
+        for place in places:
+            table.add_column(columns[place], min_width=3)
+        for method, cells in grid.rows.items():
+            # What works is the rule; what does not stands out, where a terminal shows colors.
+            shown_cells = (cells[place] for place in places)
+            table.add_row(method, *(cell if cell in ("yes", "-") else f"[bold red]{cell}[/]" for cell in shown_cells))
+        console.print(table)
+
+
+def short_names(names: list[str]) -> list[str]:
+    """Three letters of each name: its first ones, or the first two and the last where that is not clear."""
+    first = [name[:3] for name in names]
+    return [short if first.count(short) == 1 else name[:2] + name[-1] for short, name in zip(first, names, strict=True)]
 
 
 def markdown(findings: "list[Finding]") -> str:

@@ -201,6 +201,7 @@ class StepCosts:
         tokens: Its real tokens.
         length: Its longest row.
         padded_tokens: Tokens that were computed, padding and accumulated batches included.
+        target_length: Its longest answer, where a decoder beside the encoder writes it.
         gradient_bytes: Gradients after the backward pass.
         optimizer_bytes: Optimizer state after the step.
         activation_bytes: What the forward pass left for the backward pass, the largest of accumulated batches.
@@ -214,6 +215,7 @@ class StepCosts:
     tokens: int
     length: int
     padded_tokens: int
+    target_length: int | None = None
     gradient_bytes: int = 0
     optimizer_bytes: int = 0
     activation_bytes: int = 0

@@ -166,8 +166,9 @@ class Pfeiffer(BottleneckMethod):
         names = {name for name, _ in backbone.model.named_modules()}
         # What follows the sum in architectures with the norm behind it.
         norms = ["output.LayerNorm", "output_layer_norm", "full_layer_layer_norm"]
-        if getattr(backbone.model.config, "do_layer_norm_before", True) is False:
-            norms.append("final_layer_norm")  # OPT-350m; the other sizes have it before
+        before = getattr(backbone.model.config, "do_layer_norm_before", True)
+        if backbone.architecture.norm_last or before is False:
+            norms.append("final_layer_norm")  # BART, OPT-350m; the other sizes of OPT have it before
         closing = {layer: [norm for norm in norms if f"{layer}.{norm}" in names] for layer in backbone.layers()}
         return [".".join([layer, *found]) for layer, found in closing.items()]
 

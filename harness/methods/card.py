@@ -170,17 +170,21 @@ def _provenance(manifest: Manifest, result: RunRecord) -> str:
 
 def _loading(manifest: Manifest, peft_type: str | None) -> str:
     path, task = manifest.model.path, manifest.task
+    answer, further = (".generate", ", max_new_tokens=64") if task.kind is Kind.seq2seq_lm else ("", "")
     ours = [
         "import harness",
         "",
         'loaded = harness.load_adapter("FOLDER")  # model=PATH where the backbone lies elsewhere now',
-        'loaded.model(**loaded.tokenizer("A text.", return_tensors="pt"))',
+        f'loaded.model{answer}(**loaded.tokenizer("A text.", return_tensors="pt"){further})',
     ]
     text = f"With peft-harness; it refuses a backbone other than the one above:\n\n{_fence('python', *ours)}"
     if task.labels:
         text += f"\n\nClasses, in the order of the logits: {', '.join(map(_code, task.labels))}."
     if peft_type is None or not manifest.model.pretrained:
         return text
+    if peft_type == "PREFIX_TUNING" and task.kind is Kind.seq2seq_lm:
+        why = "it lays a prefix before a decoder beside an encoder in another way, and gives other answers"
+        return f"{text}\n\nNot with peft alone: {why}."
     below = _below(manifest.model)
     if below is None:
         why = "is none of peft's, or changes an output layer, which peft would merge into tied embeddings too"

@@ -15,7 +15,7 @@ from harness.methods.peft_counts import matches, width
 from harness.methods.peft_inner import config_classes
 from harness.methods.peft_rules import LEFT_OUT, PROJECTED_PREFIX, RULES
 from harness.methods.size import Knob
-from harness.models.architectures import ROLES, Backbone, Kind
+from harness.models.architectures import ROLES, Backbone
 
 # Beside the roles of an architecture: all its normalization layers.
 NORMS = "norms"
@@ -192,13 +192,16 @@ class PeftMethod(PeftBased):
         configuration = backbone.model.config
         self._check_shape(backbone)
         layers = configuration.num_hidden_layers
+        # Peft would make a second prompt for a decoder beside an encoder, and train it without ever reading it.
+        alone = {"num_transformer_submodules": 1}
         if cls == "PrefixTuningConfig":
             # With grouped queries there are fewer keys and values than queries; peft divides these by the groups.
             heads = configuration.num_attention_heads
             head = getattr(configuration, "head_dim", None) or configuration.hidden_size // heads
-            return {"num_layers": layers, "num_attention_heads": heads, "token_dim": head * heads}
+            layers, heads = decoder_shape(configuration) or (layers, heads)
+            return {"num_layers": layers, "num_attention_heads": heads, "token_dim": head * heads, **alone}
         embedding: Any = backbone.model.get_input_embeddings().weight
-        found = {"num_layers": layers, "num_attention_heads": 1, "token_dim": embedding.shape[1]}
+        found = {"num_layers": layers, "num_attention_heads": 1, "token_dim": embedding.shape[1], **alone}
         if str(self.options().get("prompt_tuning_init")) == "TEXT":
             found["tokenizer_name_or_path"] = load_tokenizer(backbone, self.name).name_or_path
         return found
@@ -207,10 +210,23 @@ class PeftMethod(PeftBased):
         """Refuse a saved configuration of another backbone's shape."""
         for key, attribute in SHAPE.items():
             given = self.options().get(key)
-            own = 2 if backbone.kind is Kind.seq2seq_lm else 1
-            own = getattr(backbone.model.config, attribute) if attribute else own
+            own = getattr(backbone.model.config, attribute) if attribute else 1
             if given is not None and given != own:
                 raise ConfigError(f"method.config.{key}={given}: it follows from the backbone, which has {own}")
+
+
+def decoder_shape(configuration: Any) -> tuple[int, int] | None:
+    """Layers and heads of a decoder beside an encoder; null where there is none."""
+    if not getattr(configuration, "is_encoder_decoder", False):
+        return None
+    layers, heads = (
+        next((value for key in keys if (value := getattr(configuration, key, None)) is not None), fallback)
+        for keys, fallback in (
+            (("num_decoder_layers", "decoder_layers"), configuration.num_hidden_layers),
+            (("decoder_attention_heads",), configuration.num_attention_heads),
+        )
+    )
+    return layers, heads
 
 
 def _is_names(value: Any) -> bool:

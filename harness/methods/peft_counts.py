@@ -21,7 +21,24 @@ NO_QUANTIZATION = (Quantization.none,)
 NOT_4BIT = (Quantization.none, Quantization.int8)
 NOT_INT8 = (Quantization.none, Quantization.nf4, Quantization.fp4)
 ANY_QUANTIZATION = tuple(Quantization)
-WITH_CACHE = ("bert", "roberta", "electra", "gpt2", "opt", "bloom", "llama", "qwen2", "mistral", "gemma")
+WITH_CACHE = (
+    *("bert", "roberta", "xlm-roberta", "electra"),
+    *(
+        "gpt2",
+        "opt",
+        "bloom",
+        "llama",
+        "qwen2",
+        "qwen3",
+        "mistral",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "phi3",
+        "gpt_neox",
+    ),
+    *("t5", "mt5", "bart"),
+)
 
 
 class Misfit(Exception):
@@ -328,18 +345,26 @@ def adaption_prompt(config: Any, targets: list[Target], backbone: Backbone) -> i
 
 
 def prompt(config: Any, targets: list[Target], backbone: Backbone) -> int:
-    """An embedding for each virtual token, once for the encoder and once for the decoder where there are both."""
-    return virtual_tokens(config, backbone) * config.token_dim
+    """An embedding for each virtual token; beside a decoder of its own the encoder alone reads them."""
+    of_classifier(backbone)
+    return config.num_virtual_tokens * config.token_dim
 
 
-def virtual_tokens(config: Any, backbone: Backbone) -> int:
-    return config.num_virtual_tokens * (2 if backbone.kind is Kind.seq2seq_lm else 1)
+def of_classifier(backbone: Backbone) -> None:
+    """Refuse a classifier that puts its score together from token ids, which virtual tokens have not.
+
+    Raises:
+        Misfit: It is one.
+    """
+    if backbone.kind is Kind.classification and backbone.model.config.is_encoder_decoder:
+        raise Misfit("transformers' classifier on an encoder with a decoder reads token ids alone, no virtual tokens")
 
 
 def p_tuning(config: Any, targets: list[Target], backbone: Backbone) -> int:
     """The embeddings and the network that makes the prompt of them, both trained."""
     width, hidden = config.token_dim, config.encoder_hidden_size or config.token_dim
-    embeddings = virtual_tokens(config, backbone) * width
+    of_classifier(backbone)
+    embeddings = config.num_virtual_tokens * width
     if str(getattr(config.encoder_reparameterization_type, "value", config.encoder_reparameterization_type)) == "MLP":
         return embeddings + hidden * (width + 1) + hidden * (hidden + 1) + width * (hidden + 1)
     inputs = [width] + [2 * hidden] * (config.encoder_num_layers - 1)
@@ -349,7 +374,8 @@ def p_tuning(config: Any, targets: list[Target], backbone: Backbone) -> int:
 
 
 def prefix(config: Any, targets: list[Target], backbone: Backbone) -> int:
-    """A key and a value for each virtual token and layer; with projection a network of two layers makes them."""
+    """A key and a value for each virtual token and layer (of a pair, the decoder's); or a network that makes them."""
+    of_classifier(backbone)
     configuration = backbone.model.config
     heads = getattr(configuration, "num_key_value_heads", None) or config.num_attention_heads
     values = 2 * config.num_layers * heads * (config.token_dim // config.num_attention_heads)

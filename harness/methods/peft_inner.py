@@ -3,7 +3,7 @@
 from types import MethodType
 from typing import Any
 
-from harness.models.transformers_inner import cache_argument
+from harness.models.transformers_inner import cache_argument, decoder_prefix
 
 
 def config_classes() -> list[type]:
@@ -50,6 +50,8 @@ def hand_over_prefix(model: Any) -> Any:
     name = cache_argument(base)
     if name is None:
         raise ValueError(f"{type(base).__name__} takes no key-value cache, in which the prefix would lie")
+    if base.config.is_encoder_decoder:
+        model.get_prompt = MethodType(_decoder_prompt, model)
     if hasattr(model, "_prefix_tuning_forward"):
         # Bound to the model, so that a copy of the model gets a method of its own.
         model._prefix_tuning_forward = MethodType(_prefix_tuning_forward, model)
@@ -60,6 +62,14 @@ def hand_over_prefix(model: Any) -> Any:
         return args, kwargs
 
     return base.register_forward_pre_hook(rename, with_kwargs=True)
+
+
+def _decoder_prompt(model: Any, batch_size: int, *args: Any, **kwargs: Any) -> Any:
+    """A prefix for each layer of a decoder beside an encoder.
+
+    Peft 0.21 gives such a decoder half of the prefix's layers, each twice, and nothing learns from the other half.
+    """
+    return decoder_prefix(type(model).get_prompt(model, batch_size, *args, **kwargs))
 
 
 def _prefix_tuning_forward(model: Any, **arguments: Any) -> Any:

@@ -78,7 +78,7 @@ class Rules:
     size: Knob | None = None
 
 
-NO_HEAD = (Kind.causal_lm,)
+NO_HEAD = (Kind.causal_lm, Kind.seq2seq_lm)
 IN_INPUT = "its virtual tokens are part of the input, not of any weight"
 IN_ATTENTION = "what it adds to attention depends on the input, so no weight can hold it"
 RANK, FREQUENCIES, TOKENS = Knob("r"), Knob("n_frequency"), Knob("num_virtual_tokens")

@@ -1,12 +1,20 @@
 """Backbone without weights, for counting."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment
 from harness.methods.earlier import resolve
-from harness.models import choose_quantization, empty_model, load_config, quiet_libraries, set_checkpointing
+from harness.models import (
+    choose_quantization,
+    empty_model,
+    load_config,
+    quiet_libraries,
+    set_checkpointing,
+    with_start,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -18,9 +26,19 @@ def skeleton(experiment: Experiment, configuration: "PretrainedConfig | None" = 
     """The experiment's backbone without weights."""
     quiet_libraries()
     configuration = configuration or architecture_of(experiment)
-    backbone = empty_model(configuration, experiment.task.kind, choose_quantization(experiment))
+    task = experiment.task.on(configuration)
+    backbone = empty_model(configuration, task.kind, choose_quantization(experiment))
     set_checkpointing(backbone.model, experiment.train.gradient_checkpointing)
     return backbone
+
+
+def on_its_backbone(experiment: Experiment) -> Experiment:
+    """The experiment with its task as the backbone is given it.
+
+    Raises:
+        ConfigError: The backbone can't learn the task.
+    """
+    return replace(experiment, task=experiment.task.on(architecture_of(experiment)))
 
 
 def architecture_of(experiment: Experiment) -> "PretrainedConfig":
@@ -42,7 +60,7 @@ def architecture_of(experiment: Experiment) -> "PretrainedConfig":
     kind = dimensions.pop("model_type", None)
     head = {} if task.labels_count is None else {"num_labels": task.labels_count}
     try:
-        return AutoConfig.for_model(kind, pad_token_id=0, **head, **dimensions)
+        return with_start(AutoConfig.for_model(kind, pad_token_id=0, **head, **dimensions))
     except (ValueError, TypeError) as error:
         first = str(error).strip().split("\n")[0]
         raise ConfigError(f"model.architecture: {first}") from error

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness.models.transformers_inner import cache_argument, rotate_half
+from harness.models.transformers_inner import cache_argument, first_layers_angles, rotate_half
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -273,7 +273,8 @@ def _keys(prefix: "Tensor", config: Any, base: Any) -> "Tensor":
     rotary: Any = next((m for name, m in base.named_modules() if name.rpartition(".")[2] == "rotary_emb"), None)
     if rotary is not None:
         # Keys in the cache are turned by the angles of their position; turning back compares them with the first's.
-        cosine, sine = (part[0][:, None] for part in rotary(prefix, torch.arange(count)[None]))
+        turns = first_layers_angles(rotary, base.config, prefix, torch.arange(count)[None])
+        cosine, sine = (part[0][:, None] for part in turns)
         if cosine.shape[-1] != keys.shape[-1]:
             raise NoNeighbors("only a part of each key carries its position, which is not known here")
         keys = keys * cosine - rotate_half(keys) * sine

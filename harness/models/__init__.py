@@ -4,6 +4,7 @@ from harness.models.hub import WEIGHTS, digest, resolve, revision
 from harness.models.loading import (
     MODEL_CLASSES,
     check_fit,
+    check_head,
     check_positions,
     empty_model,
     load_config,
@@ -13,6 +14,7 @@ from harness.models.loading import (
     positions_of,
     quiet_libraries,
     set_checkpointing,
+    with_start,
 )
 from harness.models.precision import (
     choose_device,
@@ -26,6 +28,7 @@ __all__ = [
     "MODEL_CLASSES",
     "WEIGHTS",
     "check_fit",
+    "check_head",
     "check_positions",
     "choose_device",
     "choose_precision",
@@ -43,4 +46,5 @@ __all__ = [
     "resolve",
     "revision",
     "set_checkpointing",
+    "with_start",
 ]

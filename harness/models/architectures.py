@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.config.errors import ConfigError, near_misses
 from harness.config.schema import Quantization
+from harness.models import roles
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -38,6 +39,9 @@ class Architecture:
         head: Top-level modules that the classification model adds to the backbone and that no checkpoint of the
             backbone holds.
         decoder: true for causal language models, which read the classification score at the last token.
+        norm_last: Whether a norm called `final_layer_norm` follows the residual sum behind the feed-forward block.
+        pair: true for an encoder with a decoder that reads it.
+        found: Whether nobody described this and it was found by names and shapes.
     """
 
     layers: str
@@ -48,6 +52,9 @@ class Architecture:
     mlp: tuple[str, ...]
     head: tuple[str, ...]
     decoder: bool = False
+    norm_last: bool = False
+    pair: bool = False
+    found: bool = False
 
     @property
     def attention_output(self) -> str:
@@ -112,11 +119,21 @@ T5 = Architecture(
     attention=("layer.[01].(Self|EncDec)Attention.[qkv]", "layer.[01].(Self|EncDec)Attention.o"),
     mlp=("layer.[12].DenseReluDense.wi(_[01])?", "layer.[12].DenseReluDense.wo"),
     head=("classification_head",),
+    pair=True,
+)
+BART = Architecture(
+    layers=r"(encoder|decoder)\.layers",
+    query=("(self|encoder)_attn.q_proj",),
+    query_value=("(self|encoder)_attn.[qv]_proj",),
+    key_value=("(self|encoder)_attn.[kv]_proj",),
+    attention=("(self|encoder)_attn.[qkv]_proj", "(self|encoder)_attn.out_proj"),
+    mlp=("fc1", "fc2"),
+    head=("classification_head",),
+    norm_last=True,
+    pair=True,
 )
 ARCHITECTURES: dict[str, Architecture] = {
-    "bert": BERT,
-    "roberta": BERT,
-    "electra": BERT,
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), BERT),
     "deberta-v2": Architecture(
         layers=r"encoder\.layer",
         query=("attention.self.query_proj",),
@@ -178,7 +195,27 @@ ARCHITECTURES: dict[str, Architecture] = {
         head=("score",),
         decoder=True,
     ),
-    **dict.fromkeys(("llama", "qwen2", "mistral", "gemma"), LLAMA),
+    **dict.fromkeys(("llama", "qwen2", "mistral", "gemma", "qwen3", "gemma2", "gemma3_text"), LLAMA),
+    "phi3": Architecture(
+        layers=r"layers",
+        query=("self_attn.qkv_proj",),
+        query_value=("self_attn.qkv_proj",),
+        key_value=("self_attn.qkv_proj",),
+        attention=("self_attn.qkv_proj", "self_attn.o_proj"),
+        mlp=("mlp.gate_up_proj", "mlp.down_proj"),
+        head=("score",),
+        decoder=True,
+    ),
+    "gpt_neox": Architecture(
+        layers=r"layers",
+        query=("attention.query_key_value",),
+        query_value=("attention.query_key_value",),
+        key_value=("attention.query_key_value",),
+        attention=("attention.query_key_value", "attention.dense"),
+        mlp=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        head=("score",),
+        decoder=True,
+    ),
     "bloom": Architecture(
         layers=r"h",
         query=("self_attention.query_key_value",),
@@ -191,23 +228,27 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "t5": T5,
     "mt5": T5,
+    "bart": BART,
 }
 
 
 def architecture(config: "PretrainedConfig") -> Architecture:
-    """Look up where a model's modules sit.
+    """Look up where a model's modules sit; of an architecture that is not described, find it by names and shapes.
 
     Raises:
-        ConfigError: Nobody has described this architecture; the message says what to write.
+        ConfigError: It is not described and not clear; the message says what to write.
     """
     known = ARCHITECTURES.get(config.model_type)
-    if known is None:
+    if known is not None:
+        return known
+    try:
+        return Architecture(**roles.find(config), found=True)
+    except roles.Unclear as reason:
         raise ConfigError(
-            f"model.path: architecture {config.model_type!r} is not described; add it to ARCHITECTURES in "
-            "harness/models/architectures.py (layer list, projections, head); "
-            f"{near_misses(config.model_type, ARCHITECTURES)}"
-        )
-    return known
+            f"model.path: architecture {config.model_type!r} is not described, and its parts are not clear by their "
+            f"names and shapes: {reason}; add it to ARCHITECTURES in harness/models/architectures.py (layer list, "
+            f"projections, head); {near_misses(config.model_type, ARCHITECTURES)}"
+        ) from None
 
 
 @dataclass(frozen=True)

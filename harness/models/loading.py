@@ -9,6 +9,7 @@ from harness.config.schema import Experiment, Quantization
 from harness.models import checkpoints, tokenization
 from harness.models.architectures import Architecture, Backbone, Kind, architecture
 from harness.models.precision import choose_quantization, keep_trainable, quantization_config
+from harness.models.transformers_inner import has_class
 
 if TYPE_CHECKING:
     from torch import dtype as Dtype
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Their positions are counted from behind the padding's.
+BEHIND_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert")
 MODEL_CLASSES = {
     Kind.classification: "AutoModelForSequenceClassification",
     Kind.causal_lm: "AutoModelForCausalLM",
@@ -46,10 +49,20 @@ def load_config(
         names = names or [f"LABEL_{number}" for number in range(labels)]
         options |= {"id2label": dict(enumerate(names)), "label2id": {name: place for place, name in enumerate(names)}}
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
+        return with_start(AutoConfig.from_pretrained(folder, trust_remote_code=False, **options))
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().split("\n")[0]
         raise ConfigError(f"model.path={folder}: config.json can't be used: {first}") from error
+
+
+def with_start(config: "PretrainedConfig") -> "PretrainedConfig":
+    """The configuration, with the token that a decoder beside an encoder begins to write from.
+
+    T5's is the padding token, and its configurations need not say so.
+    """
+    if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = config.pad_token_id
+    return config
 
 
 def load_tokenizer(folder: Path, arch: Architecture) -> "PreTrainedTokenizerBase":
@@ -85,8 +98,7 @@ def check_fit(
 def positions_of(config: "PretrainedConfig") -> int | None:
     """Tokens that a model has positions for; null where their number has no bound."""
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and config.model_type == "roberta":
-        # Its positions begin behind the padding's.
+    if positions is not None and config.model_type in BEHIND_PADDING:
         positions -= config.pad_token_id + 1
     return positions
 
@@ -164,6 +176,30 @@ def empty_model(
     with torch.device(device):
         model = model_class(kind).from_config(config, dtype=dtype or torch.float32)
     return Backbone(model, arch, _head_of(model, arch, kind), kind, quantization)
+
+
+def check_head(config: "PretrainedConfig", kind: Kind, key: str) -> None:
+    """Refuse a kind of head that transformers has none of for an architecture.
+
+    Args:
+        key: The task as it was given, to name.
+
+    Raises:
+        ConfigError: The two do not go together.
+    """
+    name, pair = config.model_type, bool(getattr(config, "is_encoder_decoder", False))
+    if kind is Kind.causal_lm and pair:
+        raise ConfigError(
+            f"{key}: it is learned by decoders, and {name} is an encoder with a decoder; for those are task=text2text, "
+            "instruct/..., summarize/... and glue_text/..."
+        )
+    if kind is Kind.seq2seq_lm and not pair:
+        raise ConfigError(
+            f"{key}: it is learned by an encoder with a decoder, such as t5 and bart, and {name} is none; "
+            "task=instruction takes the same columns to a decoder"
+        )
+    if not has_class(config, MODEL_CLASSES[kind]):
+        raise ConfigError(f"{key}: transformers has no {MODEL_CLASSES[kind].removeprefix('AutoModelFor')} of {name}")
 
 
 def model_class(kind: Kind) -> Any:

@@ -33,7 +33,7 @@ def quantization_config(quantization: Quantization, arch: Architecture, dtype: "
 def never_quantized(arch: Architecture) -> list[str]:
     """The modules that stay in full precision, as transformers' `should_convert_module` reads them."""
     # A pooler lies inside of the backbone: names are matched from their start.
-    return [*arch.head, "lm_head", r".*\bpooler"]
+    return [*arch.head, "lm_head", "embed_out", r".*\bpooler"]
 
 
 def keep_trainable(model: "nn.Module") -> None:

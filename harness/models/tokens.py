@@ -36,3 +36,11 @@ def end_of_sequence(tokenizer: "PreTrainedTokenizerBase") -> int:
             f"model.path={tokenizer.name_or_path}: the tokenizer has no end-of-sequence token, so no answer could end"
         )
     return tokenizer.eos_token_id
+
+
+def around(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """Token ids that the tokenizer puts in front of a text and behind it."""
+    probe = token_ids("a", tokenizer)
+    whole = list(tokenizer("a")["input_ids"])
+    place = next(start for start in range(len(whole)) if whole[start : start + len(probe)] == probe)
+    return whole[:place], whole[place + len(probe) :]

@@ -33,6 +33,13 @@ def rotate_half(states: Any) -> Any:
     return modeling_llama.rotate_half(states)
 
 
+def first_layers_angles(rotary: Any, config: Any, states: Any, positions: Any) -> Any:
+    """Cosines and sines that a rotary embedding turns the first layer's keys by; kinds of layers may differ in them."""
+    if "layer_type" in inspect.signature(rotary.forward).parameters:
+        return rotary(states, positions, config.layer_types[0])
+    return rotary(states, positions)
+
+
 def is_converted(name: str, skipped: list[str]) -> bool:
     """Whether transformers quantizes the linear layer of that name, some being skipped."""
     from transformers.quantizers.quantizers_utils import should_convert_module
@@ -45,3 +52,45 @@ def hidden_states(states: Any) -> Any:
     from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
     return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states)
+
+
+def has_class(config: Any, name: str) -> bool:
+    """Whether an automatic class of transformers, by its name, has a model for a configuration."""
+    import transformers
+
+    return type(config) in getattr(transformers, name)._model_mapping
+
+
+def skeleton_of(config: Any, name: str) -> Any:
+    """The model that an automatic class makes of a configuration, without weights; None where it has none."""
+    import torch
+    import transformers
+
+    if not has_class(config, name):
+        return None
+    with torch.device("meta"):
+        return getattr(transformers, name).from_config(config)
+
+
+def decoder_prefix(cache: Any) -> Any:
+    """The keys and values of a decoder's own attention, as the cache of a decoder that reads an encoder too."""
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    return EncoderDecoderCache(cache, DynamicCache())
+
+
+def classify_last(model: Any, head: str) -> None:
+    """Have a classifier on an encoder with a decoder read the last token, instead of looking where a sequence ends.
+
+    Where it ends is a value, which tensors without data do not have; operators and memory are the same.
+    """
+    from torch.nn.functional import cross_entropy
+    from transformers.modeling_outputs import SequenceClassifierOutput
+
+    def forward(input_ids: Any, attention_mask: Any = None, labels: Any = None, **_: Any) -> Any:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": input_ids}
+        states = model.base_model(**inputs, use_cache=False).last_hidden_state
+        logits = model.get_submodule(head)(states[:, -1])
+        return SequenceClassifierOutput(loss=cross_entropy(logits.float(), labels), logits=logits)
+
+    model.forward = forward

@@ -9,7 +9,7 @@ from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment
-from harness.methods.skeleton import architecture_of, skeleton
+from harness.methods.skeleton import architecture_of, on_its_backbone, skeleton
 from harness.models import check_positions, choose_device
 from harness.models.sizes import logical_parameters
 from harness.run.estimate import Step, Unpredictable, at_full_depth, depths, predict, with_layers
@@ -146,7 +146,7 @@ def plan_point(name: str, overrides: list[str], settings: PlanSettings | None = 
         ConfigError: It can't be run.
     """
     settings = settings or PlanSettings()
-    experiment = build(compose(name, overrides))
+    experiment = on_its_backbone(build(compose(name, overrides)))
     if settings.length is None and not any(
         override.lstrip("+").startswith("task.max_length=") for override in overrides
     ):
@@ -189,7 +189,8 @@ def step_of(experiment: Experiment, settings: PlanSettings) -> "Step":
     if device == "auto":
         device = choose_device(device).type
     batch = settings.batch_size or experiment.train.batch_size
-    step = Step(batch * experiment.task.sequences(), settings.length or experiment.task.max_length, device)
+    task = experiment.task
+    step = Step(batch * task.sequences(), settings.length or task.max_length, device, task.target_length())
     key = "plan.length" if settings.length else "task.max_length"
     check_positions({key: step.length}, architecture_of(experiment), experiment.method.virtual_tokens())
     return step
@@ -201,6 +202,7 @@ def plan(experiment: Experiment) -> dict[str, Any]:
     Raises:
         ConfigError: The method can't go with the backbone, its kind of head or its quantization.
     """
+    experiment = on_its_backbone(experiment)
     return costs(experiment, step_of(experiment, PlanSettings()))[0]
 
 
@@ -219,13 +221,14 @@ def costs(experiment: Experiment, step: "Step") -> tuple[dict[str, Any], dict[st
     else:
         train = experiment.train
         texts = train.gradient_accumulation_steps * train.batch_size * experiment.task.sequences()
-        tokens = total * texts * step.length
+        tokens = total * texts * step.tokens // step.rows
         cost["train_flops"] = round(predicted["train_flops_per_token"] * tokens)
     return cost, unmeasured
 
 
 def parameters(experiment: Experiment) -> dict[str, int]:
     """Parameters of a method on all layers by its closed form, which is held against what attaching to a few adds."""
+    experiment = on_its_backbone(experiment)
     configuration = architecture_of(experiment)
     backbone = skeleton(experiment, configuration)
     expected = experiment.method.expected_parameters(backbone)

@@ -53,7 +53,8 @@ def print_table(points: list[dict[str, Any]]) -> None:
     """Print one row per point that can be run; the overrides name it."""
     shared = [text for text in points[0]["overrides"] if all(text in point["overrides"] for point in points)]
     step = points[0]["step"]
-    what = f"A training step of {step['rows']} x {step['length']} tokens on {step['device']}"
+    answers = f", answers of {step['target_length']}," if step["target_length"] else ""
+    what = f"A training step of {step['rows']} x {step['length']} tokens{answers} on {step['device']}"
     # Tight, so that figures fit; a pipe or a file has no width to keep to.
     title = " ".join([f"{what}:" if shared else what, *shared])
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

@@ -1,4 +1,4 @@
-"""Pretraining of the two shipped backbones: `python -m harness.pretrain model=micro_encoder|micro_decoder`.
+"""Pretraining of the shipped backbones: `python -m harness.pretrain model=micro_encoder|micro_decoder|micro_seq2seq`.
 
 This is the first of the three usual steps of making a language model: language modeling, supervised fine-tuning,
 preference tuning. It reads running text of the micro world (`harness.tasks.micro.corpus`) once, no passage twice, and
@@ -12,7 +12,8 @@ The encoder has BERT's architecture and BERT's two objectives, masked words and 
 belongs to the first. Masked words alone sit on a plateau for thousands of steps at this size, so it first reads
 from left to right, predicting the next word, for `causal_share` of the steps; of the later steps a third goes on so, a
 third has BERT's objectives, and a third makes [CLS] sum up what it read (`encoder_summary_loss`). The decoder has
-Llama's architecture and predicts the next word throughout.
+Llama's architecture and predicts the next word throughout. The encoder with a decoder has BART's architecture and its
+objective: the one reads a passage with holes, its parts maybe swapped, and the other writes it whole.
 """
 
 import json
@@ -38,6 +39,7 @@ from harness.pretrain.losses import (
     encoder_causal_loss,
     encoder_masked_loss,
     encoder_summary_loss,
+    infilling_loss,
     read_passages,
 )
 from harness.tasks.micro import fingerprint, vocabulary
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 SPECIAL_WORDS = {
     "micro_encoder": {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"},
     "micro_decoder": {"pad": "<pad>", "unk": "<unk>", "bos": "<s>", "eos": "</s>"},
+    "micro_seq2seq": {"pad": "<pad>", "unk": "<unk>", "bos": "<s>", "eos": "</s>", "mask": "<mask>"},
 }
 MAX_LENGTH = 128
 
@@ -55,6 +58,7 @@ MAX_LENGTH = 128
 class ShippedModel(Enum):
     micro_encoder = "micro_encoder"
     micro_decoder = "micro_decoder"
+    micro_seq2seq = "micro_seq2seq"
 
 
 @dataclass
@@ -137,9 +141,12 @@ def build_tokenizer(model: str, words: list[str]) -> "PreTrainedTokenizerFast":
         )
         inputs = ["input_ids", "token_type_ids", "attention_mask"]
     else:
-        # As Llama's: the beginning is marked, the end is left to whoever writes it.
+        # As Llama's: the beginning is marked, the end is left to whoever writes it. BART's marks both.
+        end = " </s>" if model == "micro_seq2seq" else ""
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", ids["<s>"])]
+            single=f"<s> $A{end}",
+            pair=f"<s> $A{end} $B{end}",
+            special_tokens=[(word, ids[word]) for word in f"<s>{end}".split()],
         )
         inputs = ["input_ids", "attention_mask"]
     return PreTrainedTokenizerFast(
@@ -152,8 +159,11 @@ def build_tokenizer(model: str, words: list[str]) -> "PreTrainedTokenizerFast":
 
 
 def build_model(config: Pretraining, tokenizer: "PreTrainedTokenizerFast") -> Any:
-    """Makes a model with random weights: `BertForPreTraining` or `LlamaForCausalLM`."""
+    """Makes a model with random weights: `BertForPreTraining`, `LlamaForCausalLM` or `BartForConditionalGeneration`."""
     from transformers import BertConfig, BertForPreTraining, LlamaConfig, LlamaForCausalLM
+
+    if config.model is ShippedModel.micro_seq2seq:
+        return _build_pair(config, tokenizer)
 
     shape = {
         "vocab_size": len(tokenizer),
@@ -171,6 +181,29 @@ def build_model(config: Pretraining, tokenizer: "PreTrainedTokenizerFast") -> An
         )
     edges = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     return LlamaForCausalLM(LlamaConfig(**shape, **edges, initializer_range=0.05))
+
+
+def _build_pair(config: Pretraining, tokenizer: "PreTrainedTokenizerFast") -> Any:
+    """An encoder and a decoder of as many layers each."""
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    each = {"layers": config.layers, "ffn_dim": 2 * config.hidden_size, "attention_heads": config.hidden_size // 32}
+    sides: dict[str, Any] = {f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in each.items()}
+    return BartForConditionalGeneration(
+        BartConfig(
+            **sides,
+            vocab_size=len(tokenizer),
+            d_model=config.hidden_size,
+            max_position_embeddings=MAX_LENGTH,
+            dropout=0.0,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            decoder_start_token_id=tokenizer.eos_token_id,
+            forced_eos_token_id=None,
+            init_std=0.05,
+        )
+    )
 
 
 # --- The run --------------------------------------------------------------------------------------------------------
@@ -205,6 +238,8 @@ def pretrain(config: Pretraining, progress: bool = True) -> dict[str, Any]:
     for step, batch in enumerate(bar):
         if config.model is ShippedModel.micro_decoder:
             loss = decoder_loss(model, batch, tokenizer)
+        elif config.model is ShippedModel.micro_seq2seq:
+            loss = infilling_loss(model, batch, tokenizer, rng)
         elif step < config.causal_share * config.steps or step % 3 == 0:
             loss = encoder_causal_loss(model, batch, tokenizer)
         elif step % 3 == 1:
@@ -237,16 +272,18 @@ def evaluate(model: Any, config: Pretraining, tokenizer: Any) -> dict[str, float
         for batch in batches(passages, 64, 0):
             if config.model is ShippedModel.micro_decoder:
                 found.append((decoder_loss(model, batch, tokenizer).item(),))
+            elif config.model is ShippedModel.micro_seq2seq:
+                found.append((infilling_loss(model, batch, tokenizer, rng).item(),))
             else:
                 summary = encoder_summary_loss(model, batch, tokenizer, generator)
                 masked, pair = encoder_masked_loss(model, batch, tokenizer, rng, generator)
                 found.append((masked.item(), pair.item(), summary.item()))
     means = [sum(values) / len(values) for values in zip(*found, strict=True)]
-    names = (
-        ("causal_loss",)
-        if config.model is ShippedModel.micro_decoder
-        else ("masked_loss", "next_part_loss", "summary_loss")
-    )
+    names = {
+        ShippedModel.micro_decoder: ("causal_loss",),
+        ShippedModel.micro_encoder: ("masked_loss", "next_part_loss", "summary_loss"),
+        ShippedModel.micro_seq2seq: ("infilling_loss",),
+    }[config.model]
     return dict(zip(names, means, strict=True)) | {"perplexity": math.exp(means[0])}
 
 

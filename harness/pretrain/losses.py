@@ -1,4 +1,4 @@
-"""Batches and losses of language modeling: the next word, masked words, and which part follows which."""
+"""Batches and losses of language modeling: the next word, masked words, which part follows which, holes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,12 +6,16 @@ from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from harness.tasks import spans
 from harness.tasks.micro import corpus
 from harness.training.batches import IGNORED, pad
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
+
+# BART's share of hidden words.
+HIDDEN_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -150,3 +154,24 @@ def decoder_loss(model: Any, batch: list[Passage], tokenizer: Any) -> "torch.Ten
     ids = pad(rows, tokenizer.pad_token_id)
     inputs = {"input_ids": ids, "attention_mask": (ids != tokenizer.pad_token_id).long()}
     return causal_loss(inputs, model(**inputs).logits)
+
+
+def infilling_loss(model: Any, batch: list[Passage], tokenizer: Any, rng: Random) -> "torch.Tensor":
+    """Returns the loss of a decoder that writes `<s> passage </s>`, of which its encoder was shown the ruins.
+
+    As in Lewis et al. (2020, section 2.2), three tenths of the words are hidden in spans, one mask for each, and the
+    parts may have changed places.
+    """
+    read = []
+    for passage in batch:
+        parts = [passage.first, passage.second]
+        words = [word for part in (parts if rng.random() < 0.5 else parts[::-1]) for word in part]
+        shown, place = [tokenizer.bos_token_id], 0
+        for first, last in spans.draw(rng, len(words), HIDDEN_SHARE):
+            shown += [*words[place:first], tokenizer.mask_token_id]
+            place = last
+        read.append([*shown, *words[place:], tokenizer.eos_token_id])
+    written = [[tokenizer.bos_token_id, *passage.first, *passage.second, tokenizer.eos_token_id] for passage in batch]
+    ids = pad(read, tokenizer.pad_token_id)
+    mask = (ids != tokenizer.pad_token_id).long()
+    return model(input_ids=ids, attention_mask=mask, labels=pad(written, IGNORED)).loss

@@ -314,7 +314,7 @@ def _browsed(uri: str) -> str:
     place = parse_uri(uri)
     if place.path is None:
         return redact(place.uri)
-    return f"mlflow ui --backend-store-uri {place.uri} --host 127.0.0.1 --port 5000"
+    return f"harness-report ui=true tracking.uri={uri}"
 
 
 if __name__ == "__main__":

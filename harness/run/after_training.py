@@ -88,7 +88,8 @@ class Trained:
         if not self.experiment.measure.predict or not counted:
             self.result.unmeasured["cost.predicted"] = "measure.predict=false" if counted else "no step was counted"
             return
-        step = estimate.Step(counted["rows"], counted["length"], self.trainer.collate.device.type)
+        device = self.trainer.collate.device.type
+        step = estimate.Step(counted["rows"], counted["length"], device, counted.get("target_length"))
         try:
             predicted = estimate.predict(self.experiment, self.configuration, step)
         except estimate.Unpredictable as reason:

@@ -19,8 +19,8 @@ from harness.config.schema import Experiment, Quantization
 from harness.methods import Adapter, prepare_trained
 from harness.methods.optimizer import make_optimizer
 from harness.models import choose_precision, choose_quantization, empty_model, never_quantized, set_checkpointing
-from harness.models.architectures import Backbone
-from harness.models.transformers_inner import is_converted
+from harness.models.architectures import Backbone, Kind
+from harness.models.transformers_inner import classify_last, is_converted
 from harness.training.batches import Batch, plain_inputs
 
 if TYPE_CHECKING:
@@ -46,11 +46,18 @@ class Step:
         rows: Texts of a batch.
         length: Tokens of each of its rows.
         device: cpu or cuda: which kernels run, and in which precision `train.precision=auto` computes.
+        target_length: Tokens of each answer, where a decoder beside the encoder writes it.
     """
 
     rows: int
     length: int
     device: str
+    target_length: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the step computes."""
+        return self.rows * (self.length + (self.target_length or 0))
 
 
 @dataclass
@@ -88,7 +95,7 @@ def predict(experiment: Experiment, configuration: "PretrainedConfig", step: Ste
     whole = at_full_depth([vars(each) for each in counted], sampled, configuration.num_hidden_layers)
     figures = {name: round(value) for name, value in whole.items()}
     figures["train_peak_bytes"] = max(figures.pop("passes_peak_bytes"), figures.pop("optimizer_peak_bytes"))
-    return {**figures, "train_flops_per_token": figures["train_flops"] / (step.rows * step.length)}
+    return {**figures, "train_flops_per_token": figures["train_flops"] / step.tokens}
 
 
 class Unpredictable(Exception):
@@ -97,7 +104,7 @@ class Unpredictable(Exception):
 
 def depths(experiment: Experiment, configuration: "PretrainedConfig") -> tuple[int, ...]:
     """Numbers of layers to build: all, or two from which the rest follows."""
-    if configuration.num_hidden_layers <= SHALLOW:
+    if configuration.num_hidden_layers <= SHALLOW or decoder_layers(configuration) is None:
         return (configuration.num_hidden_layers,)
     if len(set(getattr(configuration, "layer_types", None) or ())) > 1:
         return SAMPLED_PERIODS
@@ -119,10 +126,25 @@ def at_full_depth(counted: Sequence[Mapping[str, float]], sampled: tuple[int, ..
 def with_layers(configuration: "PretrainedConfig", layers: int) -> "PretrainedConfig":
     reduced = copy.deepcopy(configuration)
     kinds = getattr(reduced, "layer_types", None)
+    whole = reduced.num_hidden_layers
+    if layers != whole and (name := decoder_layers(configuration)):
+        setattr(reduced, name, layers)
     reduced.num_hidden_layers = layers
     if kinds:
         reduced.layer_types = kinds[:layers]
     return reduced
+
+
+def decoder_layers(configuration: "PretrainedConfig") -> str | None:
+    """The key of the number of layers of a decoder beside the encoder; null where there are not as many as there.
+
+    Of a model without such a decoder it is empty.
+    """
+    if not getattr(configuration, "is_encoder_decoder", False):
+        return ""
+    keys = ("num_decoder_layers", "decoder_layers")
+    layers = configuration.num_hidden_layers
+    return next((key for key in keys if getattr(configuration, key, None) == layers), None)
 
 
 def _count(experiment: Experiment, configuration: "PretrainedConfig", step: Step) -> Counted:
@@ -152,6 +174,8 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
     model = backbone.model
     if step.device == "cuda":
         _attend_as_on_a_gpu(model)
+    if backbone.architecture.pair and kind is Kind.classification:
+        classify_last(model, backbone.architecture.head[0])
     set_checkpointing(model, experiment.train.gradient_checkpointing)
     packed = packed_weights(backbone, experiment.model.double_quantization)
     adapter = method.attach(backbone)
@@ -178,9 +202,8 @@ def _one_step(
     optimizer = adapter.optimizer(trained, experiment.train) or make_optimizer(trained, experiment.train)
     adapter.start(total_steps=100)
     adapter.model.train()
-    tokens = step.rows * step.length
-    batch = Batch(_inputs(backbone, step), list(range(step.rows)), tokens, tokens, step.rows)
-    costs = measure.StepCosts(step.rows, tokens, step.length, tokens)
+    batch = Batch(_inputs(backbone, step), list(range(step.rows)), step.tokens, step.tokens, step.rows)
+    costs = measure.StepCosts(step.rows, step.tokens, step.length, step.tokens)
     if backbone.quantization is Quantization.int8:
         _keep_inputs(backbone.model, packed)
     with measure.StepMeter(adapter.model, optimizer, costs) as meter:
@@ -220,7 +243,8 @@ def packed_weights(backbone: Backbone, double: bool) -> dict[str, tuple[int, int
 
     if backbone.quantization is Quantization.none:
         return {}
-    int8, skip, sizes = backbone.quantization is Quantization.int8, never_quantized(backbone.architecture), {}
+    int8, sizes = backbone.quantization is Quantization.int8, {}
+    skip = [*never_quantized(backbone.architecture), *(backbone.model._keep_in_fp32_modules or [])]
     for name, module in backbone.model.named_modules():
         if not isinstance(module, nn.Linear) or not is_converted(name, skip):
             continue
@@ -285,7 +309,10 @@ def _keep_inputs(model: Any, packed: dict[str, tuple[int, int]]) -> None:
 def _inputs(backbone: Backbone, step: Step) -> "dict[str, Tensor]":
     import torch
 
-    inputs = plain_inputs(torch.zeros(step.rows, step.length, dtype=torch.long), backbone.kind)
+    inputs = plain_inputs(torch.zeros(step.rows, step.length, dtype=torch.long), backbone.kind, backbone.model.config)
+    if step.target_length is not None:
+        inputs["labels"] = torch.zeros(step.rows, step.target_length, dtype=torch.long)
+        inputs["decoder_input_ids"] = inputs["labels"].clone()
     # Without any padding transformers would leave the mask away; batches rarely are.
     inputs["attention_mask"][:, 0 if backbone.architecture.decoder else -1] = 0
     if "token_type_ids" in inspect.signature(backbone.model.forward).parameters:

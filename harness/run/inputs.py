@@ -10,7 +10,7 @@ from harness.config import build, sources
 from harness.config import identity as config_identity
 from harness.config.schema import Experiment
 from harness.methods import earlier
-from harness.models import checkpoints
+from harness.models import checkpoints, load_config
 from harness.tasks import forgetting
 
 if TYPE_CHECKING:
@@ -52,6 +52,17 @@ def prepare(cfg: DictConfig) -> Inputs:
     revisions = {"model": model, **_texts(experiment)}
     inputs = Inputs(experiment, folder, revisions, config_identity.identity(experiment, revisions), "")
     return replace(inputs, whole=config_identity.identity(inputs.to_the_end, revisions))
+
+
+def on_its_backbone(inputs: Inputs) -> Inputs:
+    """The same inputs with the task as the backbone is given it, which no identity depends on.
+
+    Raises:
+        ConfigError: The backbone can't learn the task.
+    """
+    experiment = inputs.experiment
+    task = experiment.task.on(load_config(inputs.folder, labels=None, regression=False))
+    return replace(inputs, experiment=replace(experiment, task=task))
 
 
 def _backbone(experiment: Experiment) -> tuple[Path, str]:

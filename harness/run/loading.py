@@ -9,6 +9,7 @@ from harness.config.errors import ConfigError
 from harness.config.schema import Experiment
 from harness.measure import speed
 from harness.models import architectures
+from harness.models.architectures import Architecture
 from harness.run.inputs import Inputs
 from harness.tasks import TaskData, forgetting
 from harness.tracking.record import RunRecord
@@ -56,6 +57,8 @@ def load(inputs: Inputs, result: RunRecord) -> Loaded:
     result.provenance["data"] = dict(data.notes)
     configuration = models.load_config(inputs.folder, task.labels_count, task.regression, getattr(task, "labels", None))
     architecture = architectures.architecture(configuration)
+    if architecture.found:
+        _tell_of_roles(architecture, configuration, result)
     tokenizer = cache.once("tokenizer", backbone_of, lambda: models.load_tokenizer(inputs.folder, architecture))
     task.check_method(method)
     models.check_fit(inputs.folder, tokenizer, configuration, task.lengths(), method.virtual_tokens())
@@ -70,6 +73,20 @@ def load(inputs: Inputs, result: RunRecord) -> Loaded:
     text = forgetting.read_text(wanted.text, tokenizer, wanted.tokens) if wanted.text else None
     trained_on = _with_something_to_learn(features, experiment, result)
     return Loaded(data, features, trained_on, configuration, tokenizer, text)
+
+
+def _tell_of_roles(found: Architecture, configuration: "PretrainedConfig", result: RunRecord) -> None:
+    """Say in log and record which modules were taken for which role, since nobody has described the architecture."""
+    told = {
+        role: list(getattr(found, role)) for role in ("query", "query_value", "key_value", "attention", "mlp", "head")
+    }
+    result.provenance["found_roles"] = {"layers": found.layers, **told, "decoder": found.decoder}
+    log.warning(
+        "architecture %s is not described here; by names and shapes its attention is %s, its feed-forward block %s",
+        configuration.model_type,
+        ", ".join(found.attention),
+        ", ".join(found.mlp),
+    )
 
 
 def _with_something_to_learn(

@@ -16,7 +16,7 @@ from harness.measure.energy import Energy
 from harness.methods import card, earlier, saved
 from harness.models.architectures import Backbone
 from harness.run.after_training import UNTOUCHED, Trained
-from harness.run.inputs import Inputs
+from harness.run.inputs import Inputs, on_its_backbone
 from harness.run.loading import Loaded, load
 from harness.run.recording import begin, describe, why_null, write_config, write_steps
 from harness.run.watching import RunWatch, watching
@@ -65,7 +65,7 @@ def _run(course: "Course") -> RunRecord:
     experiment, run_dir, result, processes = course.experiment, course.run_dir, course.result, course.processes
     start = time.perf_counter()
     try:
-        _carry_out(course)
+        _carry_out(replace(course, inputs=on_its_backbone(course.inputs)))
     except ConfigError:
         raise
     except KeyboardInterrupt as interrupt:

@@ -11,7 +11,7 @@ from harness.training.batches import Collate, Features, Row
 if TYPE_CHECKING:
     from torch import Tensor
     from torch import device as Device
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from harness.measure import ForwardMeter
     from harness.methods import Adapter, Method
@@ -69,6 +69,16 @@ class Task(Protocol):
     @property
     def regression(self) -> bool:
         """Whether the output is a number and not a class."""
+
+    def on(self, configuration: "PretrainedConfig") -> "Task":
+        """The task as a backbone of this configuration is given it.
+
+        Raises:
+            ConfigError: Such a backbone can't learn it.
+        """
+
+    def target_length(self) -> int | None:
+        """Tokens of the longest answer, where a decoder of its own writes it; null where it is part of the text."""
 
     def check_method(self, method: "Method") -> None:
         """Refuse a method that the task can't be learned with.

@@ -10,6 +10,7 @@ from harness.config.errors import ConfigError
 from harness.models import digest, positions_of
 from harness.models.architectures import Backbone, Kind
 from harness.models.transformers_inner import hidden_states
+from harness.tasks import spans
 from harness.training import perplexity
 from harness.training.batches import IGNORED, by_length, pad
 
@@ -42,7 +43,8 @@ class Forgetting:
     """A loss on general text with the adapter switched off and on.
 
     Attributes:
-        metric: `perplexity` of decoders; `masked_loss` (nats a masked token) of encoders.
+        metric: `perplexity` of decoders; `masked_loss` (nats per masked token) of encoders; `span_loss` (nats per
+            token of a span to fill in) of encoders with decoders.
         before: Of the backbone alone.
         after: With the adapter.
         tokens: Tokens that were predicted.
@@ -269,15 +271,20 @@ def measure(subject: "Subject", backbone: Backbone, folder: Path, text: list[str
     Raises:
         CannotMeasure: There is no language-model head, or no room for text.
     """
-    if backbone.kind is Kind.seq2seq_lm or backbone.model.config.is_encoder_decoder:
-        raise CannotMeasure("encoder-decoder models are trained to fill in spans, which is not measured here")
+    pair = backbone.kind is Kind.seq2seq_lm
+    if backbone.model.config.is_encoder_decoder and not pair:
+        raise CannotMeasure("a classifier on an encoder with a decoder has no output layer to fill in spans with")
     window = room(backbone, virtual_tokens)
     adapter, tokenizer, device = subject.adapter, subject.tokenizer, subject.collate.device
     batch_size, autocast = subject.batch_size, subject.autocast
     decoder = backbone.architecture.decoder
-    rows = [] if decoder else mask(text, tokenizer, window)
-    causal_lm = backbone.kind is Kind.causal_lm
-    model: Any = adapter.model if causal_lm else BorrowedHead(adapter, backbone, folder, device)
+    rows = [] if decoder or pair else mask(text, tokenizer, window)
+    try:
+        filled = spans.rows(text, tokenizer, window) if pair else []
+    except spans.NoSpans as reason:
+        raise CannotMeasure(str(reason)) from None
+    own = backbone.kind is not Kind.classification
+    model: Any = adapter.model if own else BorrowedHead(adapter, backbone, folder, device)
 
     def look() -> tuple[float, int]:
         if decoder:
@@ -285,12 +292,15 @@ def measure(subject: "Subject", backbone: Backbone, folder: Path, text: list[str
             if not read.tokens:
                 raise CannotMeasure("the text has no token to score")
             return read.perplexity, read.tokens
+        if pair:
+            return spans.span_loss(model, filled, tokenizer.pad_token_id, batch_size, device, autocast)
         return masked_loss(model, rows, tokenizer.pad_token_id, batch_size, device, autocast)
 
     with adapter.disabled():
         before, tokens = look()
     after, _ = look()
-    return Forgetting("perplexity" if decoder else "masked_loss", before, after, tokens)
+    metric = "perplexity" if decoder else "span_loss" if pair else "masked_loss"
+    return Forgetting(metric, before, after, tokens)
 
 
 def room(backbone: Backbone, virtual_tokens: int) -> int:

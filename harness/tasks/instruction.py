@@ -2,20 +2,24 @@
 
 import statistics
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from harness.config.errors import ConfigError
+from harness.models.architectures import Kind
 from harness.tasks import TaskData, conversations, templates
-from harness.tasks.files import as_text
-from harness.tasks.prompts import PromptTask, answer_of
-from harness.tasks.rows import IDX
-from harness.training.batches import IGNORED, Features, Row
-from harness.training.metrics import COMPARED
+from harness.tasks.choices import choose
+from harness.tasks.packing import pack
+from harness.tasks.prompts import PromptTask, answer_ids, answer_of, encoded_pair
+from harness.tasks.rows import IDX, RowTask
+from harness.training.answers import answers_nll
+from harness.training.batches import Features, Row
+from harness.training.metrics import COMPARED, PER_ROW, compute
+from harness.training.text_metrics import words
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from harness.measure import ForwardMeter
     from harness.methods import Method
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
 LANGUAGE_SCORES = ("loss", "perplexity")
 # Of the options: by the likelihood of the whole, and by its mean per token, which does not favor short ones.
 CHOICE_SCORES = ("accuracy", "accuracy_normalized")
+# The mean number of words that are generated, whatever is right.
+GENERATED_WORDS = "generated_words"
+# The micro world's passages with their shorter forms; any other generator is of its instructions.
+SUMMARIES = "summaries"
 
 
 class Turns(Enum):
@@ -74,13 +82,21 @@ class Instruction(PromptTask):
                 f"{key}.metrics={self.metrics}: they compare what is generated; set {key}.max_new_tokens with them, "
                 "or neither"
             )
+        self._check_metrics(key)
 
+    def _check_metrics(self, key: str) -> None:
         for metric in self.metrics:
             if metric not in COMPARED["texts"]:
                 raise ConfigError(
                     f"{key}.metrics={metric}: texts are generated, and {', '.join(COMPARED['texts'])} compare those; "
                     "options have accuracy without being asked"
                 )
+
+    def on(self, configuration: "PretrainedConfig") -> RowTask:
+        """Given to an encoder with a decoder, the one reads the prompt and the other writes the answer."""
+        if not getattr(configuration, "is_encoder_decoder", False):
+            return super().on(configuration)
+        return TextToText.of(self)
 
     def further_scores(self) -> tuple[str, ...]:
         return (*LANGUAGE_SCORES, *(CHOICE_SCORES if self.options or self.choices else ()))
@@ -143,13 +159,9 @@ class Instruction(PromptTask):
         self, subject: "Subject", features: list[Features], rows: list[Row], meter: "ForwardMeter | None" = None
     ) -> "Evaluation":
         from harness.training.evaluation import Evaluation
-        from harness.training.perplexity import Window, exponential, score_windows
+        from harness.training.perplexity import exponential
 
-        # The first token of all has nothing before it that predicts it.
-        answers = [Window(row["input_ids"], max(1, row["length"] - row["weight"])) for row in features]
-        with subject.computing():
-            nll = score_windows(subject.model, answers, subject.batch_size, subject.collate.device, meter)
-        tokens = [answer.scored for answer in answers]
+        nll, tokens = self._answers_nll(subject, features, meter)
         loss = sum(nll) / sum(tokens)
         evaluation = Evaluation(
             {"loss": loss, "perplexity": exponential(loss)},
@@ -168,8 +180,6 @@ class Instruction(PromptTask):
 
     def majority(self, data: TaskData, split: str) -> dict[str, float] | None:
         """The score of always giving the training rows' commonest answer, where answers are compared."""
-        from harness.training.metrics import compute
-
         if not (self.metrics or self.options):
             return None
         answers = Counter(self._answer(row) for row in data.splits["train"])
@@ -180,6 +190,36 @@ class Instruction(PromptTask):
             scores |= dict.fromkeys(CHOICE_SCORES, statistics.fmean(one == commonest for one in references))
         return scores
 
+    def _answers_nll(
+        self, subject: "Subject", features: list[Features], meter: "ForwardMeter | None"
+    ) -> tuple[list[float], list[int]]:
+        """Negative log-likelihood (nats) of each row's answer, and its tokens."""
+        from harness.training.perplexity import Window, score_windows
+
+        # The first token of all has nothing before it that predicts it.
+        answers = [Window(row["input_ids"], max(1, row["length"] - row["weight"])) for row in features]
+        with subject.computing():
+            nll = score_windows(subject.model, answers, subject.batch_size, subject.collate.device, meter)
+        return nll, [answer.scored for answer in answers]
+
+    def _option_likelihoods(
+        self, subject: "Subject", features: list[Features], rows: list[Row], options: list[list[str]]
+    ) -> list[list[tuple[float, int]]]:
+        """Log-probability of each row's options, and their tokens."""
+        from harness.training.generation import option_log_likelihoods
+
+        ids = [
+            [self.token_ids(row, option, subject.tokenizer)[1] for option in of_row]
+            for row, of_row in zip(rows, options, strict=True)
+        ]
+        prompts = [row["prompt_ids"] for row in features]
+        with subject.computing():
+            return option_log_likelihoods(subject.model, prompts, ids, subject.batch_size)
+
+    def beams(self) -> int:
+        """Answers that generation keeps side by side; 1 is greedy."""
+        return 1
+
     def _answer(self, row: Row) -> str:
         return templates.fill(self.answer, row, answer_of).strip()
 
@@ -188,16 +228,8 @@ class Instruction(PromptTask):
 
         An option's end counts: one may go on where another ends.
         """
-        from harness.training.generation import option_log_likelihoods
-
         options = [self.options_of(row) or [] for row in rows]
-        ids = [
-            [self.token_ids(row, option, subject.tokenizer)[1] for option in of_row]
-            for row, of_row in zip(rows, options, strict=True)
-        ]
-        prompts = [row["prompt_ids"] for row in features]
-        with subject.computing():
-            found = option_log_likelihoods(subject.model, prompts, ids, subject.batch_size)
+        found = self._option_likelihoods(subject, features, rows, options)
         references = evaluation.columns["label"]
         for name, divide in zip(CHOICE_SCORES, (False, True), strict=True):
             chosen = []
@@ -212,72 +244,138 @@ class Instruction(PromptTask):
     def _generate(self, subject: "Subject", features: list[Features], evaluation: "Evaluation") -> None:
         """Generate answers and compare them."""
         from harness.training.generation import generate
-        from harness.training.metrics import PER_ROW, compute
 
         assert self.max_new_tokens is not None
         prompts = [row["prompt_ids"] for row in features]
         end = self.answer_end(subject.tokenizer)
         with subject.computing():
             generated = generate(
-                subject.model, subject.tokenizer, prompts, self.max_new_tokens, subject.batch_size, end
+                subject.model, subject.tokenizer, prompts, self.max_new_tokens, subject.batch_size, end, self.beams()
             )
         texts = [text.strip() for text in subject.tokenizer.batch_decode(generated.tokens, skip_special_tokens=True)]
         if end is not None and end.text is not None:
             texts = [text.partition(end.text)[0].strip() for text in texts]
+        self._score(texts, evaluation)
+        if generated.seconds:
+            evaluation.costs["generated_tokens_per_second"] = generated.new_tokens / generated.seconds
+
+    def _score(self, texts: list[str], evaluation: "Evaluation") -> None:
+        """Compare what was generated with the answers."""
         references = evaluation.columns["label"]
         evaluation.scores |= compute(self.metrics, texts, references)
         evaluation.columns["prediction"] = texts
         for name in self.metrics:
             one = PER_ROW[name]
             evaluation.columns[name] = [one(text, reference) for text, reference in zip(texts, references, strict=True)]
-        if generated.seconds:
-            evaluation.costs["generated_tokens_per_second"] = generated.new_tokens / generated.seconds
 
 
-def choose(row: Row, choices: str, answer: str | None) -> None:
-    """Write a row's options as texts, and its answer as one of them.
+@dataclass(frozen=True)
+class TextToText(Instruction):
+    """A prompt that an encoder reads, and the answer that its decoder writes: T5 and its like, BART.
 
-    Args:
-        choices: The column of the options: a list, or ARC's object of `text` and `label`.
-        answer: The column of the answer, which may hold the option's place or label; null where it is made of several.
+    Attributes:
+        max_target_length: Tokens of an answer; `max_length` is the prompt's alone.
+        num_beams: Answers that generation keeps side by side; 1 is greedy.
     """
-    given = row[choices]
-    labels: list[str] = []
-    if isinstance(given, dict) and isinstance(given.get("text"), list):
-        given, labels = given["text"], [as_text(label) for label in given.get("label", [])]
-    if not isinstance(given, list):
-        return
-    row[choices] = options = [as_text(one) for one in given]
-    if answer is None or (told := as_text(row[answer]).strip()) in options:
-        return
-    if told in labels:
-        row[answer] = options[labels.index(told)]
-    elif told.isdigit() and int(told) < len(options):
-        row[answer] = options[int(told)]
 
+    max_target_length: int
+    num_beams: int
 
-def pack(features: list[Features], max_length: int) -> list[Features]:
-    """Rows filled up with others, best fit first, longest first; positions that start anew keep them apart."""
-    bins: list[list[Features]] = []
-    free: list[int] = []
-    for row in sorted(features, key=lambda row: row["length"], reverse=True):
-        fitting = [index for index, room in enumerate(free) if room >= row["length"]]
-        if fitting:
-            best = min(fitting, key=free.__getitem__)
-            bins[best].append(row)
-            free[best] -= row["length"]
-        else:
-            bins.append([row])
-            free.append(max_length - row["length"])
-    return [_packed(rows) for rows in bins]
+    @property
+    def kind(self) -> Kind:
+        return Kind.seq2seq_lm
 
+    @classmethod
+    def of(cls, task: Instruction) -> "TextToText":
+        """An instruction set as encoders with decoders are given it.
 
-def _packed(rows: list[Features]) -> Features:
-    """Several rows as one. Without an attention mask transformers reads from the positions where a row begins."""
-    return {
-        "input_ids": [token for row in rows for token in row["input_ids"]],
-        "labels": [label for row in rows for label in (IGNORED, *row["labels"][1:])],
-        "position_ids": [place for row in rows for place in range(row["length"])],
-        "length": sum(row["length"] for row in rows),
-        "weight": sum(row["weight"] for row in rows),
-    }
+        Raises:
+            ConfigError: It has a setting that only a decoder alone knows.
+        """
+        values = {field.name: getattr(task, field.name) for field in fields(task)}
+        for name in ("prompt", "prompt_without_input", "answer", "system"):
+            values[name] = values[name] and templates.escaped(values[name])
+        made = cls(**values, max_target_length=task.max_length, num_beams=1)
+        made.check_alone("task")
+        return made
+
+    def check(self, key: str) -> None:
+        super().check(key)
+        self.check_alone(key)
+        for name, value in {"max_target_length": self.max_target_length, "num_beams": self.num_beams}.items():
+            if value < 1:
+                raise ConfigError(f"{key}.{name}={value}: a positive number is needed")
+
+    def check_alone(self, key: str) -> None:
+        """Refuse what goes with a decoder alone.
+
+        Raises:
+            ConfigError: It is asked for.
+        """
+        if self.packing:
+            raise ConfigError(f"{key}.packing=true: an encoder sees all of a row, and instructions can't share one")
+        if self.chat_template is not None:
+            raise ConfigError(
+                f"{key}.chat_template={self.chat_template}: an encoder with a decoder reads a text and not a "
+                f"conversation; set {key}.chat_template=null"
+            )
+
+    def on(self, configuration: "PretrainedConfig") -> RowTask:
+        return RowTask.on(self, configuration)
+
+    def target_length(self) -> int:
+        return self.max_target_length
+
+    def beams(self) -> int:
+        return self.num_beams
+
+    def further_scores(self) -> tuple[str, ...]:
+        return (*super().further_scores(), *(() if self.max_new_tokens is None else (GENERATED_WORDS,)))
+
+    def lengths(self) -> dict[str, int]:
+        """Encoder and decoder have positions of their own: the longer of the two counts."""
+        all_of_them = {"task.max_length": self.max_length, "task.max_target_length": self.max_target_length}
+        if self.max_new_tokens is not None:
+            all_of_them["task.max_new_tokens"] = self.max_new_tokens
+        longest = max(all_of_them, key=all_of_them.__getitem__)
+        return {longest: all_of_them[longest]}
+
+    def generate(self, split: str, rows: int) -> list[Row]:
+        from harness.tasks import micro_instruct, micro_summary
+
+        return (micro_summary if self.generator == SUMMARIES else micro_instruct).generate(split, rows)
+
+    def generator_revision(self) -> str:
+        from harness.tasks import micro_instruct, micro_summary
+
+        return (micro_summary if self.generator == SUMMARIES else micro_instruct).fingerprint()
+
+    def encode_row(self, row: Row, tokenizer: "PreTrainedTokenizerBase") -> Features:
+        return self._pair(row, self._answer(row), tokenizer)
+
+    def _pair(self, row: Row, answer: str, tokenizer: "PreTrainedTokenizerBase") -> Features:
+        lengths = self.max_length, self.max_target_length
+        return encoded_pair(self.shown(row), answer_ids(answer, tokenizer), tokenizer, lengths)
+
+    def _answers_nll(
+        self, subject: "Subject", features: list[Features], meter: "ForwardMeter | None"
+    ) -> tuple[list[float], list[int]]:
+        return answers_nll(subject, features, meter), [row["weight"] for row in features]
+
+    def _option_likelihoods(
+        self, subject: "Subject", features: list[Features], rows: list[Row], options: list[list[str]]
+    ) -> list[list[tuple[float, int]]]:
+        pairs = [
+            self._pair(row, option, subject.tokenizer)
+            for row, of_row in zip(rows, options, strict=True)
+            for option in of_row
+        ]
+        scored = zip(answers_nll(subject, pairs), pairs, strict=True)
+        likelihoods = iter([(-nll, pair["weight"]) for nll, pair in scored])
+        return [[next(likelihoods) for _ in of_row] for of_row in options]
+
+    def _score(self, texts: list[str], evaluation: "Evaluation") -> None:
+        super()._score(texts, evaluation)
+        lengths = [len(words(text)) for text in texts]
+        evaluation.columns[GENERATED_WORDS] = lengths
+        evaluation.scores[GENERATED_WORDS] = statistics.fmean(lengths)

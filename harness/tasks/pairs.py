@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from harness.config.errors import ConfigError
-from harness.models.tokens import token_ids
+from harness.models.tokens import around, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,10 +30,7 @@ def encode(
             f"model.path={tokenizer.name_or_path}: the tokenizer has neither a separator nor an end of sequence, and "
             "the task's two texts need something between them"
         )
-    probe = token_ids("a", tokenizer)
-    around = tokenizer("a")["input_ids"]
-    place = next(start for start in range(len(around)) if around[start : start + len(probe)] == probe)
-    begin, end = around[:place], around[place + len(probe) :]
+    begin, end = around(tokenizer)
     room = max(2, max_length - len(begin) - len(end) - 1)
     rows = []
     for one, other in zip(first, second, strict=True):

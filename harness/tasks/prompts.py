@@ -156,3 +156,35 @@ def encoded(prompt: list[int], answer: list[int], max_length: int) -> Features:
         "weight": left,
         "cut": 0 < left < len(answer),
     }
+
+
+def encoded_pair(
+    text: str, answer: list[int], tokenizer: "PreTrainedTokenizerBase", lengths: tuple[int, int]
+) -> Features:
+    """A text for an encoder and an answer for its decoder, each cut at the end to its own length.
+
+    The loss counts what is left of the answer.
+    """
+    read, written = lengths
+    source = list(tokenizer(text, truncation=True, max_length=read)["input_ids"])
+    target = answer[:written]
+    return {
+        "input_ids": source,
+        "attention_mask": [1] * len(source),
+        "labels": target,
+        "prompt_ids": source,
+        "length": len(source) + len(target),
+        "weight": len(target),
+        "cut": len(target) < len(answer),
+    }
+
+
+def answer_ids(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Token ids of an answer for a decoder beside an encoder: what the tokenizer makes of a text, and an end.
+
+    Raises:
+        ConfigError: The tokenizer has no end of sequence.
+    """
+    ids = list(tokenizer(text_target=text, verbose=False)["input_ids"])
+    end = tokens.end_of_sequence(tokenizer)
+    return ids if ids[-1:] == [end] else [*ids, end]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.config.errors import ConfigError, near_misses
+from harness.models import check_head
 from harness.models.architectures import Kind
 from harness.tasks import TaskData, files, sources
 from harness.tasks.leakage import overlap
@@ -12,7 +13,7 @@ from harness.training.batches import Collate, Features, Row
 if TYPE_CHECKING:
     from torch import Tensor
     from torch import device as Device
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from harness.methods import Adapter, Method
     from harness.models.architectures import Backbone
@@ -84,6 +85,24 @@ class RowTask:
     def further_scores(self) -> tuple[str, ...]:
         """Scores beside `metrics` that may be primary."""
         return ()
+
+    def on(self, configuration: "PretrainedConfig") -> "RowTask":
+        """The task as a backbone of this configuration is given it.
+
+        Raises:
+            ConfigError: Such a backbone can't learn it.
+        """
+        check_head(configuration, self.kind, f"task={self.name}")
+        return self
+
+    def target_length(self) -> int | None:
+        """Tokens of the longest answer, where a decoder of its own writes it; null where it is part of the text."""
+        return None
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of head that the backbone needs."""
+        raise NotImplementedError
 
     def check_method(self, method: "Method") -> None:
         """Refuse a method that the task can't be learned with; there is none."""

@@ -66,3 +66,8 @@ def sole_column(template: str) -> str | None:
     """The column that a template consists of; null where it holds more."""
     parts = list(Formatter().parse(template))
     return parts[0][1] if len(parts) == 1 and not parts[0][0] else None
+
+
+def escaped(template: str) -> str:
+    r"""A template that `unescaped` gives back as it is: where it has a backslash and an n, `\\n`."""
+    return re.sub(r"\\(?=[nt])", r"\\\\", template)

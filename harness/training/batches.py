@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from torch import device as Device
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from harness.models.architectures import Backbone
 
@@ -87,31 +87,36 @@ class Collator:
         left: Pad on the left, as decoders need whose score is read at the last position.
         positions: Give position ids that start at each row's first real token. Left padding would shift the absolute
             positions that some decoders count from the left edge.
+        start: The token that a decoder beside an encoder begins to write from: it reads its labels one place later.
+            Null for any other model.
     """
 
     pad_values: dict[str, int]
     left: bool
     positions: bool
     device: "Device"
+    start: int | None = None
 
     def __call__(self, features: list[Features], indices: list[int]) -> Batch:
         import torch
 
         rows = [features[index] for index in indices]
-        lengths = [row["length"] for row in rows]
-        longest = max(lengths)
+        # A text and its answer are of one length, but where a decoder of its own writes the answer.
+        longest = {name: max(len(row[name]) for row in rows) for name in self.pad_values if name in rows[0]}
         inputs = {
-            name: torch.tensor([self._pad(row[name], longest, value) for row in rows])
-            for name, value in self.pad_values.items()
-            if name in rows[0]
+            name: torch.tensor([self._pad(row[name], width, self.pad_values[name]) for row in rows])
+            for name, width in longest.items()
         }
         if self.positions:
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         if "label" in rows[0]:
             inputs["labels"] = torch.tensor([row["label"] for row in rows])
+        if self.start is not None and "labels" in longest:
+            inputs["decoder_input_ids"] = shifted_right(inputs["labels"], self.start, self.pad_values["input_ids"])
         on_device = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
         weight = sum(row["weight"] for row in rows)
-        return Batch(on_device, indices, sum(lengths), longest * len(rows), weight)
+        width = longest["input_ids"] + (longest["labels"] if "decoder_input_ids" in inputs else 0)
+        return Batch(on_device, indices, sum(row["length"] for row in rows), width * len(rows), weight)
 
     def _pad(self, values: list[int], longest: int, value: int) -> list[int]:
         padding = [value] * (longest - len(values))
@@ -131,12 +136,28 @@ def collator_for(backbone: "Backbone", tokenizer: "PreTrainedTokenizerBase", dev
     if backbone.kind is not Kind.classification:
         # Positions come with packed rows only, whose attention they part.
         padded |= {"labels": IGNORED, "position_ids": 0}
-    return Collator(padded, left=left, positions=left and "position_ids" in accepted, device=device)
+    start = backbone.model.config.decoder_start_token_id if backbone.kind is Kind.seq2seq_lm else None
+    return Collator(padded, left, left and "position_ids" in accepted, device, start)
 
 
-def plain_inputs(tokens: "Tensor", kind: Kind) -> "dict[str, Tensor]":
-    """A model's arguments for token ids of batch x sequence without padding; the labels of a classifier alternate."""
+def shifted_right(labels: "Tensor", start: int, padding: int) -> "Tensor":
+    """What a decoder reads to write its labels (batch x sequence): a start token, then each label but the last."""
+    read = labels.roll(1, dims=-1)
+    read[:, 0] = start
+    return read.masked_fill(read == IGNORED, padding)
+
+
+def plain_inputs(tokens: "Tensor", kind: Kind, configuration: "PretrainedConfig | None" = None) -> "dict[str, Tensor]":
+    """A model's arguments for token ids of batch x sequence without padding; the labels of a classifier alternate.
+
+    Args:
+        configuration: Of a classifier that reads its score at the end of sequence, which then ends each row.
+    """
     import torch
+
+    if kind is Kind.classification and configuration is not None and configuration.is_encoder_decoder:
+        tokens = tokens.clone()
+        tokens[:, -1] = configuration.eos_token_id
 
     labels = torch.arange(len(tokens)) % 2 if kind is Kind.classification else tokens.clone()
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}

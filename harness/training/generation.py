@@ -1,4 +1,6 @@
-"""Answers of a causal language model: greedy generation, and the likelihood of each of some given answers.
+"""Answers of a language model: generation, and the likelihood of each of some given answers.
+
+An encoder with a decoder reads the prompt in the one and writes in the other; a decoder alone goes on from the prompt.
 
 Both take a transformers model, changed in place or not, or a `peft.PeftModel` around one. Where peft puts virtual
 tokens in front, generation puts them between the padding and the prompt, and counts positions from the first of them,
@@ -60,13 +62,14 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     end: End | None = None,
+    num_beams: int = 1,
 ) -> Generated:
-    """Continue each prompt with the likeliest token at every step; leaves the model in evaluation mode.
+    """Answer each prompt with the likeliest token at every step, or by a beam; leaves the model in evaluation mode.
 
     The model's own generation settings (sampling, penalties, further end tokens) are set aside meanwhile.
 
     Args:
-        model: A causal language model of transformers, or peft's wrapper of one.
+        model: A language model of transformers, or peft's wrapper of one.
         tokenizer: Gives the tokens that end a sequence and that pad it; without an end, all prompts get
             `max_new_tokens`.
         prompts: Token ids, unpadded.
@@ -74,25 +77,20 @@ def generate(
         batch_size: Prompts that are continued side by side, the longest first.
         end: What a chat template ends an answer with; null: the tokenizer's end of sequence alone does. An end that
             takes several tokens stays in `Generated.tokens`.
+        num_beams: Answers that are kept side by side, of which the likeliest per token is given; 1 is greedy.
 
     Raises:
         ValueError: A prompt is empty, or the longest leaves too few of the model's positions.
     """
     import torch
     from tqdm import tqdm
-    from transformers import GenerationConfig
 
     plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    _check_room(plain, prompts, max_new_tokens + _virtual_count(model))
+    encoder_decoder = bool(plain.config.is_encoder_decoder)
+    _check_room(plain, prompts, (0 if encoder_decoder else max_new_tokens) + _virtual_count(model))
     ends = [token for token in (tokenizer.eos_token_id, end.token if end else None) if token is not None]
     text = end.text if end else None
-    settings = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=ends or None,
-        pad_token_id=tokenizer.pad_token_id,
-        use_cache=True,
-    )
+    settings = _settings(plain, max_new_tokens, num_beams, ends, tokenizer.pad_token_id)
     answers: list[list[int]] = [[] for _ in prompts]
     new_tokens = 0
     model.eval()
@@ -101,10 +99,10 @@ def generate(
     with torch.inference_mode(), _without_own_settings(plain):
         for indices in tqdm(batches, desc="generate", unit="batch", disable=None, leave=False):
             inputs = _inputs(model, plain, [prompts[index] for index in indices], tokenizer.pad_token_id)
-            # Prompts given as vectors do not come back.
-            given = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+            # Prompts given as vectors do not come back, nor what an encoder read: its decoder's start does.
+            given = 1 if encoder_decoder else inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
             stops = [_Written(text, tokenizer, given)] if text else None
-            rows = plain.generate(**inputs, generation_config=settings, stopping_criteria=stops)
+            rows = _writer(model, plain).generate(**inputs, generation_config=settings, stopping_criteria=stops)
             for index, row in zip(indices, rows[:, given:].tolist(), strict=True):
                 length = next((place for place, token in enumerate(row) if token in ends), len(row))
                 if text:
@@ -188,6 +186,30 @@ def _virtual_count(model: "nn.Module") -> int:
     return int(config.num_virtual_tokens)
 
 
+def _settings(plain: "PreTrainedModel", max_new_tokens: int, num_beams: int, ends: list[int], padding: int) -> Any:
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=num_beams,
+        decoder_start_token_id=plain.config.decoder_start_token_id if plain.config.is_encoder_decoder else None,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=ends or None,
+        pad_token_id=padding,
+        use_cache=True,
+    )
+
+
+def _writer(model: "nn.Module", plain: "PreTrainedModel") -> Any:
+    """The plain model, or peft's own, whose `generate` puts a prefix before the decoder beside an encoder."""
+    return model if plain.config.is_encoder_decoder and _is_prefix(model) else plain
+
+
+def _is_prefix(model: "nn.Module") -> bool:
+    """Whether peft puts keys and values in front of what the model reads."""
+    return bool(_virtual_count(model)) and model.active_peft_config.peft_type.value == "PREFIX_TUNING"  # type: ignore[union-attr]
+
+
 def _check_room(model: "nn.Module", rows: list[list[int]], further: int) -> None:
     if not all(rows):
         raise ValueError("a prompt has no tokens: nothing stands before its answer")
@@ -215,6 +237,8 @@ def _inputs(model: "nn.Module", plain: "PreTrainedModel", prompts: list[list[int
     import torch
 
     rows = [torch.tensor(prompt, device=plain.device) for prompt in prompts]
+    if plain.config.is_encoder_decoder:
+        return _sources(model, plain, rows, padding)
     if not _virtual_count(model):
         return {"input_ids": _pad(rows, padding), "attention_mask": _mask(rows)}
     virtual: Tensor | Cache = model.get_prompt(len(rows))  # type: ignore[operator]
@@ -229,14 +253,26 @@ def _inputs(model: "nn.Module", plain: "PreTrainedModel", prompts: list[list[int
     return inputs | {str(cache_argument(plain)): virtual}
 
 
-def _pad(rows: "list[Tensor]", value: int) -> "Tensor":
+def _sources(model: "nn.Module", plain: "PreTrainedModel", rows: "list[Tensor]", padding: int) -> dict[str, Any]:
+    """What an encoder reads, padded on the right, with peft's virtual tokens in front: arguments of `generate`."""
+    import torch
+
+    if not _virtual_count(model) or _is_prefix(model):
+        return {"input_ids": _pad(rows, padding, "right"), "attention_mask": _mask(rows, "right")}
+    virtual: Tensor = model.get_prompt(len(rows))  # type: ignore[operator]
+    embedded = [plain.get_input_embeddings()(row) for row in rows]
+    vectors = [torch.cat([soft.to(row.dtype), row]) for soft, row in zip(virtual, embedded, strict=True)]
+    return {"inputs_embeds": _pad(vectors, 0, "right"), "attention_mask": _mask(vectors, "right")}
+
+
+def _pad(rows: "list[Tensor]", value: int, side: str = "left") -> "Tensor":
     from torch.nn.utils.rnn import pad_sequence
 
-    return pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left")
+    return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
 
 
-def _mask(rows: "list[Tensor]") -> "Tensor":
+def _mask(rows: "list[Tensor]", side: str = "left") -> "Tensor":
     """1 where a row has a token or a vector, 0 where it is padded: batch x sequence."""
     import torch
 
-    return _pad([torch.ones(len(row), dtype=torch.long, device=row.device) for row in rows], 0)
+    return _pad([torch.ones(len(row), dtype=torch.long, device=row.device) for row in rows], 0, side)

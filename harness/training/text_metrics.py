@@ -1,10 +1,10 @@
 r"""Metrics of generated text: a score of one prediction against its reference, of which the metric is the mean.
 
 Exact match and token F1 are SQuAD's (Rajpurkar et al. 2016, arXiv 1606.05250; F1 of empty answers as in SQuAD 2.0,
-Rajpurkar et al. 2018, arXiv 1806.03822). ROUGE-L is Lin 2004 ("ROUGE: A Package for Automatic Evaluation of
-Summaries", section 3). GSM8K's answer is that of Cobbe et al. 2021 (arXiv 2110.14168, section 2).
+Rajpurkar et al. 2018, arXiv 1806.03822). ROUGE-L, -1 and -2 are Lin 2004 ("ROUGE: A Package for Automatic
+Evaluation of Summaries", sections 3 and 2). GSM8K's answer is that of Cobbe et al. 2021 (arXiv 2110.14168, section 2).
 
-ROUGE-L is written out here: the package rouge_score would bring nltk, absl, six and their needs for a stemmer that is
+ROUGE is written out here: the package rouge_score would bring nltk, absl, six and their needs for a stemmer that is
 not used, and the rest of it is one table. Values are the same on English text without stemming; letters outside of
 a-z are part of a word here, which that package takes for spaces.
 
@@ -109,6 +109,28 @@ def rouge_l(prediction: str, reference: str) -> float:
     return _harmonic_mean(_common_subsequence(predicted, true), len(predicted), len(true))
 
 
+def rouge_1(prediction: str, reference: str) -> float:
+    """ROUGE-1: harmonic mean of precision and recall over words, each as often as it occurs (Lin 2004, section 2).
+
+    Where either side is blank, it is 1 if both are and else 0; so is ROUGE-2.
+    """
+    return _rouge_n(prediction, reference, 1)
+
+
+def rouge_2(prediction: str, reference: str) -> float:
+    """ROUGE-2: the same over pairs of neighboring words, of which a text of one word has none: it scores 0."""
+    return _rouge_n(prediction, reference, 2)
+
+
+def _rouge_n(prediction: str, reference: str, n: int) -> float:
+    read = [words(prediction), words(reference)]
+    if not all(read):
+        return float(read[0] == read[1])
+    predicted, true = (Counter(zip(*(text[start:] for start in range(n)), strict=False)) for text in read)
+    total = predicted.total() + true.total()
+    return 2 * (predicted & true).total() / total if total else 0.0
+
+
 def gsm8k_answer(prediction: str, reference: str) -> float:
     """1 if the final numbers are equal as numbers, else 0; also 0 where either side has none.
 
@@ -150,5 +172,5 @@ def _common_subsequence(left: list[str], right: list[str]) -> int:
 
 
 PER_ROW: dict[str, Callable[[str, str], float]] = {
-    function.__name__: function for function in (exact_match, token_f1, rouge_l, gsm8k_answer)
+    function.__name__: function for function in (exact_match, token_f1, rouge_l, gsm8k_answer, rouge_1, rouge_2)
 }

@@ -196,11 +196,13 @@ class Trainer:
         largest = max(micro_batches, key=lambda batch: batch.padded_tokens)
         # Not the batch's rows: a pair of answers is two texts.
         texts, length = largest.inputs["input_ids"].shape
+        written = largest.inputs.get("decoder_input_ids")
         costs = measure.StepCosts(
             texts,
             tokens=sum(batch.tokens for batch in micro_batches),
             length=length,
             padded_tokens=sum(batch.padded_tokens for batch in micro_batches),
+            target_length=written.shape[1] if written is not None else None,
         )
         return measure.StepMeter(self.adapter.model, self.optimizer, costs)
 

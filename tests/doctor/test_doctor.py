@@ -13,7 +13,7 @@ from harness import models
 from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
-from harness.config.schema import Experiment, Quantization
+from harness.config.schema import Experiment, Precision, Quantization
 from harness.config.sources import conf_root
 from harness.doctor import __main__ as doctor
 from harness.doctor import compatibility, machine, tables
@@ -28,11 +28,12 @@ def findings() -> list[Finding]:
     return ask(experiments(METHODS))
 
 
-def test_every_architecture_is_asked_and_the_decoders_twice() -> None:
-    """Thirteen for classification, six of them for language modeling."""
+def test_every_architecture_is_asked_and_what_writes_twice() -> None:
+    """Twenty-two for classification, eleven of them for language modeling, three as an encoder with a decoder."""
     asked = list(backbones())
-    assert len(asked) == len(set(asked)) == 19
-    assert sum(kind is Kind.causal_lm for _, kind in asked) == 6
+    assert len(asked) == len(set(asked)) == 36
+    assert sum(kind is Kind.causal_lm for _, kind in asked) == 11
+    assert sum(kind is Kind.seq2seq_lm for _, kind in asked) == 3
 
 
 @pytest.fixture(scope="module")
@@ -72,25 +73,38 @@ def test_a_refusal_is_what_a_run_is_told(findings: list[Finding], tiny_model: Ca
 
 def test_the_same_reason_on_several_backbones_is_one_footnote(findings: list[Finding]) -> None:
     """It names them all."""
-    (classification, language), legend = tables.grids(findings)
+    (classification, language, pairs), legend = tables.grids(findings)
     cells = dict(zip(classification.architectures, classification.rows["bitfit"], strict=False))
     assert cells["bert"] == "yes"
     assert cells["llama"] == cells["gemma"] != "yes"
-    assert "llama/mistral/gemma backbone has no bias terms" in legend[int(cells["llama"]) - 1]
+    assert "llama/mistral/gemma/" in (reason := legend[int(cells["llama"]) - 1])
+    assert "backbone has no bias terms" in reason
     assert set(language.rows["head"][:-2]) == {language.rows["head"][0]} != {"yes"}
     assert language.rows["head"][-2:] == ["-", "-"]
-    assert classification.rows["lora"] == ["yes"] * 15
+    assert classification.rows["lora"] == ["yes"] * 24
+    assert pairs.rows["lora"] == ["yes"] * 5
     assert "model.quantization=nf4/int8: method=full needs unquantized weights" in legend
 
 
 def test_the_rules_agree_with_what_happens(tmp_path: Path) -> None:
-    """On one encoder and one decoder here; `doctor.live=true` tries every pair."""
+    """On one encoder, one decoder and one of both here; `doctor.live=true` tries every pair."""
     tasks = experiments(METHODS)
-    some = [f for f in ask(tasks) if f.architecture in ("distilbert", "llama")]
+    some = [f for f in ask(tasks) if f.architecture in ("distilbert", "llama", "bart")]
     tried = list(attempt(some, tasks, tmp_path))
-    assert len(tried) == len(METHODS) * 3 * 3
+    assert len(tried) == len(METHODS) * 3 * 5
     assert [f for f in tried if f.disagrees] == []
     assert any(f.failure for f in tried)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_architecture_trains_live_in_either_precision(precision: str, tmp_path: Path) -> None:
+    """Of each family of methods one, unquantized, for every kind of head."""
+    tasks = experiments(["full", "lora", "houlsby", "prefix_tuning"])
+    some = [f for f in ask(tasks) if f.quantization is Quantization.none]
+    tried = list(attempt(some, tasks, tmp_path, Precision[precision]))
+    assert len(tried) == 4 * len(list(backbones()))
+    assert [f for f in tried if f.disagrees] == []
 
 
 def test_a_rule_that_is_wrong_is_found(tmp_path: Path) -> None:
@@ -135,7 +149,8 @@ def test_the_tables_fit_80_columns(capsys: pytest.CaptureFixture, monkeypatch: p
     status, out, _ = print_with(capsys, monkeypatch)
     assert status == 0
     assert max(map(len, out.splitlines())) <= 80
-    assert "ber rob ele dis deb alb mod gpt opt lla qwe mis gem nf4 int8" in out
+    assert "ber rob xlm ele dis deb alb mod gp2 opt lla qw2 mis" in out
+    assert "gea qw3 ge2 get phi gpx t5  mt5 bar nf4 int8" in out
     for name in ("torch", "transformers", "peft", "bitsandbytes", "memory", "GPU", "nf4", "int8"):
         assert name in out
 
@@ -146,12 +161,12 @@ def test_json_and_markdown_hold_every_pair(
     """For programs, and for documents."""
     monkeypatch.setattr(doctor, "examine", lambda options: findings)
     content = json.loads(print_with(capsys, monkeypatch, "doctor.format=json")[1])
-    assert len(content["methods"]) == 19 * len(METHODS) * 3
+    assert len(content["methods"]) == 36 * len(METHODS) * 3
     assert {entry["works"] for entry in content["methods"]} == {True, False}
     assert content["machine"]["memory_bytes"] > 0
     text = print_with(capsys, monkeypatch, "doctor.format=markdown")[1]
     assert text.splitlines()[0] == f"<!-- Made by {tables.MARKDOWN_COMMAND} -->"
-    assert "| lora |" + " yes |" * 15 in text
+    assert "| lora |" + " yes |" * 24 in text
     assert "## Reasons\n\n1. " in text
 
 

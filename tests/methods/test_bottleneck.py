@@ -43,13 +43,13 @@ def backbone_of(architecture: str, kind: Kind = Kind.classification) -> Backbone
     return replace(original, model=copy.deepcopy(original.model))
 
 
-def inputs(kind: Kind) -> dict[str, torch.Tensor]:
-    return plain_inputs(words(8, 12), kind)
+def inputs(kind: Kind, configuration: Any = None) -> dict[str, torch.Tensor]:
+    return plain_inputs(words(8, 12), kind, configuration)
 
 
 def logits(backbone: Backbone) -> torch.Tensor:
     with torch.no_grad():
-        return backbone.model.eval()(**inputs(backbone.kind)).logits
+        return backbone.model.eval()(**inputs(backbone.kind, backbone.model.config)).logits
 
 
 def train(adapter: Any, kind: Kind, steps: int = 3, autocast: bool = False) -> tuple[float, float]:
@@ -59,7 +59,7 @@ def train(adapter: Any, kind: Kind, steps: int = 3, autocast: bool = False) -> t
     losses = []
     for _ in range(steps + 1):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = adapter.model(**inputs(kind)).loss
+            loss = adapter.model(**inputs(kind, adapter.model.config)).loss
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()

@@ -32,12 +32,29 @@ METHODS = sorted(
 )
 # An encoder and a decoder in every test run, with a test for each promise; the rest of the table is marked slow.
 QUICK = [("bert", Kind.classification), ("llama", Kind.causal_lm)]
+QUICK_OF_FEW = [("t5", Kind.seq2seq_lm)]
 TABLE = [
     pytest.param((method, model_type, kind), id=f"{method}-{model_type}-{kind.name}")
     for method in METHODS
     for model_type, kind in backbones()
 ]
-QUICK_TABLE = [row for row in TABLE if row.values[0][1:] in QUICK]
+# Of an encoder with a decoder, and of architectures that are like another one, so many stand for the rest.
+FEW = {"full", "bitfit", "lora", "ia3", "houlsby", "pfeiffer", "prompt_tuning", "prefix_tuning"}
+LIKE_ANOTHER = {"xlm-roberta", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt_neox", "mt5"}
+QUICK_TABLE = [
+    row
+    for row in TABLE
+    if row.values[0][1:] in QUICK or (row.values[0][1:] in QUICK_OF_FEW and row.values[0][0] in FEW)
+]
+
+
+def stands_for_itself(method: str, model_type: str, kind: Kind) -> bool:
+    """Whether a pair is tried at all."""
+    alike = model_type in LIKE_ANOTHER or (model_type in ("t5", "bart") and kind is Kind.classification)
+    return method in FEW or not alike
+
+
+SLOW_TABLE = [row for row in TABLE if row not in QUICK_TABLE and stands_for_itself(*row.values[0])]
 # Methods that can go with every backbone: a refusal of theirs is a mistake. The head needs a head to train.
 UNIVERSAL = {"full", "lora", "rslora", "dora", "houlsby", "pfeiffer", "parallel_adapter", "compacter", "diff_pruning"}
 LANGUAGE_MODELS_ONLY = {"adaption_prompt", "trainable_tokens"}
@@ -95,7 +112,7 @@ def _load(folder: Path, experiment: Experiment) -> Backbone:
     return backbone
 
 
-def inputs(kind: Kind = Kind.classification) -> dict[str, torch.Tensor]:
+def inputs(kind: Kind = Kind.classification, configuration: Any = None) -> dict[str, torch.Tensor]:
     """Rows with `<s>` in front, for a method may train the special tokens alone.
 
     Random features hardly differ among rows: what three steps can learn is that one class is the more frequent.
@@ -103,13 +120,13 @@ def inputs(kind: Kind = Kind.classification) -> dict[str, torch.Tensor]:
     tokens = words(8, 12)
     tokens[:, 0] = 2
     labels = {"labels": (torch.arange(8) > 1).long()} if kind is Kind.classification else {}
-    return {**plain_inputs(tokens, kind), **labels}
+    return {**plain_inputs(tokens, kind, configuration), **labels}
 
 
 def logits(model: torch.nn.Module, kind: Kind = Kind.classification) -> torch.Tensor:
     model.eval()
     with torch.no_grad():
-        return model(**inputs(kind)).logits
+        return model(**inputs(kind, model.config)).logits
 
 
 def train(adapter: Any, kind: Kind = Kind.classification, rate: float = 1e-3, steps: int = 3) -> tuple[float, float]:
@@ -122,7 +139,7 @@ def train(adapter: Any, kind: Kind = Kind.classification, rate: float = 1e-3, st
     adapter.start(steps)
     losses = []
     for step in range(1, steps + 2):
-        loss = model(**inputs(kind)).loss
+        loss = model(**inputs(kind, model.config)).loss
         losses.append(loss.item())
         if step > steps:
             break
@@ -139,8 +156,9 @@ def train(adapter: Any, kind: Kind = Kind.classification, rate: float = 1e-3, st
 def alone_and_padded(backbone: Backbone, model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """The logits of a short row by itself, and beside a longer one that makes it padded."""
     collate = collator_for(backbone, SimpleNamespace(pad_token_id=0), torch.device("cpu"))  # type: ignore[arg-type]
+    answer = {"label": 0} if backbone.kind is Kind.classification else {"labels": [20, 21, 22, 3]}
     rows = [
-        {"input_ids": list(range(10, 10 + n)), "attention_mask": [1] * n, "label": 0, "length": n, "weight": 1}
+        {"input_ids": [*range(10, 9 + n), 3], "attention_mask": [1] * n, **answer, "length": n, "weight": 1}
         for n in (5, 11)
     ]
     model.eval()
@@ -153,7 +171,7 @@ def alone_and_padded(backbone: Backbone, model: torch.nn.Module) -> tuple[torch.
 def test_there_are_methods_to_test() -> None:
     """The four basic methods and nearly all architectures take part in the contract."""
     assert {"full", "head", "bitfit", "lora"} <= set(METHODS)
-    assert {architecture for architecture, _ in backbones()} == set(ARCHITECTURES) - {"bloom", "t5", "mt5"}
+    assert {architecture for architecture, _ in backbones()} == set(ARCHITECTURES) - {"bloom"}
 
 
 class Pair:
@@ -270,7 +288,7 @@ class TestContract:
     def test_a_score_does_not_depend_on_how_its_batch_is_padded(self, pair: Pair) -> None:
         """A short row beside a long one."""
         assert pair.trained is not None
-        if pair.kind is Kind.classification:
+        if pair.kind is not Kind.causal_lm:
             alone, padded = alone_and_padded(pair.backbone, pair.adapter.model)
             assert torch.allclose(alone, padded, atol=1e-4)
 
@@ -308,7 +326,7 @@ class TestContract:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("row", [row for row in TABLE if row not in QUICK_TABLE])
+@pytest.mark.parametrize("row", SLOW_TABLE)
 def test_every_promise_is_kept_elsewhere_too(row: tuple[str, str, Kind], tiny_model: TinyModel, tmp_path: Path) -> None:
     """One test per method and backbone, whose failure names each promise that is broken, not the first alone."""
     name, model_type, kind = row

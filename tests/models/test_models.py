@@ -149,7 +149,9 @@ def test_a_row_scores_the_same_alone_and_padded_in_a_batch(kind: str, tiny_model
     backbone.model.config.pad_token_id = tokenizer.pad_token_id
     backbone.model.eval()
     collate = collator_for(backbone, tokenizer, torch.device("cpu"))
-    rows = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
+    # An encoder with a decoder reads the score at the end of sequence.
+    end = [3] * backbone.architecture.pair
+    rows = [[5, 6, 7, 8, 9, 10, 11, *end], [12, *end], [13, 14, 15, *end]]
     features = [
         {"input_ids": row, "attention_mask": [1] * len(row), "length": len(row), "weight": 1, "label": 0}
         for row in rows

@@ -46,7 +46,7 @@ def test_a_report_is_printed_and_written(store: str, tmp_path: Path, capsys: pyt
         assert "0.8050" in text
         assert "majority class" in text
         assert "ia3" not in text
-    assert printed.rstrip().endswith(f"mlflow ui --backend-store-uri {store} --host 127.0.0.1 --port 5000")
+    assert printed.rstrip().endswith(f"Every run: harness-report ui=true tracking.uri={store}")
     with (tmp_path / "report" / "scores.csv").open(newline="") as file:
         rows = {row["configuration"]: row for row in csv.DictReader(file)}
     assert float(rows["lora"]["mean"]) == pytest.approx(0.805)

@@ -28,7 +28,7 @@ from harness.training.batches import IGNORED, collator_for
 from harness.training.evaluation import Subject
 
 CPU = torch.device("cpu")
-ENCODERS = [name for name in TINY if not ARCHITECTURES[name].decoder]
+ENCODERS = [name for name in TINY if not (ARCHITECTURES[name].decoder or ARCHITECTURES[name].pair)]
 DECODERS = [name for name in TINY if ARCHITECTURES[name].decoder]
 VOCABULARY = ["<pad>", "<unk>", "<s>", "</s>", "<mask>", *(f"word{number}" for number in range(59))]
 TEXT = [" ".join(f"word{(7 * place + row) % 59}" for place in range(5 + 4 * row)) for row in range(5)]

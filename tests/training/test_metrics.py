@@ -154,7 +154,15 @@ def test_metrics_of_text_work_as_evaluate_metrics_combined():
     found = evaluate.combine([metric(name) for name in PER_ROW]).compute(
         predictions=["The cat, 5", "dogs"], references=["cat 5", "a bird"]
     )
-    assert found == pytest.approx({"exact_match": 0.5, "token_f1": 0.5, "rouge_l": 0.4, "gsm8k_answer": 0.5})
+    by_hand = {
+        "exact_match": 0.5,
+        "token_f1": 0.5,
+        "rouge_l": 0.4,
+        "gsm8k_answer": 0.5,
+        "rouge_1": 0.4,
+        "rouge_2": 1 / 3,
+    }
+    assert found == pytest.approx(by_hand)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +214,14 @@ def test_squads_normalization_takes_case_articles_punctuation_and_spacing_away(t
         ("rouge_l", "police kill the gunman", "police killed the gunman", 3 / 4),
         ("rouge_l", "the gunman kill police", "police killed the gunman", 2 / 4),
         ("rouge_l", "The cat; sat.", "the CAT sat", 1),
+        ("rouge_1", "the cat the cat", "the cat sat", 4 / 7),  # each word as often as it occurs
+        ("rouge_1", "c b a", "a b c", 1),
+        ("rouge_1", "", " ", 1),
+        ("rouge_1", "", "dog", 0),
+        ("rouge_2", "the cat sat down", "down the cat sat", 4 / 6),
+        ("rouge_2", "c b a", "a b c", 0),
+        ("rouge_2", "cat", "cat", 0),  # of one word there is no pair
+        ("rouge_2", "", "", 1),
         ("rouge_l", "a x b y c", "a b c", 6 / 8),  # 3 in order; precision 3/5, recall 1
         ("rouge_l", "c b a", "a b c", 1 / 3),
         ("rouge_l", "b a b", "a b b", 2 / 3),
