@@ -14,12 +14,11 @@ import pytest
 from harness.catalog import KINDS, read_keys
 from harness.config.build import build
 from harness.config.compose import compose
-from harness.config.sources import conf_root
 from harness.plan.__main__ import expand
 from harness.plan.__main__ import parse as parse_plan
 from harness.report.__main__ import parse as parse_report
 
-ROOT = conf_root()
+ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```(?:bash|console)\n(.*?)```", re.DOTALL)
 # What a shell runs that is not ours.
