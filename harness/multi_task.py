@@ -171,8 +171,9 @@ def _score(adapters: "AdapterSet", run: Path) -> Scored:
 
 def write(rows: list[Scored], storage: Storage, out: Path) -> None:
     """Print the table, and write it as Markdown and JSON."""
+    from harness.report import terminal
     from harness.report.cells import Table, number, size
-    from harness.report.markdown import markdown, terminal
+    from harness.report.markdown import markdown
 
     columns = ("task", "method", "metric", "score", "recorded", "adapter", "swap ms", "remarks")
     cells = [
@@ -195,7 +196,7 @@ def write(rows: list[Scored], storage: Storage, out: Path) -> None:
     )
     table = Table("Many tasks on one backbone", columns, cells, text_columns=("task", "method", "metric", "remarks"))
     Console().print(lead)
-    terminal([table])
+    terminal.show([table])
     content: dict[str, Any] = {"tasks": [asdict(row) for row in rows], "storage": asdict(storage)}
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "multi_task.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -48,6 +48,8 @@ def test_a_mistake_is_told_in_one_sentence_with_exit_status_2(tmp_path, argument
     assert sentence in ended.stderr
     assert "Traceback" not in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not list(tmp_path.glob("runs/single/*"))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,8 @@ def test_a_password_in_the_stores_uri_is_in_no_output_and_no_file(tmp_path, mult
     assert ended.returncode == 2
     assert "http://***@127.0.0.1:9" in ended.stderr
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert written
+    # A single run that is refused leaves nothing; a sweep has written what it was asked for.
+    assert bool(written) == bool(multirun)
     assert not [path for path in written if "s3cret" in path.read_text()]
     assert "s3cret" not in ended.stdout + ended.stderr
 
@@ -167,6 +170,7 @@ def test_a_run_from_the_shell_ends_with_scores_costs_and_an_adapter_with_its_car
     ended = harness(tmp_path, *tiny_experiment, "hydra.run.dir=here", "train.max_steps=4", "measure.predict=true")
     assert ended.returncode == 0, ended.stderr
     assert "validation accuracy" in ended.stdout + ended.stderr
+    assert ended.stdout.splitlines()[-1].startswith("Next: harness-report")
     card = (tmp_path / "here/adapter/README.md").read_text()
     assert "train.max_steps=4" in card
     result = json.loads((tmp_path / "here/result.json").read_text())

@@ -9,6 +9,7 @@ keys:
   out=FOLDER         where the files go (claims)
   only=ID,ID         only these claims
   backbones=A,B      folders of backbones whose weights are quantized too
+  cases=FILE         the cases.csv of an earlier judging in place of stores: its pages anew
   ledger=FILE        the claims and their rules (reports/claims.yaml)
 """
 
@@ -36,6 +37,7 @@ class Options:
     only: str = ""
     backbones: str = ""
     ledger: str = ""
+    cases: str = ""
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -83,8 +85,8 @@ def run(options: Options) -> None:
     """
     from harness.claims import pages
     from harness.claims.evidence import Evidence
-    from harness.claims.ledger import default_path, judge, load
-    from harness.report import markdown
+    from harness.claims.ledger import default_path, judge, load, rejudge
+    from harness.report import terminal
 
     ledger = load(Path(options.ledger) if options.ledger else default_path())
     claims = {claim.id: claim for claim in ledger.claims}
@@ -97,10 +99,13 @@ def run(options: Options) -> None:
         if not folder.is_dir():
             raise ConfigError(f"backbones={folder}: there is no such folder")
     evidence = Evidence(places(options.stores), ledger.evidence, backbones)
-    judged = [judge(claims[name], evidence) for name in tqdm(wanted, unit="claim", disable=None)]
+    if options.cases:
+        judged = rejudge([claims[name] for name in wanted], Path(options.cases))
+    else:
+        judged = [judge(claims[name], evidence) for name in tqdm(wanted, unit="claim", disable=None)]
     out = Path(options.out)
     names = pages.write(judged, evidence.damaged, out)
-    markdown.terminal([pages.verdict_table(judged)])
+    terminal.show([pages.verdict_table(judged)])
     print(pages.lead(judged))
     for reason in evidence.damaged:
         print(reason, file=sys.stderr)

@@ -1,7 +1,8 @@
 """`reports/claims.yaml`: the claims, who makes them, and the rules that test them, checked before anything is read."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ from yaml import YAMLError
 
 from harness.claims import architecture, costs, scores
 from harness.claims.evidence import Evidence
-from harness.claims.verdict import Case, Verdict, of_cases, of_tests
+from harness.claims.verdict import Case, Finding, Verdict, of_cases, of_tests
 from harness.config.build import typed
 from harness.config.errors import ConfigError, near_misses
 from harness.config.sources import conf_root
@@ -184,3 +185,32 @@ def judge(claim: Claim, evidence: Evidence) -> Judged:
             raise ConfigError(f"claims.{claim.id}.tests.{number}: {error}") from error
         tests.append(Tested(test, of_cases(case.outcome for case in cases), cases))
     return Judged(claim, of_tests(tested.verdict for tested in tests), tuple(tests))
+
+
+def rejudge(claims: Iterable[Claim], cases: Path) -> list[Judged]:
+    """Judge claims by the cases that an earlier judging wrote, as `cases.csv`: the pages anew, without its stores.
+
+    Raises:
+        ConfigError: The file can't be read, or holds no cases of a test.
+    """
+    rows: dict[tuple[str, str], list[Case]] = {}
+    kinds = {field.name: field.type for field in fields(Case)}
+    try:
+        with cases.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                values: dict[str, Any] = {name: row[name] for name in kinds}
+                values |= {name: float(row[name] or "nan") for name, kind in kinds.items() if kind in (float, "float")}
+                case = Case(**{**values, "outcome": Finding(row["outcome"])})
+                rows.setdefault((row["id"], row["test"]), []).append(case)
+    except (OSError, KeyError, ValueError) as error:
+        raise ConfigError(f"cases={cases}: it can't be read: {error}") from error
+    judged = []
+    for claim in claims:
+        tests = []
+        for number, test in enumerate(claim.tests, 1):
+            if (claim.id, str(number)) not in rows:
+                raise ConfigError(f"cases={cases}: it holds no case of test {number} of {claim.id}")
+            found = tuple(rows[claim.id, str(number)])
+            tests.append(Tested(test, of_cases(case.outcome for case in found), found))
+        judged.append(Judged(claim, of_tests(tested.verdict for tested in tests), tuple(tests)))
+    return judged

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.claims.ledger import Judged, Tested
-from harness.claims.picture import draw
+from harness.claims.picture import draw, draw_claim
 from harness.claims.verdict import Case, Finding, Verdict
 from harness.config.errors import ConfigError
 from harness.report.cells import NONE, Table
@@ -51,14 +51,22 @@ def lead(judged: Sequence[Judged]) -> str:
 
 
 def verdict_table(judged: Sequence[Judged]) -> Table:
-    """Make a table of one row per claim."""
+    """Make a table of one row per claim: the sentence and its verdict first."""
     rows = []
     for one in judged:
         counts = Counter(case.outcome for case in one.cases)
-        rows.append((one.claim.id, str(one.verdict), *(str(counts[kind]) for kind in Finding), one.claim.claim))
-    columns = ("claim", "verdict", *(str(kind) for kind in Finding), "sentence")
+        rows.append((one.claim.claim, str(one.verdict), *(str(counts[kind]) for kind in Finding), one.claim.id))
+    kinds = tuple(str(kind) for kind in Finding)
     caption = "Of how many cases each claim holds, fails, is undecided, or has no evidence."
-    return Table("Verdicts", columns, rows, caption, ("claim", "verdict", "sentence"))
+    return Table(
+        "Verdicts",
+        ("sentence", "verdict", *kinds, "claim"),
+        rows,
+        caption,
+        ("sentence", "verdict", "claim"),
+        prose=("sentence",),
+        secondary=(*kinds, "claim"),
+    )
 
 
 def found(one: Judged) -> str:
@@ -86,15 +94,24 @@ def claim_table(one: Judged) -> Table:
         for case in tested.cases:
             measured = (written(case.value, case.unit), interval(case), holds_where(case))
             remark = ". ".join(plain(text) for text in (case.name, case.remark) if text)
-            rows.append((str(number), str(case.outcome), *measured, plain(case.evidence), remark))
-    columns = ("test", "outcome", "found", "95% interval", "holds where", "evidence", "case")
+            rows.append((remark, str(case.outcome), *measured, plain(case.evidence), str(number)))
+    columns = ("case", "outcome", "found", "95% interval", "holds where", "evidence", "test")
     rules = " ".join(
         f"({number}) {tested.test.says} [{tested.test.rule}: {tested.verdict}]"
         for number, tested in enumerate(one.tests, 1)
     )
     caption = f"Said by: {one.claim.source}. Tests: {rules} To know more: {one.claim.needs}"
-    title = f"{one.claim.id}, {one.verdict}: {one.claim.claim}"
-    return Table(title, columns, rows, caption, ("test", "outcome", "holds where", "evidence", "case"))
+    return Table(
+        f"{one.verdict}: {one.claim.claim} ({one.claim.id})",
+        columns,
+        rows,
+        caption,
+        ("case", "outcome", "holds where", "evidence", "test"),
+        prose=("case",),
+        secondary=("evidence", "test"),
+        detail=True,
+        picture=draw_claim(one),
+    )
 
 
 def written(value: float, unit: str) -> str:

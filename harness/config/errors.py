@@ -25,6 +25,9 @@ def write_anywhere() -> None:
 def near_misses(name: str, valid: Iterable[str]) -> str:
     """Say what may have been meant, and what there is: "did you mean lora? Valid: bitfit, full, head, lora"."""
     valid = sorted(valid)
-    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.6)
+    folded: dict[str, str] = {}
+    for one in valid:
+        folded.setdefault(one.casefold(), one)
+    close = [folded[one] for one in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.6)]
     question = f"did you mean {' or '.join(close)}? " if close else ""
     return f"{question}Valid: {', '.join(valid)}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.config.errors import ConfigError
 from harness.config.mistakes import choices
+from harness.config.spelling import spelled
 
 GROUP = "model="
 DIMENSION = "model.architecture."
@@ -24,7 +25,7 @@ def with_paths(overrides: list[str]) -> list[str]:
     Raises:
         ConfigError: Some of several values are files of conf/model/ and others are not.
     """
-    return [one for override in overrides for one in _of_one(override)]
+    return [one for override in overrides for one in _of_one(override if _is_place(override) else spelled(override))]
 
 
 def _of_one(override: str) -> list[str]:
@@ -44,6 +45,11 @@ def _of_one(override: str) -> list[str]:
         )
     quoted = ",".join("'" + value.replace("'", r"\'") + "'" for value in values)
     return [f"{GROUP}{STARTING_FROM}", f"model.path={quoted}", "model.name='${base_name:${model.path}}'"]
+
+
+def _is_place(override: str) -> bool:
+    """Whether it names a model by its folder or Hub name, which is taken as it is."""
+    return override.startswith(GROUP) and any(_is_elsewhere(value) for value in override.removeprefix(GROUP).split(","))
 
 
 def _is_elsewhere(value: str) -> bool:

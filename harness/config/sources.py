@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ def register_resolvers() -> None:
 
     `${shipped:NAME}` is the folder of a backbone that comes with the package. `${real_data:NAME}` is a folder of
     `$HARNESS_REAL_DATA`, or null where that is not set. `${by:KEY,{A:1,B:2}}` is the value that KEY has in the table.
-    `${base_name:PATH}` is the last part of a path or Hub name. `${training_params:FILE,KEY,DEFAULT}` is what the
-    training_params.json beside a file says of a dotted key, or the default.
+    `${folder_name:NAME,OTHER}` is a name as one folder, or the other where there is none. `${base_name:PATH}` is the
+    last part of a path or Hub name. `${training_params:FILE,KEY,DEFAULT}` is what the training_params.json beside a
+    file says of a dotted key, or the default.
     """
     OmegaConf.register_new_resolver("shipped", lambda name: str(PACKAGE / "pretrained" / name), replace=True)
     OmegaConf.register_new_resolver("real_data", _real_data, replace=True)
     OmegaConf.register_new_resolver("by", _by, replace=True)
+    OmegaConf.register_new_resolver("folder_name", _folder_name, replace=True)
     OmegaConf.register_new_resolver("base_name", _base_name, replace=True)
     OmegaConf.register_new_resolver("training_params", _training_params, replace=True)
 
@@ -37,6 +40,10 @@ def register_resolvers() -> None:
 def _real_data(name: str) -> str | None:
     root = os.environ.get("HARNESS_REAL_DATA")
     return str(Path(root).expanduser().resolve() / name) if root else None
+
+
+def _folder_name(name: str | None, other: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", str(name)).strip(".") or other if name else other
 
 
 def _base_name(path: str) -> str:

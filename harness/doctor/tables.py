@@ -147,7 +147,7 @@ def print_tables(findings: "list[Finding]") -> None:
         _print_grid(console, grid)
     reasons = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for number, reason in enumerate(legend, start=1):
-        reasons.add_row(str(number), escape(reason))
+        reasons.add_row(f"[bold red]{number}[/]", escape(reason))
     console.print(reasons)
 
 
@@ -169,7 +169,9 @@ def _print_grid(console: "Console", grid: Grid) -> None:
         for place in places:
             table.add_column(columns[place], min_width=3)
         for method, cells in grid.rows.items():
-            table.add_row(method, *(cells[place] for place in places))
+            # What works is the rule; what does not stands out, where a terminal shows colors.
+            shown_cells = (cells[place] for place in places)
+            table.add_row(method, *(cell if cell in ("yes", "-") else f"[bold red]{cell}[/]" for cell in shown_cells))
         console.print(table)
 
 

@@ -43,6 +43,8 @@ def print_plan(arguments: list[str]) -> int:
     Raises:
         ConfigError: An argument is wrong, or the only point can't be run.
     """
+    if sys.stderr.isatty() and sys.stdout.isatty():
+        print("Planning a training step on tensors without data; the first takes some 15 s ...", file=sys.stderr)
     drawn: list[dict[str, Any]] = []
     refused = planned = 0
     try:

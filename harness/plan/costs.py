@@ -1,7 +1,7 @@
 """Costs of a run before it is started: parameters, memory, operations, storage."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ GIGABYTE = 10**9
 # What CUDA's context and the workspace of its matrix products take before the first tensor: 0.3 to 0.6 GB.
 CONTEXT_BYTES = 600 * 10**6
 PICTURES = ("png", "svg")
+# Tokens that real texts are usually cut at.
+USUAL_LENGTH = 256
 FORMATS = ("table", "json", "csv", "markdown")
 COLUMNS = {
     "adapter": "adapter_parameters",
@@ -145,6 +147,10 @@ def plan_point(name: str, overrides: list[str], settings: PlanSettings | None = 
     """
     settings = settings or PlanSettings()
     experiment = on_its_backbone(build(compose(name, overrides)))
+    if settings.length is None and not any(
+        override.lstrip("+").startswith("task.max_length=") for override in overrides
+    ):
+        settings = replace(settings, length=suited_length(experiment))
     step = step_of(experiment, settings)
     cost, unmeasured = costs(experiment, step)
     return {
@@ -154,6 +160,17 @@ def plan_point(name: str, overrides: list[str], settings: PlanSettings | None = 
         "fits": fits(cost, step.rows // experiment.task.sequences()),
         "storage": storage(cost, backbone_parameters(experiment), settings.tasks),
     }
+
+
+def suited_length(experiment: Experiment) -> int | None:
+    """Tokens of a step where the task is the micro world's and the backbone is none that grew up there; else null.
+
+    The texts of the micro world are short: with a large backbone they only stand in for a task of one's own.
+    """
+    positions = getattr(architecture_of(experiment), "max_position_embeddings", None) or 0
+    if not experiment.task.name.startswith("micro/") or positions < USUAL_LENGTH:
+        return None
+    return USUAL_LENGTH
 
 
 def backbone_parameters(experiment: Experiment) -> int:

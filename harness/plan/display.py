@@ -23,14 +23,16 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "other")
 
 
 def readable(value: int | None, is_bytes: bool) -> str:
-    """Three figures of a count in thousands, millions ..., or of bytes in binary units; json has every digit."""
+    """Three figures of a count or of bytes, in the powers of ten that reports use; json has every digit."""
     if value is None:
         return "-"
-    base, units = (1024, ["B", "KiB", "MiB", "GiB", "TiB"]) if is_bytes else (1000, ["", "K", "M", "B", "T"])
+    if not is_bytes and abs(value) < 999_500:
+        return f"{value:,}"
+    units = ["B", "kB", "MB", "GB", "TB"] if is_bytes else ["", "thousand", "million", "billion", "trillion"]
     amount = float(value)
     while amount >= 999.5 and len(units) > 1:
-        amount, units = amount / base, units[1:]
-    return f"{amount:.3g} {units[0]}".rstrip()
+        amount, units = amount / 1000, units[1:]
+    return f"{amount:.3g} {units[0]}"
 
 
 def cells(point: dict[str, Any]) -> list[str]:

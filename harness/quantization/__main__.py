@@ -83,7 +83,9 @@ def analyze(model: ModelConfig, study: Study) -> Path:
     Raises:
         ConfigError: The backbone can't be read or the folder can't be written.
     """
-    from harness.quantization.page import page, picture
+    from harness.quantization.page import HEADER, page, picture, rows
+    from harness.report import terminal
+    from harness.report.cells import Table
 
     folder = resolve(model)
     quiet_libraries()
@@ -102,6 +104,11 @@ def analyze(model: ModelConfig, study: Study) -> Path:
         }
         for kind, content in contents.items():
             (out / f"quantization_error.{kind}").write_bytes(content)
+    cells = [tuple(row) for row in rows(table)]
+    later = ("largest absolute error", "levels", "collisions", "least to most")
+    terminal.show(
+        [Table(f"Quantization error of {model.name}", tuple(HEADER), cells, text_columns=("scheme",), secondary=later)]
+    )
     return out
 
 

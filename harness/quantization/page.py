@@ -30,29 +30,17 @@ quantized scales.
 """
 
 
-def page(table: pd.DataFrame, model: str, matrix: str) -> str:
-    """Writes the study as Markdown, its findings first.
+HEADER = [
+    *("scheme", "bits per weight", "relative error", "least to most", "largest absolute error", "levels", "collisions"),
+    "within blocks",
+]
 
-    Args:
-        table: One row per matrix and scheme (`schemes.tabulate`).
-        model: What the backbone is called.
-        matrix: The matrix that was drawn.
-    """
-    ours = table[table["origin"] == "model"]
-    means = ours.groupby("scheme", sort=False).mean(numeric_only=True)
-    errors = ours.groupby("scheme", sort=False)["relative_error"]
-    least, most = errors.min(), errors.max()
-    error, bits, merged = means["relative_error"], means["bits_per_weight"], means["block_collisions"]
-    findings = (
-        f"Over the {ours['matrix'].nunique()} linear weight matrices in the layers of {model}, 4-bit integers with one "
-        f"scale per tensor are off by {error['int4_tensor']:.1%} of the weights' root mean square. A scale for each "
-        f"block of {BLOCK} makes that {error['int4_block']:.1%}, and NF4's levels in the same blocks make it "
-        f"{error['nf4_block']:.1%}, all three at {bits['int4_tensor']:.2f} to {bits['nf4_block']:.2f} bits per weight; "
-        f"quantizing NF4's scales too takes it to {bits['nf4_block_double']:.2f} bits and "
-        f"{error['nf4_block_double']:.1%}. Within a block, one 8-bit scale per tensor returns the same value for "
-        f"{merged['int8_tensor']:.1%} of neighboring weights, one scale per block for {merged['int8_block']:.1%}."
-    )
-    rows = [
+
+def rows(table: pd.DataFrame) -> list[list[str]]:
+    """One row per scheme: means over the matrices of the backbone, under `HEADER`."""
+    grouped = table[table["origin"] == "model"].groupby("scheme", sort=False)
+    least, most = grouped["relative_error"].min(), grouped["relative_error"].max()
+    return [
         [
             SCHEMES[name].label,
             f"{row['bits_per_weight']:.3f}",
@@ -63,10 +51,30 @@ def page(table: pd.DataFrame, model: str, matrix: str) -> str:
             f"{row['collisions']:.2%}",
             f"{row['block_collisions']:.2%}",
         ]
-        for name, row in means.iterrows()
+        for name, row in grouped.mean(numeric_only=True).iterrows()
     ]
-    header = ["scheme", "bits per weight", "relative error", "least to most", "largest absolute error", "levels"]
-    header += ["collisions", "within blocks"]
+
+
+def page(table: pd.DataFrame, model: str, matrix: str) -> str:
+    """Writes the study as Markdown, its findings first.
+
+    Args:
+        table: One row per matrix and scheme (`schemes.tabulate`).
+        model: What the backbone is called.
+        matrix: The matrix that was drawn.
+    """
+    ours = table[table["origin"] == "model"]
+    means = ours.groupby("scheme", sort=False).mean(numeric_only=True)
+    error, bits, merged = means["relative_error"], means["bits_per_weight"], means["block_collisions"]
+    findings = (
+        f"Over the {ours['matrix'].nunique()} linear weight matrices in the layers of {model}, 4-bit integers with one "
+        f"scale per tensor are off by {error['int4_tensor']:.1%} of the weights' root mean square. A scale for each "
+        f"block of {BLOCK} makes that {error['int4_block']:.1%}, and NF4's levels in the same blocks make it "
+        f"{error['nf4_block']:.1%}, all three at {bits['int4_tensor']:.2f} to {bits['nf4_block']:.2f} bits per weight; "
+        f"quantizing NF4's scales too takes it to {bits['nf4_block_double']:.2f} bits and "
+        f"{error['nf4_block_double']:.1%}. Within a block, one 8-bit scale per tensor returns the same value for "
+        f"{merged['int8_tensor']:.1%} of neighboring weights, one scale per block for {merged['int8_block']:.1%}."
+    )
     control = table[table["origin"] == "synthetic"].set_index(["matrix", "scheme"])
     shown = ("relative_error", "block_collisions")
     controls = [
@@ -79,7 +87,7 @@ def page(table: pd.DataFrame, model: str, matrix: str) -> str:
             f"{findings}\n",
             f"![Relative error by scheme, and the levels on {matrix}](quantization_error.png)\n",
             "Means over the matrices:\n",
-            *_table(header, rows),
+            *_table(HEADER, rows(table)),
             f"\nThe control is a matrix of {SYNTHETIC_SIDE} x {SYNTHETIC_SIDE} standard normal numbers, and the same "
             f"with {OUTLIER_SHARE:.1%} of them made {OUTLIER_FACTOR} times as large:\n",
             *_table(["scheme", "normal: error", "within blocks", "with outliers: error", "within blocks"], controls),
@@ -88,9 +96,9 @@ def page(table: pd.DataFrame, model: str, matrix: str) -> str:
     )
 
 
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+def _table(header: list[str], cells_of: list[list[str]]) -> list[str]:
     ruler = ["---", *["---:"] * (len(header) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (header, ruler, *rows)]
+    return [f"| {' | '.join(cells)} |" for cells in (header, ruler, *cells_of)]
 
 
 def picture(table: pd.DataFrame, name: str, weights: "Tensor") -> dict[str, bytes]:

@@ -205,7 +205,8 @@ def _attach(options: Options, report: Report, out: Path) -> None:
         return
     assert options.sweep is not None
     try:
-        text = f"# {report.title}\n\n{report.lead}\n\nThe report: artifacts, {pages.REPORT_FOLDER}/report.html"
+        lead = report.lead.replace("\n", "\n\n")
+        text = f"# {report.title}\n\n{lead}\n\nThe report: artifacts, {pages.REPORT_FOLDER}/report.html"
         columns, lowest = _view_columns(report.frames["runs"])
         given = (options.tracking.uri, options.sweep[0], text, columns, lowest)
         where = tracking.attach(_ours(out), *given, anywhere=bool(options.attach))
@@ -255,13 +256,13 @@ def _compare(options: Options) -> None:
 
 def _show(report: Report, out: Path) -> None:
     """Write the files, and print what they say."""
-    from harness.report import markdown
+    from harness.report import terminal
 
     write(report, out)
     print(report.title)
     print(report.lead)
     print()
-    markdown.terminal(report.tables)
+    terminal.show(report.tables)
     for note in report.notes:
         print(note)
     print(f"\nWritten to {out}: {', '.join(sorted(path.name for path in _ours(out)))}")
@@ -313,7 +314,7 @@ def _browsed(uri: str) -> str:
     place = parse_uri(uri)
     if place.path is None:
         return redact(place.uri)
-    return f"mlflow ui --backend-store-uri {place.uri} --host 127.0.0.1 --port 5000"
+    return f"harness-report ui=true tracking.uri={uri}"
 
 
 if __name__ == "__main__":

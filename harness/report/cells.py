@@ -20,14 +20,69 @@ MOST_ROWS, MOST_PRINTED = 2000, 100
 
 
 @dataclass(frozen=True)
+class Forest:
+    """Marks that a page draws in the cells of a column: one value per row, and the ends of its interval.
+
+    Attributes:
+        column: Heading.
+        marks: Value, low and high of each row; NaN where there is none.
+        reference: Where a line stands in every cell, such as the majority class; NaN for none.
+    """
+
+    column: str
+    marks: Sequence[tuple[float, float, float]]
+    reference: float = math.nan
+
+
+@dataclass(frozen=True)
 class Table:
-    """Cells ready to be shown; `text_columns` are aligned to the left, all others to the right."""
+    """Cells ready to be shown; the first column names the row.
+
+    Attributes:
+        title: Heading.
+        columns: Headings of the columns.
+        rows: Cells of each row.
+        caption: Sentences below.
+        text_columns: Aligned to the left; all others are to the right.
+        prose: Columns of sentences, which break into lines.
+        secondary: Columns that a page shows when asked, and that a narrow terminal leaves out first.
+        detail: Whether it comes after the tables that answer, folded.
+        forest: What is drawn in a column.
+        task: Whose configurations the rows are, where each can show its runs.
+        picture: SVG document that stands above it.
+        links: Addresses that the rows' first cells lead to; null for none.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     caption: str = ""
     text_columns: tuple[str, ...] = field(default=("method", "remarks"))
+    prose: tuple[str, ...] = ()
+    secondary: tuple[str, ...] = ()
+    detail: bool = False
+    forest: Forest | None = None
+    task: str = ""
+    picture: str = ""
+    links: tuple[str | None, ...] = ()
+
+
+def presentable(table: Table) -> Table:
+    """Leave out columns that say nothing: empty ones, and deviations and intervals where every row is one run."""
+    kept = [
+        place
+        for place in range(len(table.columns))
+        if place == 0 or not table.rows or not {row[place] for row in table.rows} <= {"", NONE, "n=1"}
+    ]
+    if len(kept) == len(table.columns):
+        return table
+    return chosen_columns(table, kept)
+
+
+def chosen_columns(table: Table, places: Sequence[int]) -> Table:
+    """Keep some columns of a table."""
+    rows = [tuple(row[place] for place in places) for row in table.rows]
+    return replace(table, columns=tuple(table.columns[place] for place in places), rows=rows)
 
 
 def shortened(table: Table, most: int = MOST_ROWS) -> Table:
@@ -35,7 +90,7 @@ def shortened(table: Table, most: int = MOST_ROWS) -> Table:
     if len(table.rows) <= most:
         return table
     caption = f"The first {most:,} of {len(table.rows):,} rows; all are in the CSV files. {table.caption}"
-    return replace(table, rows=table.rows[:most], caption=caption)
+    return replace(table, rows=table.rows[:most], caption=caption, links=table.links[:most])
 
 
 def number(value: float, places: int = 4) -> str:

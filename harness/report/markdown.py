@@ -1,22 +1,17 @@
-"""Text of a report: its opening, its verdicts, its notes, for a terminal and as Markdown."""
+"""Text of a report: its opening and its notes, and the whole as Markdown."""
 
 import html
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
 from harness.config.versions import DECIDING
-from harness.report.cells import MOST_PRINTED, Table, number, shortened
-from harness.report.pairwise import Pairwise, few, tested
-from harness.report.scores import MAJORITY
-from harness.report.stats import CONFIDENCE
+from harness.report.cells import Table, presentable, shortened
+from harness.report.finding import BREAK
 
 TITLE = "Fine-tuning methods compared"
-# Tasks whose best is named at the top; of more, the table over tasks tells.
-MOST_VERDICTS = 6
 
 
 def opening(frame: pd.DataFrame) -> str:
@@ -48,46 +43,6 @@ def versions(runs: pd.DataFrame) -> list[str]:
     return said
 
 
-def verdicts(summary: pd.DataFrame, found: Sequence[Pairwise]) -> str:
-    """Name the method with the highest score on each task, and say how far that can be believed."""
-    sentences = []
-    for one in found[:MOST_VERDICTS]:
-        rows = summary[(summary["task"] == one.task) & (summary["configuration"] != MAJORITY) & (summary["n"] > 0)]
-        if len(rows) < 2:
-            continue
-        best = rows[rows["configuration"] == one.best].iloc[0] if one.best else rows.iloc[0]
-        score = f"{number(best['mean'])} {one.metric or 'score'}{_doubt(rows, one)}"
-        compared = {name for pair in one.comparisons for name in (pair.a, pair.b)} | {*one.groups}
-        among = " of those compared" * bool(one.best and rows["configuration"].iloc[0] not in compared)
-        sentences.append(f"On {one.task} {best['configuration']} has the highest score observed{among}, {score}.")
-    return " ".join(sentences)
-
-
-def _doubt(rows: pd.DataFrame, one: Pairwise) -> str:
-    """Say how far the highest score can be believed."""
-    if not one.best:
-        return "; nothing tells whether by more than chance, as no predictions can be compared"
-    names = {*one.groups} | {name for pair in one.comparisons for name in (pair.a, pair.b)}
-    parts = []
-    if one.best in one.chances:
-        parts.append(f" (the best with probability {one.chances[one.best]:.2f})")
-    elif not one.chances:
-        parts.append("; under three runs of a method say nothing of the next")
-    else:
-        parts.append("; it is too unstable to say, or has under three runs")
-    level = [name for name in rows["configuration"] if name in one.level]
-    if one.every_pair and one.best in one.groups:
-        others = len(one.groups) - 1
-        apart = f", distinguished from {'the other' if others == 1 else f'all {others} others'} tested"
-        parts.append(f", not distinguished from {few(level)}" if level else apart)
-    elif one.chances:
-        better = sum(not pd.isna(pair.p) and pair.corrected_p < 1 - CONFIDENCE for pair in one.comparisons)
-        parts.append(f"; {better} of {tested(one)} methods tested differ{'s' * (better == 1)} from {one.baseline}")
-    left = sum(name not in names for name in rows["configuration"])
-    parts.append(f"; {left} more {'was' if left == 1 else 'were'} not compared" * bool(left))
-    return "".join(parts)
-
-
 def protocol(summary: pd.DataFrame, tuned: bool) -> list[str]:
     """Say which split chose what, and what is counted how."""
     lines = [
@@ -115,40 +70,27 @@ def odd(frame: pd.DataFrame) -> list[str]:
     return [f"Runs of other versions, of other people or with missing fields count like the others: {kinds}."]
 
 
-def terminal(tables: Sequence[Table], width: int | None = None) -> Any:
-    """Return a function that prints tables with rich to a console; markup in a cell is shown as text."""
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    # Where the output goes into a file or a pipe there is no width to keep to.
-    console = console if console.is_terminal and width is None else Console(highlight=False, width=width or 200)
-    for table in (shortened(table, MOST_PRINTED) for table in tables):
-        shown = RichTable(
-            title=Text(table.title), caption=Text(table.caption), title_justify="left", caption_justify="left"
-        )
-        for column in table.columns:
-            left = column in table.text_columns
-            shown.add_column(Text(column), justify="left" if left else "right", no_wrap=not left, overflow="fold")
-        for row in table.rows:
-            shown.add_row(*(Text(cell) for cell in row))
-        console.print(shown)
-        console.print()
-
-
 def markdown(title: str, lead: str, tables: Sequence[Table], notes: Sequence[str], pictures: Sequence[str]) -> str:
     """Write a report as Markdown."""
-    parts = [f"# {_escape(title)}", _escape(lead)]
-    for table in map(shortened, tables):
+    parts = [f"# {_escape(title)}", *map(_escape, lead.split(BREAK))]
+    shown = [presentable(shortened(table)) for table in tables]
+    answers, details = ([table for table in shown if table.detail is detail] for detail in (False, True))
+    drawn = [f"![{name.partition('.')[0].replace('_', ' ')}]({name})" for name in pictures]
+    parts += _tables(answers) + drawn[:1] + _tables(details)
+    parts += drawn[1:]
+    parts += ["\n".join(f"- {_escape(note)}" for note in notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _tables(tables: Sequence[Table]) -> list[str]:
+    parts = []
+    for table in tables:
         head = "| " + " | ".join(_escape(column) for column in table.columns) + " |"
         rule = "|" + "|".join(":---" if column in table.text_columns else "---:" for column in table.columns) + "|"
         rows = ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in table.rows]
         parts += [f"## {_escape(table.title)}", "\n".join([head, rule, *rows])]
         parts += [_escape(table.caption)] if table.caption else []
-    parts += [f"![{name.partition('.')[0].replace('_', ' ')}]({name})" for name in pictures]
-    parts += ["\n".join(f"- {_escape(note)}" for note in notes)]
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def _escape(text: str) -> str:

@@ -82,4 +82,4 @@ def noise_table(found: pd.DataFrame) -> Table | None:
         f" and what only the two together decide. Distinguished: what two methods with this scatter, {RUNS} runs each,"
         " must differ by for a t test at 5%."
     )
-    return Table("Where the noise comes from", columns, cells, caption, ("task", "method"))
+    return Table("Where the noise comes from", columns, cells, caption, ("task", "method"), detail=True)

@@ -4,23 +4,39 @@ import base64
 import hashlib
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness.report.cells import MOST_ROWS, NONE, Table, number, shortened, size
+from harness.report.cells import MOST_ROWS, NONE, Table, number, presentable, shortened, size
+from harness.report.finding import BREAK
+from harness.report.page_tables import anchor, figure, section
 from harness.report.plots import interactive
 from harness.report.plots.chosen import points, telling
 
-# Fewer rows are seen at a glance.
-FILTER_ROWS = 6
+# Fewer sections need no list; of more, the folded ones are left out of it.
+CONTENTS, MOST_CONTENTS = 4, 14
+# Of what made the runs: how it is called, and where it stands, what a run resolved before what it was asked for.
+MADE_BY = {
+    "Sweep": ("sweep",),
+    "harness": ("harness.version",),
+    "Commit": ("git_commit",),
+    "Model": ("model",),
+    "Model revision": ("param.model.revision",),
+    "Task": ("task",),
+    "Task version": ("param.task.version",),
+    "Seed": ("seed",),
+    "Device": ("device", "param.train.device"),
+    "Precision": ("dtype", "param.train.precision"),
+}
 # Columns of the list of runs: heading -> column of the frame, and how its figures are written.
 RUN_COSTS = {
     "trainable": ("cost.trainable_parameters", lambda value: number(value, 0)),
     "seconds": ("cost.train_seconds", lambda value: number(value, 1)),
-    "peak": ("cost.train_peak_bytes", size),
+    "peak memory": ("cost.train_peak_bytes", size),
 }
 DOCUMENT = """<!doctype html>
 <html lang="en">
@@ -34,13 +50,12 @@ DOCUMENT = """<!doctype html>
 </head>
 <body>
 <h1>{title}</h1>
-<p class="lead">{lead}</p>
+<p class="lead">{finding}</p>
+{about}
+{contents}
+<main>
 {body}
-<h2>How to read this</h2>
-<ul class="quiet">
-{notes}
-</ul>
-{provenance}
+</main>
 {data}
 {code}
 </body>
@@ -63,7 +78,7 @@ def page(
 
     Args:
         title: Of the page.
-        lead: First sentences.
+        lead: What was found, and after `finding.BREAK` what it was found on.
         tables: In their order.
         notes: How to read it.
         pictures: Name -> SVG document, made by us.
@@ -77,29 +92,49 @@ def page(
         from harness.report.plots.interactive import script
 
         scripts.insert(0, script())
-    contents = list(map(shortened, tables))
-    sections = [_plot_section(plot) for plot in plots]
-    sections += [_section(table, place) for place, table in enumerate(contents)]
-    if pictures:
-        sections.append(_picture_section(pictures))
+    shown = [presentable(shortened(table)) for table in tables]
+    written = [(table, section(table, place)) for place, table in enumerate(shown)]
+    first, *others = _pictures(pictures) or [""]
+    parts = [text for table, text in written if not table.detail]
+    parts += [first, *(_plot_section(plot) for plot in plots)]
+    parts += [text for table, text in written if table.detail]
+    parts += others
     if runs is not None and len(runs):
-        sections.append(_section(*_run_list(runs, server, len(contents))))
-    listed = "\n".join(f"<li>{html.escape(note)}</li>" for note in notes)
+        parts.append(section(_run_list(runs, server), len(shown)))
+    parts += [_notes(notes), _provenance(runs)]
     policy = " ".join(f"'sha256-{_digest(text)}'" for text in scripts)
-    body = "\n".join(sections)
+    body = "\n".join(filter(None, parts))
     data = "\n".join(f'<script type="application/json">{_json(plot)}</script>' for plot in plots)
     code = "\n".join(f"<script>{text}</script>" for text in scripts)
+    finding, _, about = lead.partition(BREAK)
     return DOCUMENT.format(
         policy=policy,
         title=html.escape(title),
         style=_source("page.css"),
-        lead=html.escape(lead),
+        finding=html.escape(finding),
+        about=f'<p class="quiet">{html.escape(about)}</p>' if about else "",
+        contents=_contents(body),
         body=body,
-        notes=listed,
-        provenance=_provenance(runs),
         data=data,
         code=code,
     )
+
+
+def _contents(body: str) -> str:
+    """A list of the sections, where there are more than are seen at a glance."""
+    found = re.findall(r'<(?:section|details class="section") id="([^"]+)">(?:<summary>)?<h2>(.*?)</h2>', body)
+    if len(found) > MOST_CONTENTS:
+        found = [(name, title) for name, title in found if f'<section id="{name}">' in body]
+    if len(found) < CONTENTS:
+        return ""
+    links = " ".join(f'<a href="#{name}">{title}</a>' for name, title in found)
+    return f'<nav aria-label="Contents">{links}</nav>'
+
+
+def _notes(notes: Sequence[str]) -> str:
+    listed = "\n".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    body = f'<ul class="quiet">\n{listed}\n</ul>'
+    return f'<details class="section" id="notes"><summary><h2>How to read this</h2></summary>\n{body}\n</details>'
 
 
 def _plots(runs: pd.DataFrame | None, curves: pd.DataFrame | None) -> list[dict[str, Any]]:
@@ -116,55 +151,28 @@ def _plots(runs: pd.DataFrame | None, curves: pd.DataFrame | None) -> list[dict[
 
 
 def _plot_section(plot: dict[str, Any]) -> str:
-    heading = {"runs": "Scores and costs, one mark per run", "curves": "Learning curves"}[plot["place"]]
+    place = plot["place"]
+    heading = {"runs": "Every run: score over cost", "curves": "Every run: score by step"}[place]
     hint = "Point at a mark or tap it to see its run; drag or zoom with the tools beside the plot."
-    return f'<h2>{heading}</h2>\n<div class="plot" id="{plot["place"]}"></div>\n<p class="quiet">{hint}</p>'
+    body = f'<div class="plot" id="{place}"></div>\n<p class="quiet">{hint}</p>'
+    return f'<section id="{place}-section"><h2>{heading}</h2>\n{body}\n</section>'
 
 
-def _section(table: Table, place: int, links: Sequence[str | None] = ()) -> str:
-    """Write a table with its heading; `links` are addresses of the rows' first cells."""
-    kinds = ["text" if column in table.text_columns else "" for column in table.columns]
-    kinds[-1] += " last"
-    head = "".join(
-        f'<th class="{kind}" scope="col"><button type="button">{html.escape(text)}</button></th>'
-        for kind, text in zip(kinds, table.columns, strict=True)
-    )
-    rows = []
-    for row, link in zip(table.rows, links or [None] * len(table.rows), strict=True):
-        cells = [html.escape(cell) for cell in row]
-        if link:
-            cells[0] = f'<a href="{html.escape(link)}">{cells[0]}</a>'
-        rows.append(
-            "<tr>"
-            + "".join(f'<td class="{kind}">{cell}</td>' for kind, cell in zip(kinds, cells, strict=True))
-            + "</tr>"
-        )
-    label = f"Filter {html.escape(table.title)}"
-    search = f'<p><input type="search" data-table="table{place}" placeholder="Filter" aria-label="{label}"></p>'
-    body = "\n".join(rows)
-    return "\n".join(
-        [
-            f"<h2>{html.escape(table.title)}</h2>",
-            search if len(rows) > FILTER_ROWS else "",
-            f'<div class="wide"><table id="table{place}"><thead><tr>{head}</tr></thead>',
-            f"<tbody>\n{body}\n</tbody></table></div>",
-            f'<p class="quiet">{html.escape(table.caption)}</p>' if table.caption else "",
-        ]
-    )
-
-
-def _picture_section(pictures: Mapping[str, str]) -> str:
-    """Fold all pictures but the first."""
-    parts = ["<h2>Pictures</h2>"]
+def _pictures(pictures: Mapping[str, str]) -> list[str]:
+    """Write each picture; all but the first are folded."""
+    parts = []
     for place, (name, svg) in enumerate(pictures.items()):
-        heading = name.replace("_", " ").capitalize()
-        start = "<details open>" if place == 0 else "<details>"
-        drawn = svg[svg.index("<svg") :]
-        parts.append(f"{start}<summary>{html.escape(heading)}</summary>\n<figure>{drawn}</figure>\n</details>")
-    return "\n".join(parts)
+        title = html.escape(name.replace("_", " ").capitalize())
+        at = f"picture-{anchor(name)}"
+        if place == 0:
+            parts.append(f'<section id="{at}"><h2>{title}</h2>\n{figure(svg)}</section>')
+        else:
+            folded = f"<summary><h2>{title}</h2></summary>\n{figure(svg)}\n"
+            parts.append(f'<details class="section" id="{at}">{folded}</details>')
+    return parts
 
 
-def _run_list(runs: pd.DataFrame, server: str | None, place: int) -> tuple[Table, int, list[str | None]]:
+def _run_list(runs: pd.DataFrame, server: str | None) -> Table:
     """List every run, older ones of a point too, with what the page's tables are made of."""
     columns = ["run", "task", "method", "seed", "stage", "status", "development", "validation"]
     costs = {heading: item for heading, item in RUN_COSTS.items() if item[0] in runs}
@@ -180,34 +188,27 @@ def _run_list(runs: pd.DataFrame, server: str | None, place: int) -> tuple[Table
         cells.append((*text, *(write(run[column]) for column, write in costs.values())))
         links.append(f"{server.rstrip('/')}/#/runs/{run['mlflow_run_id']}" if server else None)
     left = ("run", "task", "method", "stage", "status")
-    return Table("All runs", (*columns, *costs), cells, caption, left), place, links
+    later = ("task", "method", "seed", "peak memory")
+    heads, found = (*columns, *costs), tuple(links)
+    return Table("All runs", heads, cells, caption, left, secondary=later, detail=True, links=found)
 
 
 def _provenance(runs: pd.DataFrame | None) -> str:
     """List what made the runs: sweeps, versions, models, tasks, seeds and days."""
     if runs is None or runs.empty:
         return ""
-    names = {
-        "Sweep": "sweep",
-        "harness": "harness.version",
-        "Commit": "git_commit",
-        "Model": "model",
-        "Model revision": "param.model.revision",
-        "Task": "task",
-        "Task version": "param.task.version",
-        "Seed": "seed",
-        "Device": "param.train.device",
-        "Precision": "param.train.precision",
-    }
     rows = []
-    for label, column in names.items():
-        values = sorted({str(value) for value in runs[column].dropna()} - {""}) if column in runs else []
-        rows += [(label, ", ".join(values))] if values else []
+    for label, columns in MADE_BY.items():
+        for column in columns:
+            values = sorted({str(value) for value in runs[column].dropna()} - {"", "auto"}) if column in runs else []
+            if values:
+                rows.append((label, ", ".join(values)))
+                break
     began, ended = runs["started_at"].min(), runs["ended_at"].max()
     if pd.notna(began) and pd.notna(ended):
         rows.append(("Run", f"from {began:%Y-%m-%d %H:%M} to {ended:%Y-%m-%d %H:%M} UTC"))
     listed = "\n".join(f"<dt>{html.escape(label)}</dt><dd>{html.escape(text)}</dd>" for label, text in rows)
-    return f"<h2>Where this comes from</h2>\n<dl>\n{listed}\n</dl>"
+    return f'<section id="provenance"><h2>Where this comes from</h2>\n<dl class="pairs">\n{listed}\n</dl></section>'
 
 
 def _source(name: str) -> str:

@@ -301,8 +301,12 @@ def _precision(members: Mapping[str, Member], known: Spreads, comparisons: Seque
     smallest = family.detectable(members, known, pairs)
     if math.isfinite(smallest):
         tested = sum(one.over_seeds and math.isfinite(one.p) for one in comparisons)
-        text = f"Minimum detectable difference: {smallest:.4f} (found every other time), with other seeds, other "
-        notes.append(text + f"examples and the correction for {tested:,} comparison{'' if tested == 1 else 's'} in it.")
+        written = f"{smallest:.4f}" if smallest >= 0.00005 else "below 0.0001"
+        notes.append(
+            f"Minimum detectable difference: {written}, the smallest true difference that these runs would find every "
+            f"other time, with other seeds, other examples and the correction for {tested:,} "
+            f"comparison{'' if tested == 1 else 's'} in it."
+        )
     lost = [name for name, one in members.items() if one.lost and one.runs > 1]
     wild = [name for name in members if name in known.unstable]
     if lost or wild:

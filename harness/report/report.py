@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 FILES = (
-    "report.md report.html report.tex scores.csv comparisons.csv across.csv costs.csv runs.csv tuning.csv "
+    "report.md report.html report.tex table.tex scores.csv comparisons.csv across.csv costs.csv runs.csv tuning.csv "
     "predictions.csv failures.csv noise.csv"
 ).split()
 # Pictures that a report may have; those over a size of a method are named after it, as in score_vs_rank.
@@ -58,7 +58,7 @@ def build(
     Raises:
         ConfigError: A column, the baseline or a picture that was asked for is not there.
     """
-    from harness.report import across, markdown, noise, pairwise, scores, sections, undertrained
+    from harness.report import across, finding, markdown, noise, pairwise, scores, sections, single_scores, undertrained
     from harness.report import tables as render
     from harness.report import tuning as report_tuning
     from harness.report.plots import chosen as pictures
@@ -97,7 +97,9 @@ def build(
     )
     drawn = pictures.draw(frame, curves, definition.plots)
     address = None if server is None else parse(server).uri
-    lead = " ".join([pairwise.lost_files(frame), markdown.verdicts(summary, found), markdown.opening(frame)]).strip()
+    opened = finding.verdicts(summary, found, single_scores.single_scores(frame))
+    said = [pairwise.lost_files(frame), opened, finding.untuned(frame, tuning)]
+    lead = finding.BREAK.join(filter(None, [" ".join(filter(None, said)), markdown.opening(frame)]))
     return Report(title, lead, sections.tabulate(content), notes, frames, drawn, curves, address)
 
 
@@ -107,7 +109,7 @@ def write(report: Report, out: Path) -> None:
     Raises:
         ConfigError: The folder cannot be written.
     """
-    from harness.report import latex, markdown
+    from harness.report import latex, latex_input, markdown
     from harness.report.page import page
 
     contents = {f"{name}.{kind}": drawn for name, kinds in report.pictures.items() for kind, drawn in kinds.items()}
@@ -119,6 +121,8 @@ def write(report: Report, out: Path) -> None:
         "report.html": written.encode(),
         "report.tex": latex.document(*text).encode(),
     }
+    if "scores" in report.frames:
+        contents["table.tex"] = latex_input.table(report.frames["scores"]).encode()
     for name, frame in report.frames.items():
         if len(frame):
             contents[f"{name}.csv"] = plain_cells(frame).to_csv(index=False, lineterminator="\n").encode()

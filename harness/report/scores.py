@@ -62,6 +62,8 @@ TAGS = (
     "harness.version",
     "results_version",
     "untested",
+    "device",
+    "dtype",
     *(f"version.{name}" for name in DECIDING),
 )
 # Parameters that tell configurations apart, most telling first; the others follow in alphabetical order.
@@ -88,8 +90,8 @@ def load(uri: str, sweep: str | Collection[str] | None = None) -> pd.DataFrame:
     Columns:
         run_id, mlflow_run_id, name, artifact_uri: Which run it is.
         sweep, stage, status, error, identity, task, model, method, primary_metric, forgetting_metric, git_commit,
-            harness.version, results_version, untested, version.torch (and so on): Its tags; empty text where a run has
-            none.
+            harness.version, results_version, untested, device, dtype, version.torch (and so on): Its tags; empty text
+            where a run has none.
         seed, data_seed: Whole numbers, missing where a run has none.
         started_at, ended_at: UTC.
         validation, development, majority, base: The primary metric on each split, that of the commonest answer, and

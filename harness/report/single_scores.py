@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from harness.report.cells import NONE, Table, interval, number, probability, share, size
+from harness.report.cells import NONE, Forest, Table, interval, number, probability, share, size
 from harness.report.intervals import over_examples
 from harness.report.scores import FINISHED, compared, label
 from harness.report.spread import LEVEL
@@ -32,13 +32,13 @@ class Judged:
 
     Attributes:
         rows: One row per score. Columns: configuration, accuracy, questions, low, high (95%, Wilson), p (from the
-            highest, Holm over those comparisons), level (whether it is the highest or not told apart from it), best
+            highest, Holm over those comparisons), level (whether it is the highest or not distinguished from it), best
             (probability of being the best), first_rank, last_rank (how high and how low it may stand), the figures of
             `COSTS` and `front.NAME`, the probability of being on the front of score and that cost.
         pairs: How many pairs of scores there are.
-        apart: How many of them are told apart, corrected for all (Holm).
-        smallest: The smallest difference from the highest that was told apart; NaN where none was.
-        neighbors: How many scores are told apart from the next one below.
+        apart: How many of them are distinguished, corrected for all (Holm).
+        smallest: The smallest difference from the highest that was distinguished; NaN where none was.
+        neighbors: How many scores are distinguished from the next one below.
     """
 
     rows: pd.DataFrame
@@ -164,16 +164,26 @@ def _ranking(task: str, judged: Judged) -> Table:
     level, smallest = int(rows["level"].sum()), judged.smallest
     caption = (
         f"Each score is one run's share of {_asked(rows)} questions: intervals (Wilson) and tests (unpaired) are of "
-        f"other questions, and other seeds come on top. {level} of {len(rows)} are the highest (★) or not told apart "
-        f"from it (≈; p by Holm over {len(rows) - 1} comparisons)"
+        f"other questions, and other seeds come on top. {level} of {len(rows)} are the highest (★) or not "
+        f"distinguished from it (≈; p by Holm over {len(rows) - 1} comparisons)"
         + ("" if math.isnan(smallest) else f": a gap to it of less than {number(smallest)} is noise")
-        + f". Of all {judged.pairs:,} pairs {judged.apart:,} ({share(judged.apart / judged.pairs)}) are told apart "
+        + f". Of all {judged.pairs:,} pairs {judged.apart:,} ({share(judged.apart / judged.pairs)}) are distinguished "
         f"after Holm's correction for all, of the {len(rows) - 1} neighbors in the ranking {judged.neighbors}. Rank: "
-        "as high and as low as the pairs that are told apart leave it. Best: the probability of the highest true "
+        "as high and as low as the pairs that are distinguished leave it. Best: the probability of the highest true "
         "share, each being equally likely before."
     )
     columns = ("method", METRIC, "95% interval", "rank", "tie", "p", "best")
-    return Table(f"{task}: what single scores tell", columns, cells, caption, ("method", "rank", "tie"))
+    marks = [(row[METRIC], row["low"], row["high"]) for row in rows.to_dict("records")]
+    return Table(
+        f"{task}: what single scores tell",
+        columns,
+        cells,
+        caption,
+        ("method", "rank", "tie"),
+        secondary=("95% interval", "p"),
+        forest=Forest(METRIC, marks),
+        task=task,
+    )
 
 
 def _asked(rows: pd.DataFrame) -> str:
@@ -217,4 +227,5 @@ def _front(task: str, judged: Judged, cost: str) -> Table | None:
         f"{heading} for each hundredth of accuracy beyond the row before."
     )
     columns = ("method", METRIC, heading, "probability", "per point", "observed")
-    return Table(f"{task}: the front of accuracy and {heading}", columns, cells, caption, ("method", "observed"))
+    title = f"{task}: the front of accuracy and {heading}"
+    return Table(title, columns, cells, caption, ("method", "observed"), detail=True)

@@ -1,5 +1,6 @@
 """Frames as people read them: one set of cells, shown in the terminal and as Markdown; `page` makes HTML of it."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,6 +13,7 @@ from harness.report.across import Across
 from harness.report.cells import (
     NONE,
     STANDING,
+    Forest,
     Table,
     _numbers,
     _sortable,
@@ -32,19 +34,17 @@ from harness.report.family import HOLM, THESE_RUNS
 from harness.report.pairwise import ALIKE, BEST, Pairwise, tested
 from harness.report.scores import MAJORITY, MEASURED, SPLITS, means
 from harness.report.stats import CONFIDENCE
+from harness.report.words import heading
 from harness.tracking.record import COST_FIELDS, MEMORY
 
 # Of the score tables, beside method, score and remarks.
 COLUMNS = tuple("sd n interval groups best base forgetting trainable share seconds tokens_per_second adapter".split())
+# Columns that a page shows when asked: what the picture in the score's cell says, and costs beyond the first ones.
+SECONDARY = ("± sd", "95% interval", "groups", "share", "tokens/s", "backbone alone", "after", "peak in evaluation")
 # Options of a method in a table of them.
 MOST_OPTIONS = 4
-# Runs that make a method too unstable to say.
-UNSTABLE = ("collapsed", "diverged")
 # With few seeds and many methods there are more groups than anybody reads.
 MOST_GROUPS = 10
-
-
-# --- Cells ----------------------------------------------------------------------------------------------------------
 
 
 # --- Tables ---------------------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def _score_table(task: str, rows: pd.DataFrame, found: Pairwise | None, columns:
     general = next(iter(rows["forgetting_metric"][rows["forgetting_metric"].fillna("") != ""]), "").replace("_", " ")
     groups = set(re.findall(r"[A-Za-z]\d*", " ".join(found.groups.values()))) if found else set()
     available = _columns(rows, general) | {
-        name: [(name, partial(_own_figure, name))]
+        name: [(heading(name), partial(_own_figure, name))]
         for name in set(columns) - set(COLUMNS)
         if name in rows and rows[name].notna().any()
     }
@@ -121,7 +121,28 @@ def _score_table(task: str, rows: pd.DataFrame, found: Pairwise | None, columns:
     if general:
         caption += f" Before and after: {general} on general text, adapter off and on."
     caption = " ".join([caption, *_standings(found, len(groups)), *(found.notes if found else ())])
-    return Table(task, tuple(written), cells, caption, ("method", "groups", "best", "remarks"))
+    secondary = tuple(name for name in written if name in SECONDARY or name.endswith(" before"))
+    return Table(
+        task,
+        tuple(written),
+        cells,
+        caption,
+        ("method", "groups", "best", "remarks"),
+        prose=("remarks",),
+        secondary=secondary,
+        forest=_forest(metric, rows),
+        task=task,
+    )
+
+
+def _forest(metric: str, rows: pd.DataFrame) -> Forest:
+    """Means with their intervals, and the majority class as the line that they are held against."""
+    marks = [
+        (row["mean"], row["low"], row["high"]) if row["configuration"] != MAJORITY else (math.nan,) * 3
+        for row in rows.to_dict("records")
+    ]
+    majority = rows["mean"][rows["configuration"] == MAJORITY]
+    return Forest(metric, marks, float(majority.iloc[0]) if len(majority) else math.nan)
 
 
 def _standings(found: Pairwise | None, groups: int) -> list[str]:
@@ -198,7 +219,18 @@ def option_tables(summary: pd.DataFrame, options: pd.DataFrame) -> list[Table]:
         columns = ("method", *headings, metric, "± sd", "n", "95% interval", "trainable", "share", "seconds")
         text = [name for name, full in zip(headings, varied, strict=True) if not _numbers(rows[full])]
         caption = f"What was varied of each method, and its mean {metric}; intervals as above."
-        tables.append(Table(f"{task}: {', '.join(headings)}", columns, cells, caption, ("method", *text)))
+        marks = [(row["mean"], row["low"], row["high"]) for row in rows.to_dict("records")]
+        tables.append(
+            Table(
+                f"{task}: {', '.join(headings)}",
+                columns,
+                cells,
+                caption,
+                ("method", *text),
+                secondary=("± sd", "95% interval", "share"),
+                forest=Forest(metric, marks),
+            )
+        )
     return tables
 
 
@@ -230,7 +262,8 @@ def _pair_table(found: Pairwise) -> Table:
     caption = f"{found.metric} of the method less that of {found.baseline}, on {found.rows:,} examples. "
     caption += _tests(found)
     caption += f' "{NO_DIFFERENCE}" says that these runs cannot tell, not that the methods are equal.'
-    return Table(f"{found.task}: against {found.baseline}", columns, cells, caption, ("method", "verdict"))
+    title = f"{found.task}: against {found.baseline}"
+    return Table(title, columns, cells, caption, ("method", "verdict"), secondary=("p",), detail=True)
 
 
 def _tests(found: Pairwise) -> str:
@@ -276,7 +309,8 @@ def across_table(across: Across) -> Table:
             "IQM: interquartile mean over runs and tasks of scores on which 0 is the majority class and 1 full "
             f"fine-tuning, its interval over runs; on {', '.join(across.normalized)}. "
         )
-    return Table("Over tasks", columns + across.tasks, cells, caption.strip(), ("method",))
+    later = ("95% interval", "IQM interval")
+    return Table("Over tasks", columns + across.tasks, cells, caption.strip(), ("method",), secondary=later)
 
 
 def cost_tables(costs: pd.DataFrame) -> list[Table]:
@@ -315,7 +349,8 @@ def cost_tables(costs: pd.DataFrame) -> list[Table]:
             "where the ceiling was measured too low; median latency of one row on the backbone alone, with the "
             "adapter, and merged; taking an adapter off and putting another on. Means over runs; a dash: not measured."
         )
-        tables.append(Table(f"{task}: cost", columns, cells, caption))
+        later = ("gradients", "optimizer", "evaluation", "of ceiling", "ms base", "ms swap")
+        tables.append(Table(f"{task}: cost", columns, cells, caption, secondary=later, detail=True))
     return tables
 
 
@@ -341,7 +376,7 @@ def prediction_table(predictions: pd.DataFrame) -> Table | None:
     worst = {name: predictions[f"deviation.{name}"].abs().max() for name in MEMORY}
     caption = "Measured bytes, and how far the prediction from the architecture alone is off. Farthest of all: "
     caption += ", ".join(f"{name.removesuffix('_bytes').removeprefix('train_')} {v:.2%}" for name, v in worst.items())
-    return Table("Predicted against measured", tuple(columns), cells, caption + ".", ("task", "method"))
+    return Table("Predicted against measured", tuple(columns), cells, caption + ".", ("task", "method"), detail=True)
 
 
 def failure_table(failures: pd.DataFrame) -> Table | None:
@@ -359,7 +394,5 @@ def failure_table(failures: pd.DataFrame) -> Table | None:
         )
         for _, row in failures.iterrows()
     ]
-    return Table("Runs that did not finish", columns, cells, "", ("task", "method", "status", "reason"))
-
-
-# --- Shown ----------------------------------------------------------------------------------------------------------
+    text = ("task", "method", "status", "reason")
+    return Table("Runs that did not finish", columns, cells, "", text, prose=("reason",), detail=True)

@@ -112,7 +112,8 @@ def tuning_table(tuning: pd.DataFrame) -> Table | None:
     kinds = [str(kind) for kind in tuning["search"].unique() if kind in ("random", "tpe")]
     caption = "Scores on the development split, which chose the learning rate; final runs use fresh seeds."
     caption += f" Learning rates were drawn from each method's range ({', '.join(kinds)})." if kinds else ""
-    return Table("How the learning rates were chosen", columns, cells, caption, ("task", "method", "grid", "remarks"))
+    title, text = "How the learning rates were chosen", ("task", "method", "grid", "remarks")
+    return Table(title, columns, cells, caption, text, prose=("remarks",), secondary=("median", "worst"), detail=True)
 
 
 def searched(frame: pd.DataFrame) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shlex
 import sys
 import time
 import uuid
@@ -274,6 +275,17 @@ def unsent(folder: Path, sweeps: Collection[str], identities: Collection[str]) -
             continue
         if record.identity in identities and record.sweep.get("name") in sweeps:
             yield path.parent, record
+
+
+def next_command(points: list[Point], folder: Path) -> str:
+    """The command that shows what a sweep found; nothing after trials, or where no point finished."""
+    done = [p for p in points if p.settings and p.stage != "tune" and p.result.status == Status.finished]
+    names = {str(point.settings["sweep"]["name"]) for point in done if point.settings}
+    if len(names) != 1:
+        return ""
+    untracked = any(point.result.tracked is None and not point.result.skipped for point in done)
+    place = [f"store={shlex.quote(str(folder))}"] * untracked
+    return " ".join(["Next: harness-report", *place, f"sweep={shlex.quote(names.pop())}"])
 
 
 def summary(points: list[Point]) -> str:

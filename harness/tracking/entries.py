@@ -73,6 +73,8 @@ def run_provenance(record: RunRecord) -> dict[str, str]:
         "harness.version": record.provenance.get("harness"),
         "results_version": record.provenance.get("results_version"),
         "untested": "; ".join((record.provenance.get("untested") or {}).values()) or None,
+        "device": record.provenance.get("device_type"),
+        "dtype": record.provenance.get("dtype"),
         **{f"version.{name}": packages.get(name) for name in DECIDING},
     }
     return {PROVENANCE + key: str(value) for key, value in made.items() if value is not None}

@@ -188,7 +188,14 @@ def test_json_holds_every_point_with_the_names_of_a_record() -> None:
 
 @pytest.mark.parametrize(
     ("value", "is_bytes", "text"),
-    [(None, False, "-"), (0, False, "0"), (999, False, "999"), (9175040, False, "9.18 M"), (1536, True, "1.5 KiB")],
+    [
+        (None, False, "-"),
+        (0, False, "0"),
+        (999, False, "999"),
+        (9175040, False, "9.18 million"),
+        (28.5e9, False, "28.5 billion"),
+        (1536, True, "1.54 kB"),
+    ],
 )
 def test_figures_are_short_in_the_table(value: int | None, is_bytes: bool, text: str) -> None:
     """Three digits with a unit, and a dash for what is not known."""

@@ -81,7 +81,8 @@ def test_the_tables_say_what_could_not_be_told(three_methods: Path) -> None:
         ("head", "b", "0"),
     ]
     assert "Minimum detectable difference: 0.0" in table.caption
-    assert "(found every other time), with other seeds, other examples and the correction for 3 comp" in table.caption
+    told = "the smallest true difference that these runs would find every other time, with other seeds, other "
+    assert f"{told}examples and the correction for 3 comp" in table.caption
     [against] = tables.pair_tables(found)
     assert against.title == "micro/sentiment: against full"
     assert [(row[0], row[1], row[-1]) for row in against.rows] == [

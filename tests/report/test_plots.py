@@ -11,7 +11,7 @@ from harness.config.sources import conf_root
 from harness.report import curves, scores
 from harness.report.plots import chosen, style
 from harness.report.plots import scores as plot_scores
-from harness.report.plots.costs import COSTS, front, score_against_cost
+from harness.report.plots.costs import CATEGORIES, COSTS, front, score_against_cost
 from harness.tracking.record import MEMORY
 
 EVIL = "_<script>alert(1)</script> $x^{"
@@ -120,7 +120,7 @@ def test_shipped_methods_look_different() -> None:
     assert len({style.appearance(method) for method in methods}) == len(methods) > 50
     assert style.appearance("of my own") == style.appearance("of my own")
     assert style.places(["of my own", "lora", "full"]) == ["full", "lora", "of my own"]
-    assert style.appearance("lora") == ("#CC79A7", "D")
+    assert style.appearance("lora") == ("#C0699A", "D")
 
 
 def test_a_method_of_the_working_directory_declares_its_look(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_method_of_the_working_directory_declares_its_look(tmp_path: Path) -> 
     (folder / "mine.yaml").write_text("# Mine.\n# Drawn as: sky star\nname: mine\n")
     (folder / "odd.yaml").write_text("# Drawn as: pink star\nname: odd\n")
     (tmp_path / "outside.yaml").write_text("# Drawn as: sky star\n")
-    assert style.appearance("mine") == ("#56B4E9", "*")
+    assert style.appearance("mine") == ("#3A94CC", "*")
     assert style.places(["odd", "mine", "full"]) == ["full", "mine", "odd"]
     assert style.places(["../../outside", "mine"]) == ["mine", "../../outside"]
 
@@ -155,3 +155,39 @@ def test_of_thousands_of_methods_the_telling_ones_are_drawn() -> None:
     ]
     kept, notes = chosen.telling(many.head(50))
     assert (len(kept), notes) == (50, [])
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast of two colors (WCAG 2.2)."""
+    dark, light = sorted((style.luminance(one), style.luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_every_color_can_be_seen_on_a_light_and_on_a_dark_page() -> None:
+    """With 3:1 or more; black alone is turned white there. The luminances of black and white are 0 and 1."""
+    assert (style.luminance("#000000"), style.luminance("#ffffff")) == (0, 1)
+    colors = {*style.COLORS, *(color for _, color in CATEGORIES.values())} - {"#000000"}
+    many = pd.DataFrame({"task": "t", "method": "lora", "configuration": [f"lora rank={2**n}" for n in range(9)]})
+    for color in (*style.COLORS, "of its own"):
+        colors |= set(style.shades(many.assign(method=color)))
+    assert all(contrast(color, page) >= 3 for color in colors for page in ("#ffffff", "#16181b"))
+
+
+def test_configurations_of_one_method_are_shades_of_its_color() -> None:
+    """In the order of their sizes, each different; one configuration has the method's own color."""
+    names = ["lora rank=16", "lora rank=2", "lora rank=128"]
+    rows = [("t", "lora", name) for name in names] + [("t", "full", "full"), ("u", "lora", "lora rank=2")]
+    found = style.shades(pd.DataFrame(rows, columns=["task", "method", "configuration"]))
+    light = dict(zip(names, map(style.luminance, found), strict=False))
+    assert light["lora rank=2"] < light["lora rank=16"] < light["lora rank=128"]
+    assert found[3:] == [style.appearance("full")[0], style.appearance("lora")[0]]
+
+
+def test_a_picture_says_what_it_shows_and_which_way_is_better(drawn: dict[str, dict[str, bytes]]) -> None:
+    """Its title has the finding, its axis the direction; its dark twin lies in the same file."""
+    text = drawn["score_vs_parameters"]["svg"].decode()
+    assert "no better at their cost" in text
+    assert "accuracy (validation), higher is better" in text
+    assert "prefers-color-scheme: dark" in text
+    assert "seeds scatter by" in drawn["seeds"]["svg"].decode()
+    assert "Predictions are off by 0% at most" in drawn["predicted_vs_measured"]["svg"].decode()

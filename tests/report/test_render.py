@@ -1,5 +1,7 @@
 """Reports show what was measured, and a text is only ever a text."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -7,8 +9,9 @@ import pytest
 from run_directories import write_run
 
 import harness
-from harness.report import cells, markdown, scores, tables
+from harness.report import cells, finding, markdown, scores, tables, terminal
 from harness.report import tuning as report_tuning
+from harness.report.comparison import Comparison
 from harness.report.pairwise import Pairwise
 from harness.tracking.record import MEMORY
 
@@ -105,7 +108,7 @@ def test_markdown_shows_markup_as_text() -> None:
 
 def test_the_terminal_shows_markup_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     """What rich would take for a color is printed."""
-    markdown.terminal([cells.Table(EVIL, ("method",), [(EVIL,)])])
+    terminal.show([cells.Table(EVIL, ("method",), [(EVIL,)])])
     assert capsys.readouterr().out.count("[red]*a*[/red]") == 2
 
 
@@ -123,51 +126,141 @@ def test_a_prediction_says_how_far_it_is_off() -> None:
     assert tables.prediction_table(pd.DataFrame()) is None
 
 
-def test_the_first_sentence_names_the_best_and_whether_it_stands_out() -> None:
-    """By comparison where there is one; the mean alone proves nothing."""
-    rows = [("lora", 0.9), ("full", 0.89), ("head", 0.7)]
-    summary = pd.DataFrame(
-        [{"task": "t", "configuration": name, "method": name, "mean": mean, "n": 3} for name, mean in rows]
+def found(best: str, level: set[str], names: tuple[str, ...] = ("lora", "full", "head"), **changed: object) -> Pairwise:
+    """Every pair of these methods was tested; those in `level` are not distinguished from the best."""
+    one = Pairwise(
+        task="t",
+        metric="accuracy",
+        split="validation",
+        rows=100,
+        comparisons=(),
+        summaries={},
+        groups=dict.fromkeys(names, "a") if best else {},
+        best=best,
+        level=frozenset(level),
+        baseline="full",
+        notes=(),
+        correction="Holm",
+        every_pair=True,
+        chances={best: 0.6} if best else {},
     )
+    return replace(one, **changed)  # type: ignore[arg-type]
 
-    def found(best: str, level: set[str], names: tuple[str, ...] = ("lora", "full", "head")) -> Pairwise:
-        groups = dict.fromkeys(names, "a") if best else {}
-        chances = {best: 0.6} if best else {}
-        return Pairwise(
-            "t",
-            "accuracy",
-            "validation",
-            100,
-            (),
-            {},
-            groups,
-            best,
-            frozenset(level),
-            "full",
-            (),
-            "Holm",
-            True,
-            chances,
-        )
 
-    said = [
-        markdown.verdicts(summary, [one]) for one in (found("lora", {"full"}), found("lora", set()), found("", set()))
+def means(*rows: tuple[str, float, int], majority: float | None = None) -> pd.DataFrame:
+    """The main table: name, mean and trained parameters of each method."""
+    told = [
+        {"task": "t", "configuration": name, "method": name, "mean": mean, "n": 3, "trainable_parameters": count}
+        for name, mean, count in rows
     ]
+    if majority is not None:
+        told.append({"task": "t", "configuration": scores.MAJORITY, "method": "", "mean": majority, "n": 0})
+    return pd.DataFrame(told)
+
+
+THREE = means(("lora", 0.9, 1000), ("full", 0.89, 90_000), ("head", 0.7, 10))
+
+
+def test_the_first_sentence_says_ties_first_and_the_cheapest_of_them() -> None:
+    """By comparison where there is one; the mean alone proves nothing."""
+    cases = (found("lora", {"full"}), found("lora", set()), found("", set()), found("lora", set(), chances={}))
+    said = [finding.verdicts(THREE, [one]) for one in cases]
     assert said == [
-        "On t lora has the highest score observed, 0.9000 accuracy (the best with probability 0.60), not distinguished "
-        "from full.",
+        "On t 1 of the 2 other methods tested can't be distinguished from lora, the highest observed, 0.9000 accuracy "
+        "(the best with probability 0.60): full; the cheapest of these 2 is lora (1,000 trained parameters).",
         "On t lora has the highest score observed, 0.9000 accuracy (the best with probability 0.60), distinguished "
         "from all 2 others tested.",
         "On t lora has the highest score observed, 0.9000 accuracy; nothing tells whether by more than chance, as no "
         "predictions can be compared.",
+        "On t no method can be called better yet: under three runs of a method say nothing of the next. lora has the "
+        "highest score observed, 0.9000 accuracy.",
     ]
-    assert markdown.verdicts(summary, [found("lora", set(), ("lora", "head"))]).endswith(
+    assert finding.verdicts(THREE, [found("lora", set(), ("lora", "head"))]).endswith(
         "distinguished from the other tested; 1 more was not compared."
     )
-    assert markdown.verdicts(summary, [found("full", set(), ("full", "head"))]).startswith(
+    assert finding.verdicts(THREE, [found("full", set(), ("full", "head"))]).startswith(
         "On t full has the highest score observed of those compared, 0.8900"
     )
-    assert markdown.verdicts(summary.head(1), [found("", set())]) == ""
+    assert finding.verdicts(THREE.head(1), [found("", set())]) == ""
+
+
+def test_methods_held_against_the_baseline_are_counted() -> None:
+    """Those level with it first, then how many are better and worse."""
+
+    def pair(name: str, verdict: str, p: float) -> Comparison:
+        return Comparison(name, "full", 0.1, 0.0, 0.2, p, p, verdict, 3, 3, True)
+
+    pairs = (pair("lora", "no detectable difference", 0.5), pair("head", "full better", 0.001))
+    one = found("lora", set(), groups={}, comparisons=pairs, every_pair=False)
+    assert finding.verdicts(THREE, [one]) == (
+        "On t 1 of 2 methods tested can't be distinguished from full (1 worse); the cheapest of these 2 is lora (1,000 "
+        "trained parameters). lora has the highest score observed, 0.9000 accuracy (the best with probability 0.60)."
+    )
+
+
+def test_what_does_not_beat_the_commonest_answer_is_never_called_best() -> None:
+    """Neither where every mean lies below it, nor where every interval reaches it; of a loss, lower is better."""
+    low = means(("lora", 0.68, 1), ("full", 0.60, 2), majority=0.69)
+    assert finding.verdicts(low, [found("lora", {"full"})]) == (
+        "On t nothing here beats the majority class (0.6900 accuracy)."
+    )
+    unsure = means(("lora", 0.70, 1), ("full", 0.60, 2), majority=0.69).assign(low=[0.66, 0.5, math.nan])
+    assert "nothing here is known to beat the majority class (0.6900 accuracy)" in finding.verdicts(
+        unsure, [found("lora", {"full"})]
+    )
+    known = unsure.assign(low=[0.695, 0.5, math.nan])
+    assert "can't be distinguished" in finding.verdicts(known, [found("lora", {"full"}, ("lora", "full"))])
+    loss = means(("lora", 0.8, 1), ("full", 0.75, 2), majority=0.69)
+    assert "nothing here beats" in finding.verdicts(loss, [found("full", set(), metric="loss")])
+
+
+def test_rates_that_nothing_chose_are_warned_of(tmp_path: Path) -> None:
+    """Two methods without a trial are; one method, or final runs of a search, are not."""
+    for method in ("lora", "full"):
+        write_run(tmp_path / "plain", method=method)
+        write_run(tmp_path / "chosen", method=method, stage="final")
+    write_run(tmp_path / "single")
+    warned = [
+        finding.untuned(harness.load_runs(tmp_path / name), pd.DataFrame()) for name in ("plain", "chosen", "single")
+    ]
+    assert warned == ["Learning rates were not tuned here; other rates may change the order.", "", ""]
+
+
+def test_no_table_loses_its_method_column_at_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    """Columns are left out by priority and named; the names of the methods stand whole beside the score."""
+    names = ["full", "lora rank=8 alpha=16 learning_rate=0.002", "bitfit"]
+    [table] = tables.score_tables(pd.DataFrame([row(configuration=name) for name in names]))
+    terminal.show([table], width=80)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "Left out at this width: " in printed
+    for name in ("full", "bitfit", names[1][:40]):
+        assert f"│ {name}" in printed
+    assert printed.count("0.9000") == 3
+    kept, left = terminal.fitting(table, 80)
+    assert {*kept.columns, *left} == {*table.columns}
+    assert [name for name in table.columns if name in left][-1] != "remarks" or "remarks" in left
+    assert {"95% interval", "± sd"} <= {*left}
+    whole, none = terminal.fitting(table, 300)
+    assert (whole.columns, none) == (table.columns, [])
+
+
+def test_columns_that_say_nothing_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """A deviation of one run, an interval of one run, and remarks that nobody made."""
+    [table] = tables.score_tables(pd.DataFrame([row(n=1, std=float("nan"), low=float("nan"), high=float("nan"))]))
+    terminal.show([table])
+    printed = capsys.readouterr().out
+    assert "n=1" not in printed
+    assert "remarks" not in printed
+    assert "│ 1 │" in printed.replace("  ", " ")
+    assert "n=1" not in markdown.markdown("t", "l", [table], [], [])
+
+
+def test_redirected_output_has_no_colors(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is printed into a file is text alone."""
+    [table] = tables.score_tables(pd.DataFrame([row()]))
+    terminal.show([table])
+    assert "\x1b" not in capsys.readouterr().out
 
 
 def test_what_was_varied_has_a_row_a_value(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_report_is_printed_and_written(store: str, tmp_path: Path, capsys: pyt
         assert "0.8050" in text
         assert "majority class" in text
         assert "ia3" not in text
-    assert printed.rstrip().endswith(f"mlflow ui --backend-store-uri {store} --host 127.0.0.1 --port 5000")
+    assert printed.rstrip().endswith(f"Every run: harness-report ui=true tracking.uri={store}")
     with (tmp_path / "report" / "scores.csv").open(newline="") as file:
         rows = {row["configuration"]: row for row in csv.DictReader(file)}
     assert float(rows["lora"]["mean"]) == pytest.approx(0.805)
@@ -181,7 +181,7 @@ def test_several_tasks_have_a_table_over_them(tmp_path: Path, capsys: pytest.Cap
             write_run(tmp_path / "runs", method=method, task=task, score=score)
     report.main([f"store={tmp_path / 'runs'}", f"out={tmp_path / 'report'}"])
     printed = capsys.readouterr().out
-    assert printed.index("Over tasks") < printed.index("average rank") < printed.index("± sd")
+    assert printed.index("Over tasks") < printed.index("average rank") < printed.index("trainable")
     with (tmp_path / "report" / "across.csv").open(newline="") as file:
         assert [(row["configuration"], row["rank"]) for row in csv.DictReader(file)] == [
             ("full", "1.0"),
@@ -331,7 +331,7 @@ def test_a_definition_chooses_what_is_shown(store: str, capsys: pytest.CaptureFi
     out = Path("report", "mine")
     assert sorted(path.name for path in out.iterdir() if path.suffix in (".svg", ".png")) == ["seeds.png", "seeds.svg"]
     [head] = [line for line in (out / "report.md").read_text().splitlines() if line.startswith("| method | accuracy")]
-    assert head == "| method | accuracy | n | validation.loss | remarks |"
+    assert head == "| method | accuracy | n | loss (validation) | remarks |"
     with (out / "scores.csv").open(newline="") as file:
         rows = {row["configuration"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"lora", "full", "majority class"}

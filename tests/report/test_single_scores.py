@@ -106,7 +106,7 @@ def test_the_tables_say_what_is_noise() -> None:
     ranking, *fronts = single_tables(single_scores(published()))
     assert [cells[4] for cells in ranking.rows] == ["★", ""]
     assert "1 of 2 are the highest" in ranking.caption
-    assert "Of all 1 pairs 1 (100%) are told apart" in ranking.caption
+    assert "Of all 1 pairs 1 (100%) are distinguished" in ranking.caption
     assert [table.title for table in fronts] == ["t: the front of accuracy and seconds"]
     assert [cells[0] for cells in fronts[0].rows] == ["a"]
 

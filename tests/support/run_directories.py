@@ -85,7 +85,12 @@ class SampleRun:
             config=self.config(),
             scores=self.scored() if self.scores is None else self.scores,
             cost=empty_cost() | (MEASURED if done else {}) | self.cost,
-            provenance={"git": {"commit": "0123abc", "dirty": False}, "harness": "0.1.0"},
+            provenance={
+                "git": {"commit": "0123abc", "dirty": False},
+                "harness": "0.1.0",
+                "device_type": "cpu",
+                "dtype": "float32",
+            },
             started_at="2026-11-01T10:00:00+00:00",
             ended_at=self.ended_at or f"2026-11-01T11:{number // 60 % 60:02d}:{number % 60:02d}+00:00",
         )

@@ -1,13 +1,17 @@
 """No point of a sweep writes where another point, or an earlier run, has its record."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from omegaconf import open_dict
 from toy_sweep import ToySweep
 
+from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.sweep import points
 from harness.sweep.outcome import Outcome
+from harness.sweep.points import Point, next_command
 from harness.tracking.record import RESULT_FILE, RunRecord
 
 POINTS = [["act=finish", f"seed={seed}"] for seed in range(3)]
@@ -86,3 +90,27 @@ def test_a_sweeps_folder_that_can_not_be_made_is_a_sentence(toy: ToySweep) -> No
     """It has the key, the path and the system's reason."""
     with pytest.raises(ConfigError, match=r"hydra\.sweep\.dir=/dev/null/x: the folder can't be made \(Not a directory"):
         toy.launch(POINTS, "hydra.sweep.dir=/dev/null/x")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("ranks", "runs/ranks/"), ("a b/../c", "runs/a_b_.._c/"), ("..", "runs/config/"), ("null", "runs/config/")],
+)
+def test_the_runs_of_a_named_sweep_lie_below_its_name(name, folder):
+    """As one folder, whatever the name; without a name below that of the sweep's file."""
+    composed = compose("config", [f"sweep.name='{name}'" if name != "null" else "sweep.name=null"], keep_hydra=True)
+    with open_dict(composed):
+        composed.hydra.job.config_name = "config"
+    assert composed.hydra.sweep.dir.startswith(folder)
+
+
+def test_a_sweep_ends_with_the_command_that_shows_it(tmp_path):
+    """With the store's name for it, and the folder where no store has its runs; not after trials alone."""
+    said = {"name": "two words", "stage": "run"}
+    point = Point(0, [], tmp_path, settings={"sweep": said}, outcome=Outcome("finished", tracked=True))
+    assert next_command([point], tmp_path) == "Next: harness-report sweep='two words'"
+    point.outcome = Outcome("finished")
+    assert next_command([point], tmp_path) == f"Next: harness-report store={tmp_path} sweep='two words'"
+    assert next_command([replace(point, settings={"sweep": {**said, "stage": "tune"}})], tmp_path) == ""
+    point.outcome = Outcome("failed")
+    assert next_command([point], tmp_path) == ""

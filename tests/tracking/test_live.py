@@ -152,6 +152,17 @@ def test_a_killed_run_is_ended_by_whoever_comes_next(tmp_path: Path, uri: str) -
     assert tracking.read_runs(uri) == []
 
 
+def test_what_is_known_at_the_end_alone_is_there_then(tmp_path: Path, uri: str) -> None:
+    """Such as what forgetting was measured by, which a run that has just begun can't say."""
+    page, record = begun(uri)
+    page.close()
+    record.scores["forgetting"] = {"metric": "masked_loss", "before": 1.0, "after": 1.5, "tokens": 8}
+    record.write(tmp_path)
+    assert tracking.send(tmp_path, uri, "tests") == page.run_id
+    (run,) = tracking.read_runs(uri)
+    assert run["tags"]["forgetting_metric"] == "masked_loss"
+
+
 def test_a_run_elsewhere_is_dead_once_it_was_silent_for_long(uri: str) -> None:
     """Its process can't be seen from here, its heartbeat can."""
     page, _ = begun(uri)

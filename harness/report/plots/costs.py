@@ -6,8 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from harness.report.plots.style import LEGEND_LIMIT, appearance, cost_axis, figure_of, legend, place_labels, short
-from harness.report.scores import MAJORITY
+from harness.report.plots.style import (
+    COLORS,
+    LEGEND_LIMIT,
+    appearance,
+    cost_axis,
+    figure_of,
+    legend,
+    majority_line,
+    place_labels,
+    score_label,
+    short,
+    title,
+)
 from harness.tracking.record import MEMORY
 from harness.training.metrics import higher_is_better
 
@@ -17,13 +28,15 @@ if TYPE_CHECKING:
 
 # Named where not all can be: those that everything else is held against.
 REFERENCES = ("full", "head", "bitfit", "lora")
-# Each darker than the next, so that they differ in gray too.
+# Each darker than the next, and all of 3:1 with a white page as with a dark one.
 CATEGORIES = {
-    "weight_bytes": ("weights", "#222222"),
-    "gradient_bytes": ("gradients", "#0072B2"),
-    "optimizer_bytes": ("optimizer", "#CC79A7"),
-    "activation_bytes": ("activations", "#F0E442"),
+    "weight_bytes": ("weights", "#666666"),
+    "gradient_bytes": ("gradients", "#0077BB"),
+    "optimizer_bytes": ("optimizer", "#B5608F"),
+    "activation_bytes": ("activations", "#C98500"),
 }
+# Of points that nobody asked for.
+REST = "#8A8A8A"
 CATEGORY_MARKERS = dict(zip(MEMORY, "sD^ov", strict=True))
 
 
@@ -97,17 +110,23 @@ def _panel(
     crowded = means["method"].nunique() > LEGEND_LIMIT
     means["front"] = front(means["x"], means["score"], higher_is_better(metric))
     cost_axis(axes, means["x"], cost.label, cost.unit)
-    axes.set_title(task, loc="left")
-    axes.set_ylabel(f"{metric or 'score'} ({points['split'].iloc[0]})")
+    axes.set_ylabel(score_label(metric, points["split"].iloc[0]))
     axes.margins(y=0.14)
     line = means[means["front"]].sort_values("x")
+    title(axes, task, f"{len(line)} of {len(means)} have no better at their cost: {_named(line['configuration'])}")
     axes.plot(line["x"], line["score"], drawstyle="steps-post", color="#999999", linewidth=1.2, zorder=1)
+    # Without a legend a color says nothing: one for what has a name beside it, gray for the rest.
+    looks = {
+        str(method): (COLORS[0] if method in REFERENCES else REST, "o") if crowded else appearance(str(method))
+        for method in means["method"].unique()
+    }
     for method, runs in points.groupby("method", sort=True):
-        color, marker = appearance(str(method))
+        color, marker = looks[str(method)]
         axes.plot(runs[cost.column], runs["score"], marker, color=color, alpha=0.35, markersize=3.5, mew=0)
     for (method, on_front), rows in means.groupby(["method", "front"], sort=True):
         telling = on_front or not crowded or method in REFERENCES
-        color, marker = appearance(method)
+        color, marker = looks[method]
+        color = COLORS[0] if crowded and on_front else color
         drawn = axes.errorbar(
             rows["x"],
             rows["score"],
@@ -122,11 +141,21 @@ def _panel(
         handles.setdefault(method, drawn)
     majority = points["majority"].dropna()
     if len(majority):
-        handles[MAJORITY] = axes.axhline(majority.iloc[-1], linestyle="--", linewidth=1, color="#777777")
+        majority_line(axes, majority.iloc[-1])
     best = means.sort_values("score", ascending=not higher_is_better(metric))
     named = pd.concat([line, best[best["method"].isin(REFERENCES)], best.head(3), best.tail(3)])
     named = named.drop_duplicates("configuration")
     return means, list(zip(named["x"], named["score"], named["configuration"], strict=True))
+
+
+def _named(names: "pd.Series[str]", room: int = 34) -> str:
+    """List names, the last of the front first, as far as a title has room."""
+    listed: list[str] = []
+    for name in names[::-1]:
+        if listed and len(", ".join([*listed, name])) > room:
+            return f"{', '.join(listed)}\u00a0..."
+        listed.append(name if len(name) <= room else f"{name[: room - 4]}\u00a0...")
+    return ", ".join(listed)
 
 
 def memory_by_category(points: pd.DataFrame) -> "Figure | None":
@@ -152,7 +181,11 @@ def memory_by_category(points: pd.DataFrame) -> "Figure | None":
         panel.plot(rows[peak], rows["configuration"], "|", color="black", markersize=8, label="measured peak")
         panel.xaxis.set_major_formatter(lambda value, _: short(value, "B"))
         panel.set_xlabel("memory of the training step with most tokens (bytes)")
-        panel.set_title(task, loc="left")
+        least, most_held = rows.iloc[-1], rows.iloc[0]
+        span = f"{least['configuration']} holds {short(least[peak], 'B')}"
+        if len(rows) > 1:
+            span += f", {most_held['configuration']} {short(most_held[peak], 'B')}"
+        title(panel, task, span)
         panel.grid(False, axis="y")
         panel.margins(y=0.01)
         panel.tick_params(axis="y", labelsize=8, length=0)
@@ -198,6 +231,8 @@ def predicted_against_measured(points: pd.DataFrame) -> "Figure | None":
     left.set_ylabel("predicted (bytes)")
     right.set_ylabel("predicted less measured (% of measured)")
     farthest = pairs["off"].abs().max()
+    left.set_title(f"Predictions are off by {farthest:.3g}% at most", loc="left", fontsize=9.5)
+    right.set_title(f"Half of them by {pairs['off'].abs().median():.2g}% or less", loc="left", fontsize=9.5)
     right.set_ylim(-1.15 * max(farthest, 0.5), 1.15 * max(farthest, 0.5))
     for panel in (left, right):
         cost_axis(panel, pairs["measured"], "measured (bytes)", "B")

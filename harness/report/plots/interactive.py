@@ -8,8 +8,8 @@ import pandas as pd
 
 from harness.report.plots.costs import COSTS
 from harness.report.plots.scores import sizes
-from harness.report.plots.style import appearance
-from harness.report.scores import LEARNING_RATE
+from harness.report.plots.style import appearance, score_label, shades
+from harness.report.scores import LEARNING_RATE, MAJORITY
 
 BOKEH_MARKERS = dict(
     zip("os^DvPX*p", "circle square triangle diamond inverted_triangle plus square_pin star hex".split(), strict=True)
@@ -47,11 +47,13 @@ def runs_plot(points: pd.DataFrame) -> dict[str, Any] | None:
             known.append({"column": column, "label": label, "unit": unit})
     if not known:
         return None
-    metrics = {
-        str(task): f"{group['metric'].iloc[0] or 'score'} ({group['split'].iloc[0]})"
-        for task, group in points.groupby("task")
-    }
-    return _plot("runs", "scatter", columns, known, metrics, (*SHOWN, "marker"))
+    metrics, majority = {}, {}
+    for task, group in points.groupby("task"):
+        metrics[str(task)] = score_label(group["metric"].iloc[0], group["split"].iloc[0])
+        answered = group["majority"].dropna()
+        if len(answered) and group["split"].iloc[0] == "validation":
+            majority[str(task)] = float(answered.iloc[-1])
+    return _plot("runs", "scatter", columns, known, metrics, (*SHOWN, "marker"), majority)
 
 
 def curves_plot(points: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Any] | None:
@@ -72,10 +74,8 @@ def curves_plot(points: pd.DataFrame, curves: pd.DataFrame) -> dict[str, Any] | 
         "steps": [of_run[run]["step"].tolist() for run in points["run_id"]],
         "y": [_numbers(of_run[run]["value"]) for run in points["run_id"]],
     }
-    metrics = {
-        str(task): f"{group['metric'].iloc[0] or 'score'} (development)" for task, group in points.groupby("task")
-    }
-    return _plot("curves", "lines", columns, [{"column": "steps", "label": "step", "unit": None}], metrics, SHOWN)
+    metrics = {str(task): score_label(group["metric"].iloc[0], "development") for task, group in points.groupby("task")}
+    return _plot("curves", "lines", columns, [{"column": "steps", "label": "step", "unit": None}], metrics, SHOWN, {})
 
 
 def _common(points: pd.DataFrame) -> dict[str, list[Any]]:
@@ -86,7 +86,7 @@ def _common(points: pd.DataFrame) -> dict[str, list[Any]]:
         "configuration": points["configuration"].astype(str).tolist(),
         "seed": ["–" if pd.isna(seed) else str(seed) for seed in points["seed"]],
         "rate": ["–"] * len(points) if rates is None else [f"{rate:g}" for rate in rates],
-        "color": [appearance(str(method))[0] for method in points["method"]],
+        "color": shades(points),
     }
 
 
@@ -102,11 +102,11 @@ def _plot(
     across: list[dict[str, Any]],
     metrics: dict[str, str],
     shown: tuple[str, ...],
+    majority: dict[str, float],
 ) -> dict[str, Any]:
     """Describe a plot that shows the first task and cost; page.js fills it with the rows of those that are chosen."""
     from bokeh.embed import json_item
-    from bokeh.models import ColumnDataSource, HoverTool
-    from bokeh.plotting import figure
+    from bokeh.models import ColumnDataSource, FixedTicker, HoverTool
 
     scatter = kind == "scatter"
     tasks = sorted(metrics)
@@ -119,6 +119,33 @@ def _plot(
         {"x": [columns[across[0]["column"]][row] for row in rows]}
         | {name: [columns[name][row] for row in rows] for name in shown}
     )
+    drawn = _axes(scatter, across[0]["label"], metrics[tasks[0]])
+    told = "@at" if scatter else "$snap_x{0}"
+    tips = [("run", "@name"), ("method", "@configuration"), ("seed", "@seed"), ("learning rate", "@rate")]
+    tips += [("score", "@y{0.0000}" if scatter else "$snap_y{0.0000}")]
+    renderer: Any
+    if scatter:
+        renderer = drawn.scatter(
+            "x", "y", source=source, marker="marker", size=10, color="color", alpha=0.9, line_color="#888888"
+        )
+        hover = HoverTool(tooltips=tips, renderers=[renderer])
+        # page.js chooses them, and writes them as the pictures do.
+        drawn.xaxis.ticker = FixedTicker(ticks=[])
+    else:
+        renderer = drawn.multi_line("x", "y", source=source, color="color", alpha=1.0, line_width=1.8)
+        hover = HoverTool(tooltips=tips, renderers=[renderer], line_policy="nearest")
+    drawn.add_tools(hover)
+    if majority:
+        _add_majority(drawn, majority.get(tasks[0]))
+    item = _renumbered(json.loads(json.dumps(json_item(drawn))), place, {})
+    found = {"place": place, "item": item, "columns": columns, "across": across, "shown": list(shown)}
+    return found | {"metrics": metrics, "tasks": tasks, "tips": tips, "at": told, "majority": majority}
+
+
+def _axes(scatter: bool, label: str, score: str) -> Any:
+    """Make an empty figure, of costs on a logarithmic scale or of steps."""
+    from bokeh.plotting import figure
+
     drawn = figure(
         height=HEIGHT,
         sizing_mode="stretch_width",
@@ -129,28 +156,25 @@ def _plot(
         background_fill_alpha=0,
         border_fill_alpha=0,
         outline_line_color=None,
-        x_axis_label=across[0]["label"],
-        y_axis_label=metrics[tasks[0]],
+        x_axis_label=label,
+        y_axis_label=score,
     )
     drawn.toolbar.logo = None
     drawn.grid.grid_line_color, drawn.grid.grid_line_alpha = "#888888", 0.3
     drawn.axis.axis_label_text_font_style = "normal"
-    at = "@at" if scatter else "$snap_x{0}"
-    tips = [("run", "@name"), ("method", "@configuration"), ("seed", "@seed"), ("learning rate", "@rate")]
-    tips += [("score", "@y{0.0000}" if scatter else "$snap_y{0.0000}")]
-    renderer: Any
-    if scatter:
-        renderer = drawn.scatter(
-            "x", "y", source=source, marker="marker", size=10, color="color", alpha=0.75, line_color="#888888"
-        )
-        hover = HoverTool(tooltips=tips, renderers=[renderer])
-    else:
-        renderer = drawn.multi_line("x", "y", source=source, color="color", alpha=0.6, line_width=1.6)
-        hover = HoverTool(tooltips=tips, renderers=[renderer], line_policy="nearest")
-    drawn.add_tools(hover)
-    item = _renumbered(json.loads(json.dumps(json_item(drawn))), place, {})
-    found = {"place": place, "item": item, "columns": columns, "across": across, "shown": list(shown)}
-    return found | {"metrics": metrics, "tasks": tasks, "tips": tips, "at": at}
+    return drawn
+
+
+def _add_majority(drawn: Any, score: float | None) -> None:
+    """Add the line of the commonest answer, with its name; page.js draws it over the range of the costs."""
+    from bokeh.models import ColumnDataSource
+    from bokeh.models.annotations.labels import Label
+
+    line = ColumnDataSource({"x": [], "y": []})
+    drawn.line("x", "y", source=line, line_dash="dashed", line_color="#777777")
+    name = Label(x=6, x_units="screen", y=score or 0.0, y_offset=2, text=MAJORITY, text_font_size="12px")
+    name.visible = score is not None
+    drawn.add_layout(name)
 
 
 def _renumbered(item: Any, place: str, names: dict[str, str]) -> Any:

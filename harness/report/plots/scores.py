@@ -6,8 +6,20 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from harness.report.plots.costs import REFERENCES
-from harness.report.plots.style import LEGEND_LIMIT, appearance, figure_of, legend, place_labels, places
-from harness.report.scores import FINISHED, LEARNING_RATE, MAJORITY, NO_OPTIONS, label
+from harness.report.plots.style import (
+    COLORS,
+    LEGEND_LIMIT,
+    appearance,
+    figure_of,
+    legend,
+    majority_line,
+    place_labels,
+    places,
+    score_label,
+    shades,
+    title,
+)
+from harness.report.scores import FINISHED, LEARNING_RATE, NO_OPTIONS, label
 from harness.report.tuning import searched
 from harness.training.metrics import higher_is_better
 
@@ -15,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Of marks that a row or a label names already.
+ACCENT = COLORS[0]
 ROW = 0.19  # inches
 # Curves that stand out among more than this many.
 CURVES_LIMIT = 8
@@ -25,12 +39,11 @@ MOST_TICKS = 10
 SIZES = 3
 
 
-def _rows(axes: "Axes", names: "list[str]", task: str, label: str) -> None:
+def _rows(axes: "Axes", names: "list[str]", label: str) -> None:
     """Make an axis one row per name, the first at the top."""
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
-    axes.set_title(task, loc="left")
     axes.set_xlabel(label)
 
 
@@ -47,26 +60,26 @@ def seed_spread(points: pd.DataFrame) -> "Figure | None":
         means = runs.groupby("configuration")["score"].mean()
         order = means.sort_values(ascending=not higher_is_better(metric), kind="stable").index.tolist()
         rows = {name: float(place) for place, name in enumerate(order)}
-        for method, group in runs.groupby("method", sort=True):
-            color, marker = appearance(str(method))
-            heights = group["configuration"].map(rows)
-            panel.plot(group["score"], heights, marker, color=color, alpha=0.7, markersize=5.5, mew=0, zorder=3)
+        # The row says which method it is: a color would say it again.
+        heights = runs["configuration"].map(rows)
+        panel.plot(runs["score"], heights, "o", color=ACCENT, alpha=0.7, markersize=5, mew=0, zorder=3)
         middle = pd.Series(rows)
         panel.vlines(means[order], middle - 0.35, middle + 0.35, color="black", linewidth=1.4)
         majority = runs["majority"].dropna()
         if len(majority):
-            panel.axvline(majority.iloc[-1], linestyle="--", linewidth=1, color="#777777")
-            panel.annotate(
-                MAJORITY,
-                (majority.iloc[-1], 0.01),
-                (3, 2),
-                xycoords=("data", "axes fraction"),
-                fontsize=8,
-                textcoords="offset points",
-                color="#555555",
-            )
-        _rows(panel, order, task, f"{metric or 'score'} ({runs['split'].iloc[0]}): one point per seed, a line the mean")
+            majority_line(panel, majority.iloc[-1], across=False)
+        _rows(panel, order, f"{score_label(metric, runs['split'].iloc[0])}\none point per seed, a line the mean")
+        title(panel, task, _scatter(runs, means))
     return figure
+
+
+def _scatter(runs: pd.DataFrame, means: "pd.Series[float]") -> str:
+    """Hold what seeds change against what methods change."""
+    scatter = runs.groupby("configuration")["score"].std().median()
+    if len(means) == 1:
+        return f"{means.index[0]}: seeds scatter by {scatter:.4f}" if pd.notna(scatter) else "one run"
+    span = f"methods span {means.max() - means.min():.4f}"
+    return f"{span}, seeds scatter by {scatter:.4f} (median sd)" if pd.notna(scatter) else f"{span}, one run each"
 
 
 def learning_rates(frame: pd.DataFrame) -> "Figure | None":
@@ -100,7 +113,6 @@ def _rates_panel(axes: "Axes", task: str, runs: pd.DataFrame) -> None:
     order = best.sort_values(ascending=not higher, kind="stable").index.tolist()[:MOST_DRAWN]
     for place, name in enumerate(order):
         tried = scores[name].sort_index()
-        color = appearance(runs.loc[runs["configuration"] == name, "method"].iloc[0])[0]
         axes.plot([tried.min(), tried.max()], [place] * 2, color="#999999", linewidth=1, zorder=1)
         for step, (rate, score) in enumerate(tried.items()):
             share = step / max(len(tried) - 1, 1)
@@ -108,7 +120,7 @@ def _rates_panel(axes: "Axes", task: str, runs: pd.DataFrame) -> None:
                 score,
                 place,
                 "o",
-                color=color,
+                color=ACCENT,
                 alpha=0.35 + 0.65 * share,
                 markersize=3.5 + 3.5 * share,
                 markeredgecolor="black",
@@ -126,8 +138,9 @@ def _rates_panel(axes: "Axes", task: str, runs: pd.DataFrame) -> None:
             verticalalignment="center",
         )
     axes.margins(x=0.12)
-    text = f"{metric or 'score'} (development); larger, darker: a higher rate"
-    _rows(axes, order, task, text)
+    moved = (scores.groupby("configuration").max() - scores.groupby("configuration").min()).median()
+    _rows(axes, order, f"{score_label(metric, 'development')}\nlarger, darker: a higher rate; the number is the best")
+    title(axes, task, f"the rate moves a method's score by {moved:.4f} (median)")
 
 
 def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame | None) -> "Figure | None":
@@ -148,34 +161,39 @@ def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame | None) -> "Figure
         return None
     tasks = sorted(lines["task"].unique())
     figure, axes = figure_of(len(tasks), 3, 4.6, 3.8)
-    handles: dict[str, object] = {}
     labels: list[list[tuple[float, float, str]]] = []
     for panel, task in zip(axes, tasks, strict=True):
         of_task = lines[lines["task"] == task]
         metric = of_task["metric"].iloc[0]
         means = of_task.groupby(["configuration", "method", "step"], sort=True)["value"].mean().reset_index()
         last = means.groupby("configuration")["value"].last().sort_values(ascending=not higher_is_better(metric))
-        several = of_task["configuration"].nunique() > of_task["method"].nunique()
+        colors = dict(zip(of_task["configuration"], shades(of_task), strict=True))
         ends = []
         telling = list(last.index[: CURVES_LIMIT // 2])
         telling += [name for name in last.index if name in REFERENCES and name not in telling]
         for (name, method), curve in means.groupby(["configuration", "method"], sort=True):
             shown = len(last) <= CURVES_LIMIT or name in telling
-            color, marker = appearance(method) if shown else ("#BBBBBB", "")
-            [drawn] = panel.plot(
+            color, marker = (colors[name], appearance(method)[1]) if shown else ("#BBBBBB", "")
+            panel.plot(
                 curve["step"], curve["value"], marker=marker, color=color, markersize=5,
                 linewidth=1.6 if shown else 0.7, zorder=3 if shown else 1,
             )  # fmt: skip
             if shown:
-                handles.setdefault(str(method), drawn)
-                ends += [(curve["step"].iloc[-1], curve["value"].iloc[-1], str(name))] if several else []
+                ends.append((curve["step"].iloc[-1], curve["value"].iloc[-1], str(name)))
         labels.append(ends)
-        panel.margins(x=0.3 if several else 0.05)
-        panel.set_title(task, loc="left")
+        # Room for the names at the ends of the lines.
+        left, right = panel.get_xlim()
+        panel.set_xlim(left, right + 0.3 * (right - left))
+        title(
+            panel,
+            task,
+            f"{last.index[0]} ends {'highest' if higher_is_better(metric) else 'lowest'}"
+            if len(last) > 1
+            else f"{last.index[0]} by step",
+        )
         panel.set_xlabel("step")
-        panel.set_ylabel(f"{metric or 'score'} (development)")
+        panel.set_ylabel(score_label(metric, "development"))
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    legend(figure, handles)
     for panel, of_panel in zip(axes, labels, strict=True):
         place_labels(panel, [(x, y) for x, y, _ in of_panel], of_panel)
     return figure
@@ -225,6 +243,7 @@ def score_against_size(points: pd.DataFrame, column: str) -> "Figure":
             .mean()
             .sort_values(ascending=not higher_is_better(runs["metric"].iloc[0]), kind="stable")
         )
+        moved: dict[str, float] = {}
         for method in places(best.index[:LEGEND_LIMIT]):
             of_method = runs[runs["method"] == method]
             color, marker = appearance(method)
@@ -236,14 +255,17 @@ def score_against_size(points: pd.DataFrame, column: str) -> "Figure":
             panel.plot(of_method["size"], of_method["score"], marker, color=color, alpha=0.35, markersize=4, mew=0)
             [drawn] = panel.plot(scores.index, scores["mean"], marker=marker, color=color, markersize=6)
             handles.setdefault(method, drawn)
+            moved[method] = float(scores["mean"].max() - scores["mean"].min())
         if runs["size"].min() > 0:
             panel.set_xscale("log", base=2)
         values = sorted(runs["size"].unique())
         values = values[:: -(-len(values) // MOST_TICKS)]
         panel.set_xticks(values, [f"{value:g}" for value in values])
         panel.set_xlabel(size_name(column).replace("_", " "))
-        panel.set_ylabel(f"{runs['metric'].iloc[0] or 'score'} ({runs['split'].iloc[0]})")
-        panel.set_title(task, loc="left")
+        panel.set_ylabel(score_label(runs["metric"].iloc[0], runs["split"].iloc[0]))
+        name = size_name(column).replace("_", " ")
+        farthest = max(moved, key=lambda method: moved[method])
+        title(panel, task, f"{name} moves {farthest}'s mean by {moved[farthest]:.4f}")
     legend(figure, handles)
     return figure
 
@@ -280,9 +302,10 @@ def forgetting_against_gain(points: pd.DataFrame) -> "Figure | None":
         panel.axhline(0, linewidth=1, linestyle="--", color="#777777", zorder=1)
         panel.axvline(0, linewidth=1, linestyle="--", color="#777777", zorder=1)
         panel.margins(0.15)
-        panel.set_xlabel(f"gain on the task ({metric or 'score'})")
-        panel.set_ylabel(f"forgotten of general text ({general.replace('_', ' ')})")
-        panel.set_title(task, loc="left")
+        panel.set_xlabel(f"gain on the task ({metric or 'score'}), right is better")
+        panel.set_ylabel(f"forgotten of general text ({general.replace('_', ' ')}), lower is better")
+        forgets = int((means["lost"] > 0).sum())
+        title(panel, task, f"{forgets} of {len(means)} {'forgets' if forgets == 1 else 'forget'} general text")
         far = means.reindex((means["gain"].abs() + means["lost"].abs()).sort_values(ascending=False).index)
         labels.append(list(zip(far["gain"], far["lost"], far["configuration"], strict=True)))
     legend(figure, handles)

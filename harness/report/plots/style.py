@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,21 +15,34 @@ import pandas as pd
 
 from harness.config.sources import conf_root
 from harness.report.scores import MAJORITY
+from harness.training.metrics import higher_is_better
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, distinguished by people who see two primary colors and, through the markers, in gray.
+# Okabe and Ito's palette, distinguished by people who see two primary colors and, through the markers, in gray; purple,
+# orange and sky are darkened until each has a contrast of 3:1 with a white page as with a dark one.
 PALETTE = {
     "blue": "#0072B2",
     "vermilion": "#D55E00",
     "green": "#009E73",
-    "purple": "#CC79A7",
-    "orange": "#E69F00",
-    "sky": "#56B4E9",
+    "purple": "#C0699A",
+    "orange": "#BF7E00",
+    "sky": "#3A94CC",
     "black": "#000000",
 }
+# The luminance of several shades of one color, the darkest and the lightest that have that contrast with both pages.
+SHADES = (0.135, 0.29)
+# The dark twin of a picture lies in the same SVG file: what is dark on a light page is light on a dark one.
+DARK = """@media (prefers-color-scheme: dark) {
+text:not([style*="fill"]) { fill: #e6e6e6 }
+[style*="fill: #ffffff"] { fill: #16181b !important }
+[style*="fill: #000000"], text[style*="fill: #555555"] { fill: #e6e6e6 !important }
+[style*="stroke: #000000"] { stroke: #e6e6e6 !important }
+[style*="stroke: #777777"], [style*="stroke: #999999"] { stroke: #aaaaaa !important }
+[style*="stroke: #b0b0b0"] { stroke: #555555 !important }
+}"""
 SHAPES = {
     "circle": "o",
     "square": "s",
@@ -86,6 +100,76 @@ def _declared(path: Path) -> tuple[str, str] | None:
     """Color and marker that a method's YAML asks for."""
     found = DRAWN_AS.search(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
     return (PALETTE[found[1]], SHAPES[found[2]]) if found else None
+
+
+def shades(points: pd.DataFrame) -> list[str]:
+    """Color of each row's configuration: its method's, and where a task has several of a method, shades of that.
+
+    Args:
+        points: Columns task, method, configuration.
+    """
+    found = {}
+    for (task, method), group in points.groupby(["task", "method"], sort=False):
+        names = sorted(group["configuration"].unique(), key=_by_number)
+        color = appearance(str(method))[0]
+        for place, name in enumerate(names):
+            found[task, name] = color if len(names) == 1 else _shade(color, place / (len(names) - 1))
+    return [found[key] for key in zip(points["task"], points["configuration"], strict=True)]
+
+
+def _by_number(name: str) -> list[tuple[float, str]]:
+    """A key that sorts rank=2 before rank=16."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", str(name))
+    return [(float(part), "") if place % 2 else (0.0, part) for place, part in enumerate(parts)]
+
+
+def _shade(color: str, share: float) -> str:
+    """A color of the same hue, from the darkest shade to the lightest."""
+    linear = [_linear(int(color[at : at + 2], 16) / 255) for at in (1, 3, 5)]
+    wanted = SHADES[0] + share * (SHADES[1] - SHADES[0])
+    light = luminance(color)
+    scaled = [wanted if light == 0 else min(1.0, part * wanted / light) for part in linear]
+    # What a part at its limit lacks, the others get as white.
+    missing = max(0.0, wanted - (0.2126 * scaled[0] + 0.7152 * scaled[1] + 0.0722 * scaled[2]))
+    whole = [min(1.0, part + missing) for part in scaled]
+    return "#" + "".join(f"{round(255 * _encoded(part)):02X}" for part in whole)
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of `#rrggbb`, from 0 to 1 (WCAG 2.2)."""
+    red, green, blue = (_linear(int(color[at : at + 2], 16) / 255) for at in (1, 3, 5))
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _linear(part: float) -> float:
+    return part / 12.92 if part <= 0.04045 else float(((part + 0.055) / 1.055) ** 2.4)
+
+
+def _encoded(part: float) -> float:
+    return 12.92 * part if part <= 0.0031308 else float(1.055 * part ** (1 / 2.4) - 0.055)
+
+
+def score_label(metric: str, split: str) -> str:
+    """Label of an axis of scores, with the direction that is better."""
+    better = "higher" if higher_is_better(metric) else "lower"
+    return f"{metric or 'score'} ({split}), {better} is better"
+
+
+def title(axes: "Axes", task: str, finding: str, letters: int = 46) -> None:
+    """Write above a panel what it shows, below the task that it is of, in lines of so many letters at most."""
+    text = "\n".join([task if len(task) <= letters else f"{task[: letters - 4]} ...", *wrap(finding, letters)])
+    axes.set_title(text, loc="left", fontsize=9.5)
+
+
+def majority_line(axes: "Axes", score: float, across: bool = True) -> Any:
+    """Draw the score of the commonest answer, with its name on it."""
+    look: Any = {"linestyle": "--", "linewidth": 1, "color": "#777777"}
+    text: Any = {"fontsize": 8, "textcoords": "offset points", "color": "#555555"}
+    if across:
+        axes.annotate(MAJORITY, (0.99, score), (0, 2), xycoords=("axes fraction", "data"), ha="right", **text)
+        return axes.axhline(score, **look)
+    axes.annotate(MAJORITY, (score, 0.01), (3, 2), xycoords=("data", "axes fraction"), **text)
+    return axes.axvline(score, **look)
 
 
 def places(methods: Iterable[str]) -> list[str]:
@@ -208,11 +292,10 @@ def settle(figure: Any) -> None:
 
 
 def legend(figure: "Figure", handles: dict[str, Any]) -> None:
-    """List methods beside the panels, unless there are so many that nobody could tell them apart."""
-    methods = [name for name in places(handles) if name != MAJORITY]
-    if len(methods) <= LEGEND_LIMIT:
-        order = methods + [MAJORITY] * (MAJORITY in handles)
-        figure.legend([handles[name] for name in order], order, loc="outside right upper", frameon=False)
+    """List methods beside the panels, unless there are so many that nobody could tell them apart, or one alone."""
+    methods = places(handles)
+    if 1 < len(methods) <= LEGEND_LIMIT:
+        figure.legend([handles[name] for name in methods], methods, loc="outside right upper", frameon=False)
 
 
 def encoded(figure: Any, kind: str) -> bytes:
@@ -222,4 +305,5 @@ def encoded(figure: Any, kind: str) -> bytes:
     # No date, no program: the same store gives the same bytes.
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     figure.savefig(stream, format=kind, dpi=150, metadata=metadata)
-    return stream.getvalue()
+    content = stream.getvalue()
+    return content if kind != "svg" else content.replace(b"</style>", f"\n{DARK}</style>".encode(), 1)

@@ -20,7 +20,7 @@ from harness.sweep.launchers.protocol import Worker, Workers
 from harness.sweep.launchers.schedule import INTERRUPTED, Schedule
 from harness.sweep.launchers.settling import settle_known, settle_rest
 from harness.sweep.outcome import gather
-from harness.sweep.points import Point, summary, without_hydra, write_record
+from harness.sweep.points import Point, next_command, summary, without_hydra, write_record
 from harness.sweep.progress import Durations, Progress
 
 EMPTY = "the sweep is empty: one of its lists of values has nothing in it"
@@ -56,13 +56,16 @@ class SweepLauncher(Launcher):
         points = composer.points(job_overrides, initial_job_idx)
         _refuse_if_all_are_wrong(points)
         folder = Path(self.config.hydra.sweep.dir)
-        settle_known(points, folder.parent)
+        # Starts before sweep.name named the folder lie below the name of the sweep's file.
+        settle_known(points, [folder.parent, folder.parent.parent / self.config.hydra.job.config_name])
         places = self.workers.prepare(points)
         _refuse_if_all_are_wrong(points)
         composer.make_folder(points)
         reason = self._run(points, places, composer)
         gather(point.result for point in points)
         print(summary(points), flush=True)
+        if told := next_command(points, folder):
+            print(told, flush=True)
         if reason == INTERRUPTED:
             raise KeyboardInterrupt
         return [self._returned(point) for point in points]

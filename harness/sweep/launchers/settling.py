@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ TAKEN_SECONDS = 1.0
 LOSSES_ALLOWED = 3
 
 
-def settle_known(points: list[Point], folder: Path) -> None:
+def settle_known(points: list[Point], folders: Sequence[Path]) -> None:
     """Give points that the store holds their outcome from there, and a point that comes twice only one run.
 
     Args:
         points: All of a batch.
-        folder: Holds one folder per start of the sweep, whose records may wait to be sent.
+        folders: Each holds one folder per start of the sweep, whose records may wait to be sent.
     """
     wanted: dict[tuple[str, str], list[Point]] = {}
     firsts: dict[Any, Point] = {}
@@ -45,7 +45,8 @@ def settle_known(points: list[Point], folder: Path) -> None:
             known = stored.get(point.identity)
             if known and point.lock and known["status"] in point.lock.done:
                 point.settle(outcome_of_stored(known))
-    _send_unsent(points, folder)
+    for folder in dict.fromkeys(folders):
+        _send_unsent(points, folder)
     skipped = sum(point.skipped for point in points)
     if skipped:
         print(

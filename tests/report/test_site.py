@@ -1,0 +1,68 @@
+"""Published reports as one static site: nothing is lost on the way, and no link leads nowhere."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from run_directories import write_run
+
+from harness.config.sources import conf_root
+from harness.report import __main__ as report
+from harness.report import markdown, site
+from harness.report.cells import Table
+
+EVIL = "<script>alert(1)</script> | [a](b) *c*"
+
+
+def test_a_page_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Title, opening, tables with their captions, notes: markup comes back as the text that it was."""
+    rows = [("lora", "0.9000", "[0.8000, 0.9500]"), (EVIL, "0.8000", "–"), ("majority class", "0.5000", "")]
+    table = Table(f"T {EVIL}", ("method", "accuracy", "95% interval"), rows, "Caption *x*.", ("method",))
+    later = Table("t: against full", ("method", "p"), [("a", "1.0000")], "", ("method",), detail=True)
+    text = markdown.markdown(f"Title {EVIL}", "First.\nSecond.", [table, later], [f"Note {EVIL}", "Other."], [])
+    (tmp_path / "report.md").write_text(text, encoding="utf-8")
+    found = site.read(tmp_path / "report.md")
+    assert (found.title, found.lead, found.notes) == (
+        f"Title {EVIL}",
+        ["First.", "Second."],
+        [f"Note {EVIL}", "Other."],
+    )
+    one, two = found.tables
+    assert (one.title, one.columns, one.rows, one.caption) == (table.title, table.columns, rows, table.caption)
+    assert one.forest is not None
+    assert one.forest.marks[0] == (0.9, 0.8, 0.95)
+    assert one.forest.reference == 0.5
+    assert (one.detail, two.detail) == (False, True)
+
+
+def test_published_reports_become_a_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every page of reports/ is there, every link of the index leads to a file, and no name of a store is markup."""
+    shutil.copytree(conf_root() / "reports/lora_rank", tmp_path / "reports/lora_rank")
+    shutil.copytree(conf_root() / "reports/multi_task", tmp_path / "reports/multi_task")
+    for seed in range(2):
+        for method in ("lora", "<b>evil</b>"):
+            write_run(tmp_path / "runs", method, seed=seed)
+    monkeypatch.chdir(tmp_path)
+    assert report.main(["store=runs", "out=reports/mine"]) == 0
+    assert site.main(["out=site"]) == 0
+    index = (tmp_path / "site/index.html").read_text()
+    links = re.findall(r'href="([^"#]+)"', index)
+    assert {"reports/lora_rank/report.html", "reports/multi_task/multi_task.html", "reports/mine/report.html"} <= set(
+        links
+    )
+    assert all((tmp_path / "site" / link).is_file() for link in links)
+    assert "<b>evil" not in index
+    # The page that the report's own command wrote is not replaced by one of its Markdown.
+    own = (tmp_path / "reports/mine/report.html").read_bytes()
+    assert (tmp_path / "site/reports/mine/report.html").read_bytes() == own
+    scores = pd.read_csv(conf_root() / "reports/lora_rank/scores.csv")
+    read = site.read(tmp_path / "reports/lora_rank/report.md")
+    assert sum(len(table.rows) for table in read.tables if table.title in set(scores["task"])) == len(scores)
+
+
+def test_a_folder_that_is_not_there_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    """One sentence with the key, exit status 2."""
+    assert site.main(["reports=nowhere"]) == 2
+    assert capsys.readouterr().err == "site: reports=nowhere: there is no such folder\n"

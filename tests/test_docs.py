@@ -1,0 +1,204 @@
+"""README and docs/: every command can be given, every link leads somewhere, every key's description is found."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from harness.catalog import KINDS, read_keys
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.config.sources import conf_root
+from harness.plan.__main__ import expand
+from harness.plan.__main__ import parse as parse_plan
+from harness.report.__main__ import parse as parse_report
+
+ROOT = conf_root()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"```(?:bash|console)\n(.*?)```", re.DOTALL)
+# What a shell runs that is not ours.
+NOT_OURS = ("pip", "sudo", "export", "mlflow", "complete", "uv")
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Yield page and command, for each line of a block for the shell."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for block in BLOCK.findall(text):
+            for line in block.replace("\\\n", " ").splitlines():
+                line = line.removeprefix("$ ")
+                for part in re.split(r" && | & *(?:#|$)", line.partition(" #")[0]):
+                    if part.strip() and not part.startswith(("#", "...")):
+                        yield page.name, part.strip()
+
+
+COMMANDS = sorted(set(commands()))
+
+
+def test_there_are_commands_to_look_at() -> None:
+    """Of each page that has some; a block that is not found would be a command that is not tested."""
+    assert len(COMMANDS) > 40
+    assert {"README.md", "index.md", "compare.md", "reports.md", "sweeps.md", "tasks.md"} <= {
+        page for page, _ in COMMANDS
+    }
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{page}: {command}" for page, command in COMMANDS])
+def test_every_command_is_one(page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its configuration is composed and checked, point by point; keys of the others are parsed; files are there."""
+    monkeypatch.chdir(tmp_path)
+    # What stands for the reader's own is there, as a name alone.
+    monkeypatch.setenv("HARNESS_REAL_DATA", str(tmp_path))
+    Path("FOLDER").mkdir()
+    name, *arguments = shlex.split(command)
+    if name == "harness":
+        check_run(arguments)
+    elif name == "harness-report":
+        Path("reports").mkdir()
+        parse_report(arguments)
+    elif name == "harness-plan":
+        config, overrides, grid, _ = parse_plan(arguments)
+        for point in expand(config, overrides, grid):
+            compose(config, point)
+    elif name == "harness-doctor":
+        assert arguments == []
+    elif name == "make":
+        makefile = (ROOT / "Makefile").read_text()
+        assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in arguments)
+    elif name == "python":
+        assert arguments[0] == "-m", command
+        assert importlib.util.find_spec(arguments[1]) is not None
+        if arguments[1] == "harness.claims":
+            from harness.claims.__main__ import parse
+
+            parse(arguments[2:])
+    elif name == "eval":
+        assert arguments == ["$(harness completion)"]
+    elif name.endswith(".sh"):
+        assert (ROOT / name).is_file()
+    else:
+        assert name in NOT_OURS, f"{page}: {command}: nothing here knows it"
+
+
+def check_run(arguments: list[str]) -> None:
+    """Compose and build what `harness` would run; what stands for a file or folder of the reader's is left as it is."""
+    if arguments[:1] in (["list"], ["completion"]):
+        assert arguments[0] == "completion" or not arguments[1:] or arguments[1] in KINDS
+        return
+    if "--cfg" in arguments:
+        arguments = []
+    config, overrides, grid, _ = parse_plan(arguments)
+    points = list(expand(config, overrides, grid))
+    assert points
+    # Every point of a shipped sweep is looked at where sweeps are tested.
+    for point in {tuple(points[0]): points[0], tuple(points[-1]): points[-1]}.values():
+        cfg = compose(config, point)
+        if not any("FOLDER" in text or "FILE" in text or ".csv" in text or "runs/" in text for text in point):
+            build(cfg)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    """Relative to the page, as a forge shows it."""
+    text = page.read_text(encoding="utf-8")
+    generated = {ROOT / "docs" / name for name in hooks().PAGES}
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        if target.startswith(("http:", "https:", "#")):
+            continue
+        place, _, heading = target.partition("#")
+        found = (page.parent / place).resolve()
+        assert found.exists() or found in generated, f"{page.name}: {target}"
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_readme_is_short() -> None:
+    """At most 150 lines."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs/hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_key_of_a_run_has_a_description() -> None:
+    """The reference has every key of conf/config.yaml with its default, and words for each section."""
+    found = {key: (default, said) for key, default, said in read_keys(ROOT / "conf/config.yaml", "")}
+    assert found["seed"][0] == "0"
+    assert found["forgetting.text"][1].startswith("General text on which a model is asked before and after training")
+    config = compose("config", [])
+    sections = ("evaluate", "forgetting", "measure", "sweep")
+    assert {f"{section}.{key}" for section in sections for key in config[section]} <= set(found)
+
+
+def test_the_guide_says_what_the_claims_say() -> None:
+    """Each question has its verdict, and none is typed in."""
+    text = hooks().choose()
+    assert len(re.findall(r"^## .*\?$", text, re.MULTILINE)) == len(hooks().QUESTIONS)
+    assert len(
+        re.findall(r"^\*\*(Supported|Refuted|Mixed|Not testable at this scale)\*\*: ", text, re.MULTILINE)
+    ) == len(hooks().QUESTIONS)
+
+
+@pytest.mark.slow
+def test_the_documentation_is_built_without_a_warning(tmp_path: Path) -> None:
+    """As `make docs` builds it, without a network."""
+    pytest.importorskip("material", reason="pip install 'peft-harness[docs]' brings what builds the documentation")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "docs")]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    names = {path.name for path in (tmp_path / "docs").glob("*.html")}
+    assert {"index.html", "choose.html", "keys.html", "record.html", "api.html", "faq.html"} <= names
+    page = (tmp_path / "docs/index.html").read_text()
+    assert not re.findall(r'(?:src|href)="https?://(?!github|squidfunk)[^"]+\.(?:js|css|woff2?)"', page)
+
+
+# At these sizes a run takes seconds. Sweeps of hundreds of runs, and what needs a cluster, a server, the Hub or files
+# of the reader's, are composed only, above.
+TINY = "train.max_steps=2 task.max_train_rows=64 task.max_development_rows=32 forgetting.text=null".split()
+ELSEWHERE = re.compile(
+    r"watch=|stop=|ray|slurm|server|-cn (?!demo)|others=|ui=true|/A,|instruct_methods|lm/|instruct/|preference/"
+)
+READ = {"README.md", "compare.md", "faq.md", "index.md", "reports.md", "sweeps.md"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
+    """In an empty folder, as a reader would: runs and sweeps at tiny size, then reports, plans and the rest."""
+    (tmp_path / "FOLDER").symlink_to(ROOT / "harness/pretrained/micro_encoder")
+    rows = [f"{word} thing number {n},{word}" for n in range(60) for word in ("refund", "login")]
+    (tmp_path / "tickets.csv").write_text("\n".join(["text,category", *rows]) + "\n")
+    order = ("harness", "harness-report", "harness-plan", "harness-doctor", "python")
+    told = {command: shlex.split(command) for page, command in commands() if page in READ}
+    here = [words for command, words in told.items() if not ELSEWHERE.search(command)]
+    ours = [words for words in here if words[0] in order]
+    assert len(ours) > 15
+    for name, *arguments in sorted(ours, key=lambda words: order.index(words[0])):
+        if name == "harness" and arguments[:1] not in (["list"], ["completion"]):
+            arguments += [text for text in TINY if not ("task=table" in arguments and "max_train_rows" in text)]
+        # Filters may leave nothing of what was run before.
+        if name == "harness-report" and any(text.startswith(("method=", "--sync")) for text in arguments):
+            continue
+        if "stores=mlflow.db,other/mlflow.db" in arguments or "cases=reports/claims/cases.csv" in arguments:
+            continue
+        module = {
+            "harness-report": "harness.report",
+            "harness-plan": "harness.plan",
+            "harness-doctor": "harness.doctor",
+        }
+        program = arguments if name == "python" else ["-m", module.get(name, "harness"), *arguments]
+        ended = subprocess.run([sys.executable, *program], cwd=tmp_path, capture_output=True, text=True)
+        assert ended.returncode == 0, f"{name} {' '.join(arguments)}: {ended.stderr[-2000:]}"
