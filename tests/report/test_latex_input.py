@@ -44,7 +44,7 @@ def test_every_shipped_method_has_a_label_and_no_label_is_part_of_a_configuratio
     assert all(names.LABEL.search(path.read_text()) for path in files)
     assert len({*labels.values()}) == len(labels) > 50
     assert (labels["lora"], labels["ia3"], labels["full"]) == ("LoRA", "IA3", "Full fine-tuning")
-    assert names.label_of("task", "glue/cola") == "CoLA"
+    assert (names.label_of("task", "glue/cola"), names.label_of("task", "glue_text/cola")) == ("CoLA", "CoLA as text")
     assert names.label_of("method", "../method/lora") == "../method/lora"
     assert names.configuration_label("mine rank=2", "mine") == "mine rank=2"
 

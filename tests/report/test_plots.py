@@ -186,7 +186,7 @@ def test_configurations_of_one_method_are_shades_of_its_color() -> None:
 def test_a_picture_says_what_it_shows_and_which_way_is_better(drawn: dict[str, dict[str, bytes]]) -> None:
     """Its title has the finding, its axis the direction; its dark twin lies in the same file."""
     text = drawn["score_vs_parameters"]["svg"].decode()
-    assert "no better at their cost" in text
+    assert "not beaten at their cost, " in text
     assert "accuracy (validation), higher is better" in text
     assert "prefers-color-scheme: dark" in text
     assert "seeds scatter by" in drawn["seeds"]["svg"].decode()

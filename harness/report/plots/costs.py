@@ -113,7 +113,7 @@ def _panel(
     axes.set_ylabel(score_label(metric, points["split"].iloc[0]))
     axes.margins(y=0.14)
     line = means[means["front"]].sort_values("x")
-    title(axes, task, f"{len(line)} of {len(means)} have no better at their cost: {_named(line['configuration'])}")
+    title(axes, task, f"not beaten at their cost, {len(line)} of {len(means)}: {_named(line['configuration'])}")
     axes.plot(line["x"], line["score"], drawstyle="steps-post", color="#999999", linewidth=1.2, zorder=1)
     # Without a legend a color says nothing: one for what has a name beside it, gray for the rest.
     looks = {
