@@ -99,11 +99,11 @@ def test_the_rules_agree_with_what_happens(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_every_architecture_trains_live_in_either_precision(precision: str, tmp_path: Path) -> None:
-    """Of each family of methods one, unquantized, for every kind of head."""
-    tasks = experiments(["full", "lora", "houlsby", "prefix_tuning"])
+    """A method that wraps layers and one that adds some, unquantized, for every kind of head."""
+    tasks = experiments(["lora", "houlsby"])
     some = [f for f in ask(tasks) if f.quantization is Quantization.none]
     tried = list(attempt(some, tasks, tmp_path, Precision[precision]))
-    assert len(tried) == 4 * len(list(backbones()))
+    assert len(tried) == 2 * len(list(backbones()))
     assert [f for f in tried if f.disagrees] == []
 
 

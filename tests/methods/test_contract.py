@@ -40,6 +40,7 @@ TABLE = [
 ]
 # Of an encoder with a decoder, and of architectures that are like another one, so many stand for the rest.
 FEW = {"full", "bitfit", "lora", "ia3", "houlsby", "pfeiffer", "prompt_tuning", "prefix_tuning"}
+FEWER = {"full", "lora", "houlsby", "prefix_tuning"}
 LIKE_ANOTHER = {"xlm-roberta", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt_neox", "mt5"}
 QUICK_TABLE = [
     row
@@ -50,8 +51,9 @@ QUICK_TABLE = [
 
 def stands_for_itself(method: str, model_type: str, kind: Kind) -> bool:
     """Whether a pair is tried at all."""
-    alike = model_type in LIKE_ANOTHER or (model_type in ("t5", "bart") and kind is Kind.classification)
-    return method in FEW or not alike
+    if model_type in LIKE_ANOTHER:
+        return method in FEWER
+    return method in FEW or not (model_type == "bart" or (model_type == "t5" and kind is Kind.classification))
 
 
 SLOW_TABLE = [row for row in TABLE if row not in QUICK_TABLE and stands_for_itself(*row.values[0])]
