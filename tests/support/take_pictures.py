@@ -50,6 +50,10 @@ def take(uri: str, sweep: str, out: Path) -> None:
         view.locator('[data-component-id="mlflow.assistant.chat_panel.close"]').first.click()
         view.wait_for_timeout(3000)
         save(view, out / "mlflow.png")
+        view.goto(f"{address}{path}&compareRunsMode=CHART")
+        view.get_by_text("train.loss").first.wait_for()
+        view.wait_for_timeout(5000)
+        save(view, out / "mlflow_charts.png")
         page = Path(run["artifact_uri"]).parent.parent / parent / "artifacts" / pages.REPORT_FOLDER / "report.html"
         # As far down as the first table.
         view.set_viewport_size({"width": 1280, "height": 1300})
