@@ -1,16 +1,19 @@
 """Runs of many machines in one store: MLflow's server on PostgreSQL."""
 
 import os
+import random
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from recorded_sweep import start
 from run_directories import write_run
 from servers import answers, free_port, server
 
@@ -164,3 +167,31 @@ def test_servers_end_with_a_test_that_fails(tmp_path: Path) -> None:
         fail()
     assert started[0].returncode == -signal.SIGTERM
     assert not answers(port)
+
+
+@pytest.mark.timeout(1800)
+def test_a_sweep_killed_at_any_moment_leaves_a_server_whole(
+    store: str, database: tuple[str, str], tmp_path: Path
+) -> None:
+    """Workers and whole sweeps, with pages of runs that train: each point ends once, and nothing is left running."""
+    import psycopg
+
+    points, order = 6, random.Random(20261126)
+    sweep = [f"seed=range(0,{points})", "seconds=2", f"tracking.uri={store}", "sweep.name=killed"]
+    for _ in range(5):
+        started = start(tmp_path / "sweep", *sweep)
+        seen = len(tracking.running(store, "killed"))
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and started.poll() is None and len(tracking.running(store, "killed")) <= seen:
+            time.sleep(0.1)
+        time.sleep(order.uniform(0, 3))
+        if started.poll() is None:
+            os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+    assert start(tmp_path / "sweep", *sweep).wait(600) == 0, (tmp_path / "sweep/output.txt").read_text()[-2000:]
+    runs = [run for run in tracking.read_runs(store, "killed") if run["tags"]["status"] == "finished"]
+    assert sorted(int(run["params"]["seed"]) for run in runs) == list(range(points))
+    assert tracking.running(store, "killed") == []
+    place, password = database
+    with psycopg.connect(f"postgresql://mlflow:{password}@{place}") as connection:
+        assert connection.execute("SELECT count(*) FROM runs WHERE status = 'RUNNING'").fetchone() == (0,)
