@@ -218,3 +218,19 @@ def _sweep_parent(client: Any, experiment_id: str, name: str, started: int, ende
         parent = client.create_run(experiment_id, start_time=started, tags=tags, run_name=f"sweep {name}").info
     client.set_terminated(parent.run_id, "FINISHED", ended)
     return str(parent.run_id)
+
+
+def plain_run(run: Any, identified_by: str) -> dict[str, Any]:
+    """A run as MLflow's client gives it, as plain values; `identified_by` is the tag that holds our id of it."""
+    return {
+        "mlflow_run_id": run.info.run_id,
+        "run_id": run.data.tags[identified_by],
+        "experiment_id": run.info.experiment_id,
+        "name": run.info.run_name,
+        "started_at": run.info.start_time,
+        "ended_at": run.info.end_time,
+        "artifact_uri": run.info.artifact_uri,
+        "params": dict(run.data.params),
+        "tags": dict(run.data.tags),
+        "metrics": dict(run.data.metrics),
+    }

@@ -28,6 +28,7 @@ from harness.tracking.client import (
     _lock,
     _mlflow,
     _sweep_parent,
+    plain_run,
 )
 from harness.tracking.entries import milliseconds, run_name, run_params, run_provenance, run_tags, step_numbers
 from harness.tracking.record import RunRecord
@@ -301,20 +302,7 @@ def running(uri: str, sweep: str | None = None) -> list[dict[str, Any]]:
         text += "" if sweep is None else f" AND tags.sweep = {_quoted(sweep)}"
         places = [experiment.experiment_id for experiment in client.search_experiments()]
         found = client.search_runs(places, text, order_by=["attributes.start_time ASC"]) if places else []
-        return [
-            {
-                "mlflow_run_id": run.info.run_id,
-                "run_id": run.data.tags[LIVE_TAG],
-                "name": run.info.run_name,
-                "started_at": run.info.start_time,
-                "ended_at": run.info.end_time,
-                "artifact_uri": run.info.artifact_uri,
-                "params": dict(run.data.params),
-                "tags": dict(run.data.tags),
-                "metrics": dict(run.data.metrics),
-            }
-            for run in found
-        ]
+        return [plain_run(run, LIVE_TAG) for run in found]
 
 
 def ask_to_stop(uri: str, run: str, say: Callable[[str], object] = print) -> None:

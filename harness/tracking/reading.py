@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.tracking import server_cache
-from harness.tracking.client import SENT_ON_TAG, _client
+from harness.tracking.client import SENT_ON_TAG, _client, plain_run
 from harness.tracking.entries import as_read
 from harness.tracking.sqlite import read_history, read_sqlite
 from harness.tracking.uri import RUN_ID_TAG, Store, _quoted, parse
@@ -209,20 +209,6 @@ def _pages(
     while experiments and token is not None:
         views = {} if view is None else {"run_view_type": view}
         page = client.search_runs(experiments, text, max_results=1000, page_token=token or None, **views)
-        runs += [
-            {
-                "mlflow_run_id": run.info.run_id,
-                "run_id": run.data.tags[RUN_ID_TAG],
-                "experiment_id": run.info.experiment_id,
-                "name": run.info.run_name,
-                "started_at": run.info.start_time,
-                "ended_at": run.info.end_time,
-                "artifact_uri": run.info.artifact_uri,
-                "params": dict(run.data.params),
-                "tags": dict(run.data.tags),
-                "metrics": dict(run.data.metrics),
-            }
-            for run in page
-        ]
+        runs += [plain_run(run, RUN_ID_TAG) for run in page]
         token = page.token or None
     return runs

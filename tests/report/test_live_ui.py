@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browsing import CHROMIUM, SHOW_SECONDS, chromium, free_port, serving
 from run_directories import new_store
+from waiting import until
 
 from harness import tracking
 from harness.report import __main__ as report
@@ -26,15 +26,6 @@ def start(folder: Path, *overrides: str) -> "subprocess.Popen[bytes]":
     with (folder / "output").open("a") as output:
         command = [sys.executable, "-m", "harness", *RUN, *overrides]
         return subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
-
-
-def until(condition: Any, seconds: float = SHOW_SECONDS) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"not within {seconds} s")
 
 
 def test_a_run_is_watched_stopped_and_killed(tmp_path: Path) -> None:

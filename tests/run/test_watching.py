@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from run_directories import SampleRun, new_store
+from waiting import until
 
 from harness import tracking
 from harness.config.build import build
@@ -23,16 +22,6 @@ from harness.run.watching import RunWatch, watching
 from harness.tracking.record import LIVE_FILE, LOG_FILE, RESULT_FILE, STEPS_FILE, RunRecord
 
 LONG = ("method=lora train.max_steps=100000 measure.costs=false forgetting.text=null train.device=cpu").split()
-
-
-def until(condition: Callable[[], Any], seconds: float = 240) -> Any:
-    """What a condition gives once it holds."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from browsing import free_port
 from run_directories import SampleRun, new_store
+from waiting import until
 
 from harness import tracking
 from harness.config.errors import ConfigError
@@ -38,16 +39,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
     return new_store(tmp_path)
-
-
-def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """What a condition gives once it holds."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s")
 
 
 def begun(uri: str, lines: list[dict[str, Any]] = LINES, **changes: Any) -> tuple[live.LiveRun, RunRecord]:
