@@ -29,7 +29,6 @@ from harness.run.recording import begin, recorded_config, write_config
 from harness.tracking import record, uri
 from harness.tracking.provenance import command_line
 from harness.tracking.record import CONFIG_FILE, RunRecord, Status, written_since
-from harness.tracking.uri import redact
 from harness.training.interrupts import kill_as_interrupt
 from harness.training.processes import Processes
 
@@ -78,7 +77,7 @@ def _again(hydra: Any) -> tuple[str, ...]:
     """The command line of this run alone, also where it is a point of a sweep."""
     chosen = [] if hydra.job.config_name == PRIMARY_CONFIG else ["-cn", hydra.job.config_name]
     alone = [] if OmegaConf.is_missing(hydra.job, "num") else ["hydra.mode=RUN"]
-    return tuple(map(redact, ["harness", *chosen, *alone, *hydra.overrides.task]))
+    return tuple(map(uri.redact, ["harness", *chosen, *alone, *hydra.overrides.task]))
 
 
 def _run_together(inputs: Inputs, run_dir: Path, count: int) -> RunRecord:

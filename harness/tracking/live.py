@@ -85,9 +85,10 @@ class Heartbeat:
 
     def is_over(self, now: float) -> bool:
         """Whether its process is gone, or has been silent for too long."""
-        if self.host == _host() and not _lives(self.pid):
-            return True
-        return now - self.at > SILENT_SECONDS
+        import psutil
+
+        gone = self.host == _host() and not psutil.pid_exists(self.pid)
+        return gone or now - self.at > SILENT_SECONDS
 
 
 def _host() -> str:
@@ -98,16 +99,6 @@ def _host() -> str:
     with suppress(OSError):
         parts.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(parts)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 class LiveRun:
@@ -178,22 +169,16 @@ class LiveRun:
 
     def _begin(self, client: Any) -> str:
         """The MLflow run, made by this beat or by an earlier one that failed half-way."""
-        from mlflow.entities import Param
-
         experiment_id = _experiment_id(client, self.store, self.experiment)
         _end_killed(client, experiment_id)
         begun = find_live(client, experiment_id, self.record.run_id)
         run_id = str(begun[0].info.run_id) if begun else self._create_run(client, experiment_id)
-        for batch in batches(params(self.store, self.record), PARAMS_A_BATCH):
-            client.log_batch(run_id, params=[Param(key, value) for key, value in batch])
+        log_params(client, self.store, run_id, self.record)
         return run_id
 
     def _create_run(self, client: Any, experiment_id: str) -> str:
-        tags = run_tags(self.record) | {LIVE_TAG: self.record.run_id, HEARTBEAT_TAG: self._heartbeat()}
-        if name := self.record.sweep.get("name"):
-            tags["mlflow.parentRunId"] = _sweep_parent(client, experiment_id, name, self.started, self.started)
-            ensure_view(client, experiment_id, name, self.record, self.started)
-        tags = {key: self.store.scrub(value)[:TAG_LENGTH] for key, value in tags.items()}
+        tags = tags_in(client, self.store, experiment_id, self.record, self.started, self.started)
+        tags |= {LIVE_TAG: self.record.run_id, HEARTBEAT_TAG: self._heartbeat()}
         run = client.create_run(experiment_id, start_time=self.started, tags=tags, run_name=run_name(self.record))
         return str(run.info.run_id)
 
@@ -206,8 +191,7 @@ class LiveRun:
             step, numbers = step_numbers(line)
             at = when(self.started, numbers, moment)
             metrics += [Metric(key, value, at, step) for key, value in numbers.items()]
-        for batch in batches(metrics, METRICS_A_BATCH):
-            client.log_batch(run_id, metrics=batch)
+        log_metrics(client, run_id, metrics)
         # After what it speaks of: a kill between the two costs a line that is sent twice, never one that is missing.
         self.sent += len(new)
         client.log_batch(run_id, tags=[RunTag(HEARTBEAT_TAG, self._heartbeat())])
@@ -217,15 +201,31 @@ class LiveRun:
         return Heartbeat(time.time(), _host(), os.getpid(), self.sent, step, self.steps).text()
 
 
-def params(store: Store, record: RunRecord) -> list[tuple[str, str]]:
-    """The parameters of a run as a store takes them."""
+def tags_in(
+    client: Any, store: Store, experiment_id: str, record: RunRecord, started: int, ended: int
+) -> dict[str, str]:
+    """The tags of a run as a store takes them, below its sweep, which has a run and a view from then on."""
+    tags = run_tags(record)
+    if name := record.sweep.get("name"):
+        tags["mlflow.parentRunId"] = _sweep_parent(client, experiment_id, name, started, ended)
+        ensure_view(client, experiment_id, name, record, ended)
+    return {key: store.scrub(value)[:TAG_LENGTH] for key, value in tags.items()}
+
+
+def log_params(client: Any, store: Store, run_id: str, record: RunRecord) -> None:
+    """Log the parameters of a run; the same ones again do no harm."""
+    from mlflow.entities import Param
+
     named = run_params(record.config) | run_provenance(record)
-    return [(key, store.scrub(value)[:VALUE_LENGTH]) for key, value in named.items()]
+    params = [Param(key, store.scrub(value)[:VALUE_LENGTH]) for key, value in named.items()]
+    for first in range(0, len(params), PARAMS_A_BATCH):
+        client.log_batch(run_id, params=params[first : first + PARAMS_A_BATCH])
 
 
-def batches(items: list[Any], size: int) -> list[list[Any]]:
-    """The items in their order, so many at a time."""
-    return [items[first : first + size] for first in range(0, len(items), size)]
+def log_metrics(client: Any, run_id: str, metrics: list[Any]) -> None:
+    """Log metrics, as many at a time as MLflow takes."""
+    for first in range(0, len(metrics), METRICS_A_BATCH):
+        client.log_batch(run_id, metrics=metrics[first : first + METRICS_A_BATCH])
 
 
 def when(started: int, numbers: dict[str, float], latest: int) -> int:

@@ -17,25 +17,22 @@ from harness.tracking.client import (
     NOT_PENDING,
     PENDING_TAG,
     SENT_ON_TAG,
-    TAG_LENGTH,
     StoreBusyError,
     _client,
     _create,
     _experiment_id,
     _lock,
-    _sweep_parent,
 )
 from harness.tracking.entries import final_metrics, milliseconds, run_name, run_tags, step_metrics
 from harness.tracking.live import (
     HEARTBEAT_TAG,
     LIVE_TAG,
-    METRICS_A_BATCH,
-    PARAMS_A_BATCH,
-    batches,
     end_killed,
     find_live,
     lines_of,
-    params,
+    log_metrics,
+    log_params,
+    tags_in,
     when,
 )
 from harness.tracking.reading import _fetch
@@ -51,7 +48,6 @@ from harness.tracking.record import (
     RunRecord,
     write_atomically,
 )
-from harness.tracking.sweep_view import ensure_view
 from harness.tracking.uri import RUN_ID_TAG, Store, _quoted, check, parse, redact
 
 MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}  # every other status is FAILED
@@ -125,16 +121,13 @@ def _send_once(store: Store, run_dir: Path, record: RunRecord, experiment: str) 
 
 
 def _send(client: Any, store: Store, run_dir: Path, record: RunRecord, experiment: str) -> str:
-    from mlflow.entities import Param, RunTag
+    from mlflow.entities import RunTag
 
     start = time.perf_counter()
     experiment_id = _experiment_id(client, store, experiment)
     started, ended = milliseconds(record.started_at, run_dir), milliseconds(record.ended_at, run_dir)
-    tags = run_tags(record) | {SENT_ON_TAG: datetime.now(UTC).date().isoformat()}
-    if record.sweep.get("name"):
-        tags["mlflow.parentRunId"] = _sweep_parent(client, experiment_id, record.sweep["name"], started, ended)
-        ensure_view(client, experiment_id, record.sweep["name"], record, ended)
-    tags = {name: store.scrub(value)[:TAG_LENGTH] for name, value in tags.items()}
+    tags = tags_in(client, store, experiment_id, record, started, ended)
+    tags[SENT_ON_TAG] = datetime.now(UTC).date().isoformat()
     begun = find_live(client, experiment_id, record.run_id)
     if not begun:
         tags[PENDING_TAG] = record.run_id
@@ -145,8 +138,7 @@ def _send(client: Any, store: Store, run_dir: Path, record: RunRecord, experimen
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         if "error" in begun[0].data.tags and "error" not in tags:
             client.delete_tag(run_id, "error")  # someone took its process for dead
-    for batch in batches(params(store, record), PARAMS_A_BATCH):
-        client.log_batch(run_id, params=[Param(key, value) for key, value in batch])
+    log_params(client, store, run_id, record)
     client.set_terminated(run_id, MLFLOW_STATUS.get(record.status, "FAILED"), ended)
     _log(client, store, run_id, run_dir, record, started, ended, lines_of(begun[0]) if begun else 0)
     # Of all costs the only one that the record can't have: it was written before anything was sent.
@@ -185,8 +177,7 @@ def _log(
         scored = model is not None and data is not None and key.startswith(SCORED)
         of = {"model_id": model, "dataset_name": data.name, "dataset_digest": data.digest} if scored else {}
         metrics.append(Metric(key, value, ended, last, **of))
-    for batch in batches(metrics, METRICS_A_BATCH):
-        client.log_batch(run_id, metrics=batch)
+    log_metrics(client, run_id, metrics)
     if data is not None:
         client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training and evaluation")])])
     _log_artifacts(client, store, run_id, run_dir)

@@ -361,7 +361,7 @@ def test_long_and_odd_values_are_made_to_fit(tmp_path: Path) -> None:
     [run] = tracking.read_runs(store_of(tmp_path, run_dir))
     assert len(run["params"]["method.text"]) == live.VALUE_LENGTH
     assert run["params"]["method.odd_key"] == "1"
-    assert len(run["tags"]["error"]) == sending.TAG_LENGTH
+    assert len(run["tags"]["error"]) == live.TAG_LENGTH
 
 
 def test_a_folder_with_odd_characters_holds_a_store(tmp_path: Path) -> None:
