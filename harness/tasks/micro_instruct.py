@@ -112,10 +112,7 @@ def fingerprint() -> str:
 
 
 def _drafts(task: str, split: str, rows: int, seed: int) -> list[tuple[str, Draft]]:
-    if split not in SPLITS:
-        raise ValueError(f"split of {task}/micro is {split!r}; allowed: {', '.join(SPLITS)}")
-    if not 0 <= rows <= MOST_ROWS:
-        raise ValueError(f"rows of {task}/micro is {rows}; allowed: 0 to {MOST_ROWS}")
+    words.check_rows(f"{task}/micro", split, rows, MOST_ROWS)
     rng = Random(f"{task} {split} {seed}")
     made: list[tuple[str, Draft]] = []
     seen: set[str] = set()

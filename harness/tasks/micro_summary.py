@@ -35,10 +35,7 @@ def generate(split: str, rows: int, seed: int = 0) -> list[dict[str, Any]]:
     Raises:
         ValueError: The split is not one of those, or `rows` is negative or more than `MOST_ROWS`.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split of summarize/micro is {split!r}; allowed: {', '.join(SPLITS)}")
-    if not 0 <= rows <= MOST_ROWS:
-        raise ValueError(f"rows of summarize/micro is {rows}; allowed: 0 to {MOST_ROWS}")
+    words.check_rows("summarize/micro", split, rows, MOST_ROWS)
     rng = Random(f"summaries {split} {seed}")
     made: list[dict[str, Any]] = []
     seen: set[str] = set()

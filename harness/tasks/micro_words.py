@@ -91,6 +91,18 @@ def article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
+def check_rows(task: str, split: str, rows: int, most: int) -> None:
+    """Refuse a split that there is none of, and more rows than a task can draw.
+
+    Raises:
+        ValueError: One was asked for.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split of {task} is {split!r}; allowed: {', '.join(SPLITS)}")
+    if not 0 <= rows <= most:
+        raise ValueError(f"rows of {task} is {rows}; allowed: 0 to {most}")
+
+
 def third(words: list[Any], split: str) -> list[Any]:
     """Returns the third of a list that belongs to a split; the thirds share no item."""
     return list(words)[SPLITS.index(split) :: 3]
