@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -173,7 +173,7 @@ class LiveRun:
         _end_killed(client, experiment_id)
         begun = find_live(client, experiment_id, self.record.run_id)
         run_id = str(begun[0].info.run_id) if begun else self._create_run(client, experiment_id)
-        log_params(client, self.store, run_id, self.record)
+        log_params(client, self.store, run_id, self.record, begun[0].data.params if begun else ())
         return run_id
 
     def _create_run(self, client: Any, experiment_id: str) -> str:
@@ -212,12 +212,16 @@ def tags_in(
     return {key: store.scrub(value)[:TAG_LENGTH] for key, value in tags.items()}
 
 
-def log_params(client: Any, store: Store, run_id: str, record: RunRecord) -> None:
-    """Log the parameters of a run; the same ones again do no harm."""
+def log_params(client: Any, store: Store, run_id: str, record: RunRecord, known: Collection[str] = ()) -> None:
+    """Log the parameters of a run, but for those that it has: the process that trains knows them best.
+
+    The record of one that was killed is another process's, which spells some otherwise (16 for 16.0), and a store takes
+    no second value.
+    """
     from mlflow.entities import Param
 
     named = run_params(record.config) | run_provenance(record)
-    params = [Param(key, store.scrub(value)[:VALUE_LENGTH]) for key, value in named.items()]
+    params = [Param(key, store.scrub(value)[:VALUE_LENGTH]) for key, value in named.items() if key not in known]
     for first in range(0, len(params), PARAMS_A_BATCH):
         client.log_batch(run_id, params=params[first : first + PARAMS_A_BATCH])
 

@@ -138,7 +138,7 @@ def _send(client: Any, store: Store, run_dir: Path, record: RunRecord, experimen
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         if "error" in begun[0].data.tags and "error" not in tags:
             client.delete_tag(run_id, "error")  # someone took its process for dead
-    log_params(client, store, run_id, record)
+    log_params(client, store, run_id, record, begun[0].data.params if begun else ())
     client.set_terminated(run_id, MLFLOW_STATUS.get(record.status, "FAILED"), ended)
     _log(client, store, run_id, run_dir, record, started, ended, lines_of(begun[0]) if begun else 0)
     # Of all costs the only one that the record can't have: it was written before anything was sent.

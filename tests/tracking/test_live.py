@@ -111,6 +111,20 @@ def test_a_tag_asks_a_run_to_stop(uri: str, capsys: pytest.CaptureFixture[str]) 
     assert record.run_id != other.record.run_id
 
 
+def test_the_record_of_a_killed_run_may_spell_its_parameters_otherwise(tmp_path: Path, uri: str) -> None:
+    """It is written by the process that started it, before types are applied: the run is sent, with what it said."""
+    page, record = begun(uri)
+    page.close()
+    spelled = {**record.config, "train": {**record.config["train"], "epochs": 3.0, "resume": True}}
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    replace(record, config=spelled, status="failed", error="killed").write(run_dir)
+    assert tracking.send(run_dir, uri, "tests") == page.run_id
+    (run,) = tracking.read_runs(uri)
+    assert (run["tags"]["status"], run["tags"]["error"]) == ("failed", "killed")
+    assert (run["params"]["train.epochs"], run["params"]["train.resume"]) == ("3", "true")
+
+
 KILLED = """
 import sys, time
 sys.path.insert(0, {support!r})
