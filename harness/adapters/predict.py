@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.adapters.trained import STORE, find
+from harness.adapters.trained import STORE, URI_KEY, find
 from harness.config.command import carry_out, key_values, options, writing
 from harness.config.errors import ConfigError, near_misses
 from harness.config.schema import Device
@@ -45,8 +45,6 @@ The rows that a run was scored on get the scores of its predictions.parquet, to 
 and batches are the same: the run's own batch size, a window that holds all rows, and on a CPU its number of threads.
 """
 
-# As they are given; one has a dot and so is no name of a field.
-URI_KEY = "tracking.uri"
 ROW = "row"
 # Answers that are counted for the last line.
 MOST_COUNTED = 20

@@ -19,8 +19,8 @@ from harness.training.evaluation import Subject
 if TYPE_CHECKING:
     from harness.models.architectures import Backbone
 
-# The store of a run that was told of none.
-STORE = "sqlite:///mlflow.db"
+# The store of a run that was told of none, and the key that names another.
+STORE, URI_KEY = "sqlite:///mlflow.db", "tracking.uri"
 
 
 @dataclass(frozen=True)
