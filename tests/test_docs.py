@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 
+from harness.adapters import export, predict
 from harness.catalog import KINDS, read_keys
 from harness.config.build import build
 from harness.config.compose import compose
@@ -67,6 +68,10 @@ def test_every_command_is_one(page: str, command: str, tmp_path: Path, monkeypat
             compose(config, point)
     elif name == "harness-doctor":
         assert arguments == []
+    elif name == "harness-predict":
+        predict.parse(arguments)
+    elif name == "harness-export":
+        export.parse(arguments)
     elif name == "make":
         makefile = (ROOT / "Makefile").read_text()
         assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in arguments)
@@ -181,7 +186,15 @@ def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
     (tmp_path / "FOLDER").symlink_to(ROOT / "harness/pretrained/micro_encoder")
     rows = [f"{word} thing number {n},{word}" for n in range(60) for word in ("refund", "login")]
     (tmp_path / "tickets.csv").write_text("\n".join(["text,category", *rows]) + "\n")
-    order = ("harness", "harness-report", "harness-plan", "harness-doctor", "python")
+    order = (
+        "harness",
+        "harness-report",
+        "harness-predict",
+        "harness-export",
+        "harness-plan",
+        "harness-doctor",
+        "python",
+    )
     told = {command: shlex.split(command) for page, command in commands() if page in READ}
     here = [words for command, words in told.items() if not ELSEWHERE.search(command)]
     ours = [words for words in here if words[0] in order]
@@ -198,7 +211,14 @@ def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
             "harness-report": "harness.report",
             "harness-plan": "harness.plan",
             "harness-doctor": "harness.doctor",
+            "harness-predict": "harness.adapters.predict",
+            "harness-export": "harness.adapters.export",
         }
+        if name in ("harness-predict", "harness-export"):
+            # The reader's own run: here the one on the table, which `tickets.csv` is new rows of.
+            runs = (path.parent for path in tmp_path.rglob("result.json") if "tickets" in path.read_text())
+            run_dir = next(path for path in runs if (path / "adapter").is_dir())
+            arguments = [text.replace("adapter=RUN", f"adapter={run_dir}") for text in arguments]
         program = arguments if name == "python" else ["-m", module.get(name, "harness"), *arguments]
         ended = subprocess.run([sys.executable, *program], cwd=tmp_path, capture_output=True, text=True)
         assert ended.returncode == 0, f"{name} {' '.join(arguments)}: {ended.stderr[-2000:]}"
