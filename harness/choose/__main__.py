@@ -145,10 +145,10 @@ def race(choice: Choice, out: Path, hours: float, deadline: float, uri: str) -> 
         told = "\n".join(f"{one.name}: {one.refused}" for one in choice.candidates)
         raise ConfigError(f"no method trained for {TIMED_STEPS} steps:\n{told}")
     workers = os.cpu_count() or 1
-    size = budget.choose_size(choice.left, hours, workers)
+    size = budget.choose_size(choice.left, hours, workers, choice.start_seconds)
     print(
         f"{len(choice.left)} methods, {size.trials} learning rate(s) each and up to {size.seeds} seeds: about "
-        f"{size.hours(choice.left, workers):.2g} of {hours:g} hours.",
+        f"{size.hours(choice.left, workers, choice.start_seconds):.2g} of {hours:g} hours.",
         flush=True,
     )
     names = [one.name for one in choice.left]
@@ -177,20 +177,20 @@ def time_steps(choice: Choice, out: Path, deadline: float) -> None:
     """Run a few steps of each method, without a store."""
     folder = out / "timing"
     names = ",".join(one.name for one in choice.left)
-    alone = ["evaluate.validation=false", "measure.costs=false", "forgetting.text=null", "train.keep_adapter=false"]
+    alone = ["evaluate.validation=false", "train.keep_adapter=false", "tracking=none", "sweep.name=timing"]
+    began = time.monotonic()
     run_harness(
         [
             *choice.asked["overrides"],
             f"method={names}",
             f"train.max_steps={TIMED_STEPS}",
             *alone,
-            "tracking=none",
-            "sweep.name=timing",
             f"hydra.sweep.dir={folder}",
         ],
         deadline,
     )
-    budget.take_times(choice.left, folder)
+    computed = budget.take_times(choice.left, folder)
+    choice.start_seconds = max(0.0, time.monotonic() - began - computed / (os.cpu_count() or 1))
 
 
 def sweep(choice: Choice, methods: list[str], size: Size, seeds: int, deadline: float) -> bool:

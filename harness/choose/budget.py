@@ -36,13 +36,13 @@ class Size:
     def halves(self) -> bool:
         return self.trials >= 3
 
-    def hours(self, candidates: list[Candidate], workers: int) -> float:
-        """What it takes, if the slowest half survives."""
+    def hours(self, candidates: list[Candidate], workers: int, start_seconds: float = 0.0) -> float:
+        """What it takes, if the slowest half survives, with the start of workers for each of its two sweeps."""
         seconds = sorted((one.run_seconds or 0.0 for one in candidates), reverse=True)
         further = sum(seconds[: survivors(len(seconds))]) * (self.seeds - 1)
         together = sum(seconds) * self.runs + further
         # A method's own runs come one after the other: more workers than methods don't help.
-        return together / max(1, min(workers, len(seconds))) / 3600
+        return (2 * start_seconds + together / max(1, min(workers, len(seconds)))) / 3600
 
 
 # The largest first; under three seeds nothing can be told apart.
@@ -85,8 +85,12 @@ def plan(methods: list[str], overrides: list[str], memory: int | None, cuda: boo
     return found
 
 
-def take_times(candidates: list[Candidate], folder: Path) -> None:
-    """Take from the records of timed runs how long a whole run of each method takes; refuse those that failed."""
+def take_times(candidates: list[Candidate], folder: Path) -> float:
+    """Take from the records of timed runs how long a whole run of each method takes; refuse those that failed.
+
+    Returns:
+        Seconds of all of these runs together.
+    """
     records = {}
     for path in folder.rglob(RESULT_FILE):
         record = RunRecord.read(path.parent)
@@ -98,6 +102,7 @@ def take_times(candidates: list[Candidate], folder: Path) -> None:
             one.refused = f"a run of {TIMED_STEPS} steps {record.status}: {record.error}"
         else:
             one.run_seconds = seconds_of(record)
+    return sum(record.cost["total_seconds"] or 0.0 for record in records.values())
 
 
 def seconds_of(record: RunRecord) -> float:
@@ -112,20 +117,21 @@ def seconds_of(record: RunRecord) -> float:
     return SLACK * (around + steps * cost["step_seconds"] + evaluations * scoring)
 
 
-def choose_size(candidates: list[Candidate], hours: float, workers: int) -> Size:
+def choose_size(candidates: list[Candidate], hours: float, workers: int, start_seconds: float = 0.0) -> Size:
     """The largest comparison that ends within some hours.
 
     Raises:
         ConfigError: None does.
     """
     for size in SIZES:
-        if size.hours(candidates, workers) <= hours:
+        if size.hours(candidates, workers, start_seconds) <= hours:
             return size
     least = SIZES[-1]
+    needed = least.hours(candidates, workers, start_seconds)
     slowest = max(candidates, key=lambda one: one.run_seconds or 0.0)
     raise ConfigError(
         f"hours={hours:g}: the smallest fair comparison of these {len(candidates)} methods, a run of {least.trials} "
-        f"trial and {least.seeds} seeds each, takes about {least.hours(candidates, workers):.2g} hours (a run of "
+        f"trial and {least.seeds} seeds each, takes about {needed:.2g} hours (a run of "
         f"{slowest.name}, the slowest, {slowest.run_seconds:.0f} s); give more hours, fewer methods=, fewer "
         "train.epochs or task.max_train_rows"
     )

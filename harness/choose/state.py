@@ -35,10 +35,12 @@ class Choice:
     Attributes:
         asked: What decides it: the overrides, the methods, the memory.
         candidates: In the order asked for; empty before they are planned.
+        start_seconds: What a sweep takes until its workers work.
     """
 
     asked: dict[str, list[str]]
     candidates: list[Candidate] = field(default_factory=list)
+    start_seconds: float = 0.0
 
     @property
     def sweep(self) -> str:
@@ -65,7 +67,8 @@ def load(out: Path, asked: dict[str, list[str]]) -> Choice:
         return Choice(asked)
     try:
         content = json.loads((out / STATE_FILE).read_text(encoding="utf-8"))
-        found = Choice(content["asked"], [Candidate(**one) for one in content["candidates"]])
+        candidates = [Candidate(**one) for one in content["candidates"]]
+        found = Choice(content["asked"], candidates, content["start_seconds"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"out={out}: the folder is there and holds no {STATE_FILE}; name a new one") from error
     if found.asked != asked:
