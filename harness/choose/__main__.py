@@ -19,7 +19,7 @@ from harness.config.compose import compose
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import choices, key_of
 from harness.config.model_paths import with_paths
-from harness.plan.costs import GIGABYTE
+from harness.plan.costs import CONTEXT_BYTES, GIGABYTE
 from harness.sweep.sweepers import DECIDED
 from harness.training.interrupts import kill_as_interrupt
 
@@ -119,7 +119,8 @@ def choose(arguments: list[str]) -> int | None:
     if not choice.candidates:
         memory, cuda = memory_of(given.memory), has_gpu()
         print(f"Planning {len(methods)} methods ...", file=sys.stderr)
-        choice.candidates = budget.plan(methods, overrides, here(cuda) if memory is None else memory, cuda)
+        choice.candidates = budget.plan(methods, overrides)
+        budget.fit(choice.candidates, here(cuda) if memory is None else memory, CONTEXT_BYTES if cuda else 0)
     print(plan_table(choice.candidates))
     if given.dry_run:
         print(f"Next, {len(choice.left)} methods would be timed for {TIMED_STEPS} steps each, and then compared.")

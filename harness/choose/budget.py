@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.choose.state import Candidate
 from harness.config.errors import ConfigError
-from harness.plan.costs import CONTEXT_BYTES, GIGABYTE, plan_point
+from harness.plan.costs import GIGABYTE, plan_point
 from harness.tracking.record import RESULT_FILE, RunRecord
 
 # Steps of a run that is only timed.
@@ -54,11 +54,11 @@ def survivors(methods: int) -> int:
     return max(min(2, methods), math.ceil(methods / 2))
 
 
-def plan(methods: list[str], overrides: list[str], memory: int | None, cuda: bool) -> list[Candidate]:
-    """Plan each method's training step, and refuse what does not fit or can't go with the backbone.
+def plan(methods: list[str], overrides: list[str]) -> list[Candidate]:
+    """Plan each method's training step; what can't go with the backbone is refused.
 
     Raises:
-        ConfigError: No method is left.
+        ConfigError: No method can.
     """
     found = []
     for name in methods:
@@ -66,23 +66,34 @@ def plan(methods: list[str], overrides: list[str], memory: int | None, cuda: boo
             peak = plan_point("config", [*overrides, f"method={name}"])["cost"]["train_peak_bytes"]
         except ConfigError as error:
             found.append(Candidate(name, refused=str(error)))
-            continue
-        one = Candidate(name, peak)
-        needed = (peak or 0) + (CONTEXT_BYTES if cuda else 0)
-        if memory is not None and needed > memory:
-            one.refused = f"it needs {gigabytes(needed)}, {gigabytes(needed - memory)} more than there is"
-        found.append(one)
+        else:
+            found.append(Candidate(name, peak))
     if all(one.refused for one in found):
-        planned = [one for one in found if one.peak_bytes is not None]
-        if not planned:
-            raise ConfigError("\n".join(dict.fromkeys(one.refused for one in found)))
-        least = min(planned, key=lambda one: one.peak_bytes or 0)
-        needed = (least.peak_bytes or 0) + (CONTEXT_BYTES if cuda else 0)
+        raise ConfigError("\n".join(dict.fromkeys(one.refused for one in found)))
+    return found
+
+
+def fit(candidates: list[Candidate], memory: int, around: int) -> None:
+    """Refuse what does not fit.
+
+    Args:
+        memory: Bytes that there are.
+        around: Bytes that a device takes beside the tensors.
+
+    Raises:
+        ConfigError: No method is left.
+    """
+    planned = {one.name: one.peak_bytes + around for one in candidates if one.peak_bytes is not None}
+    for one in candidates:
+        needed = planned.get(one.name, 0)
+        if not one.refused and needed > memory:
+            one.refused = f"it needs {gigabytes(needed)}, {gigabytes(needed - memory)} more than there is"
+    if all(one.refused for one in candidates):
+        least = min(planned, key=lambda name: planned[name])
         raise ConfigError(
-            f"memory={gigabytes(memory or 0)}: no method fits; the smallest, {least.name}, needs {gigabytes(needed)}; "
+            f"memory={gigabytes(memory)}: no method fits; the smallest, {least}, needs {gigabytes(planned[least])}; "
             "a smaller train.batch_size or task.max_length needs less"
         )
-    return found
 
 
 def take_times(candidates: list[Candidate], folder: Path) -> float:

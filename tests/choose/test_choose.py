@@ -63,21 +63,24 @@ def test_a_mistake_is_told_before_anything_is_planned(
 
 def test_what_does_not_fit_is_named_with_what_it_lacks() -> None:
     """Between the needs of two methods one of them stays; below the smallest, that one's need is told."""
-    whole = {one.name: one.peak_bytes or 0 for one in budget.plan(["head", "full"], SMALL, None, False)}
-    assert whole["head"] < whole["full"]
-    between = (whole["head"] + whole["full"]) // 2
-    head, full = budget.plan(["head", "full"], SMALL, between, False)
+    planned = budget.plan(["head", "full"], SMALL)
+    needs = {one.name: one.peak_bytes or 0 for one in planned}
+    assert 0 < needs["head"] < needs["full"]
+    between = (needs["head"] + needs["full"]) // 2
+    budget.fit(planned, between, 0)
+    head, full = planned
     assert not head.refused
-    lacking = budget.gigabytes(whole["full"] - between)
-    assert full.refused == f"it needs {budget.gigabytes(whole['full'])}, {lacking} more than there is"
-    with pytest.raises(ConfigError, match=f"the smallest, head, needs {budget.gigabytes(whole['head'])}"):
-        budget.plan(["head", "full"], SMALL, 1000, False)
+    lacking = budget.gigabytes(needs["full"] - between)
+    assert full.refused == f"it needs {budget.gigabytes(needs['full'])}, {lacking} more than there is"
+    # A device takes some itself.
+    with pytest.raises(ConfigError, match=f"the smallest, head, needs {budget.gigabytes(needs['head'] + between)}"):
+        budget.fit([Candidate(name, peak) for name, peak in needs.items()], between, between)
 
 
 def test_what_can_not_go_with_the_backbone_is_out_with_its_reason() -> None:
     """An adaption prompt is for decoders; a race without weights can't begin."""
     with pytest.raises(ConfigError, match="method=adaption_prompt"):
-        budget.plan(["adaption_prompt"], SMALL, None, False)
+        budget.plan(["adaption_prompt"], SMALL)
     with pytest.raises(ConfigError, match="this architecture has no weights here"):
         command.check_weights(["model=llama_65b"])
 
