@@ -60,9 +60,9 @@ def test_the_script_completes_every_command() -> None:
     listed = subprocess.run(
         ["bash", "-c", f"{script}\ncomplete -p"], text=True, capture_output=True, check=True
     ).stdout.splitlines()
-    names = ("harness", *(f"harness-{name}" for name in ("plan", "report", "doctor", "predict", "export")))
+    names = ("harness", *(f"harness-{name}" for name in ("plan", "report", "doctor", "choose", "predict", "export")))
     assert all(any(line.endswith(f"_harness {name}") for line in listed) for name in names)
-    assert {"sweep=", "tracking.uri=", "all_methods", "doctor.live=", "adapter=", "merged="} <= set(
+    assert {"sweep=", "tracking.uri=", "all_methods", "doctor.live=", "adapter=", "merged=", "hours="} <= set(
         script.replace("'", " ").split()
     )
     ask = f"""{script}

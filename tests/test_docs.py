@@ -13,6 +13,7 @@ import pytest
 
 from harness.adapters import export, predict
 from harness.catalog import KINDS, read_keys
+from harness.choose.__main__ import parse as parse_choice
 from harness.config.build import build
 from harness.config.compose import compose
 from harness.plan.__main__ import expand
@@ -68,6 +69,8 @@ def test_every_command_is_one(page: str, command: str, tmp_path: Path, monkeypat
             compose(config, point)
     elif name == "harness-doctor":
         assert arguments == []
+    elif name == "harness-choose":
+        parse_choice(arguments)
     elif name == "harness-predict":
         predict.parse(arguments)
     elif name == "harness-export":

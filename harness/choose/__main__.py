@@ -140,7 +140,8 @@ def race(choice: Choice, out: Path, hours: float, deadline: float, uri: str) -> 
     from harness.report.report import write
 
     if any(one.run_seconds is None for one in choice.left):
-        time_steps(choice, out, deadline)
+        if not time_steps(choice, out, deadline):
+            return too_early()
         choice.save(out)
     if not choice.left:
         told = "\n".join(f"{one.name}: {one.refused}" for one in choice.candidates)
@@ -157,10 +158,11 @@ def race(choice: Choice, out: Path, hours: float, deadline: float, uri: str) -> 
     alive = answer.surviving(answer.finals(uri, choice.sweep), budget.survivors(len(names)))
     if ended and alive:
         ended = sweep(choice, alive, size, size.seeds, deadline)
-    frame = answer.finals(uri, choice.sweep)
     if not alive:
-        print("The hours ended before any method was tuned; the same command goes on from here.", file=sys.stderr)
-        return FAILED
+        if not ended:
+            return too_early()
+        raise ConfigError("no method could be tuned and scored; the tables above say why")
+    frame = answer.finals(uri, choice.sweep)
     advice = answer.advise(frame)
     found = answer.report(choice, frame, advice, size)
     if not ended:
@@ -174,13 +176,23 @@ def race(choice: Choice, out: Path, hours: float, deadline: float, uri: str) -> 
     return None if ended else FAILED
 
 
-def time_steps(choice: Choice, out: Path, deadline: float) -> None:
-    """Run a few steps of each method, without a store."""
+def too_early() -> int:
+    """Say that there is nothing to answer yet."""
+    print("The hours ended before any method was tuned; the same command goes on from here.", file=sys.stderr)
+    return FAILED
+
+
+def time_steps(choice: Choice, out: Path, deadline: float) -> bool:
+    """Run a few steps of each method, without a store.
+
+    Returns:
+        Whether that came to its end.
+    """
     folder = out / "timing"
     names = ",".join(one.name for one in choice.left)
     alone = ["evaluate.validation=false", "train.keep_adapter=false", "tracking=none", "sweep.name=timing"]
     began = time.monotonic()
-    run_harness(
+    ended = run_harness(
         [
             *choice.asked["overrides"],
             f"method={names}",
@@ -190,8 +202,10 @@ def time_steps(choice: Choice, out: Path, deadline: float) -> None:
         ],
         deadline,
     )
-    computed = budget.take_times(choice.left, folder)
-    choice.start_seconds = max(0.0, time.monotonic() - began - computed / (os.cpu_count() or 1))
+    if ended:
+        computed = budget.take_times(choice.left, folder)
+        choice.start_seconds = max(0.0, time.monotonic() - began - computed / (os.cpu_count() or 1))
+    return ended
 
 
 def sweep(choice: Choice, methods: list[str], size: Size, seeds: int, deadline: float) -> bool:

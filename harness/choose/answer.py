@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from harness.report.report import Report
 
 
+# How a row is answered -> what was measured of it.
+SERVED = {
+    "the backbone alone": "cost.latency_ms.base.1",
+    "with the adapter": "cost.latency_ms.attached.1",
+    "merged": "cost.latency_ms.merged.1",
+}
+
+
 @dataclass(frozen=True)
 class Advice:
     """The method to take.
@@ -26,6 +34,8 @@ class Advice:
         run: The id of its best final run by the development score.
         row: Its row of the main table.
         seconds: Of training, the mean of its final runs.
+        milliseconds: To answer one row, their mean, for each way that was measured.
+        nothing_learned: What is said where no method is known to beat the majority class; empty elsewhere.
     """
 
     method: str
@@ -34,6 +44,8 @@ class Advice:
     run: str
     row: "pd.Series[Any]"
     seconds: float
+    milliseconds: dict[str, float]
+    nothing_learned: str
 
 
 def finals(uri: str, sweep: str) -> "pd.DataFrame":
@@ -65,7 +77,7 @@ def surviving(frame: "pd.DataFrame", count: int) -> list[str]:
 
 def advise(frame: "pd.DataFrame") -> Advice:
     """Take the cheapest of the methods that can't be told from the best; where nothing is tested, the highest."""
-    from harness.report import pairwise, scores
+    from harness.report import finding, pairwise, scores
 
     summary = scores.summary(frame)
     (found,) = pairwise.compare_tasks(frame, summary, None, None, Pairs.all, None)
@@ -82,6 +94,12 @@ def advise(frame: "pd.DataFrame") -> Advice:
         run=str(best["run_id"]),
         row=row,
         seconds=float(runs["cost.train_seconds"].mean()),
+        milliseconds={
+            name: float(runs[column].mean())
+            for name, column in SERVED.items()
+            if column in runs and runs[column].notna().any()
+        },
+        nothing_learned=finding.beaten(rows, summary[summary["configuration"] == scores.MAJORITY], found),
     )
 
 
@@ -103,7 +121,12 @@ def report(choice: Choice, frame: "pd.DataFrame", advice: Advice, size: Size) ->
         f"A run of it trains {number(advice.row['trainable_parameters'], 0)} parameters in "
         f"{number(advice.seconds, 0)} s here and leaves a file of {bytes_of(advice.row['adapter_file_bytes'])}"
     )
-    found.lead = f"Take {advice.method}: {why}. {costs}. {lead}{BREAK}{about}"
+    served = ", ".join(f"{name} {number(value, 1)} ms" for name, value in advice.milliseconds.items())
+    costs += f"; one row is answered in: {served}" if served else ""
+    opened = f"Take {advice.method}: {why}. {costs}."
+    if advice.nothing_learned:
+        opened = "Take none of these yet; another backbone, more rows or more epochs come first."
+    found.lead = f"{opened} {lead}{BREAK}{about}"
     following = Table(
         "What to do next",
         ("step", "command"),
