@@ -1,6 +1,7 @@
 """`harness-predict`: a trained adapter answers the rows of a file as its run answered its own, window by window."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -196,13 +197,19 @@ def test_running_text_asks_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_is_found_in_its_store_by_the_beginning_of_its_id(trained: Callable[..., Path], tmp_path: Path) -> None:
     """The store keeps the adapter, so that the run directory need not be there; two runs need more of an id."""
-    for task in ("classes", "number"):
-        run_dir = trained(task, "bert", "bitfit" if task == "classes" else "lora")
-        tracking.send(run_dir, "sqlite:///mlflow.db", "e")
-    ids = [run["run_id"] for run in tracking.read_runs("sqlite:///mlflow.db")]
-    assert find(ids[0][:12], "sqlite:///mlflow.db").result.run_id == ids[0]
+    run_dir = trained("classes", "bert", "bitfit")
+    shutil.copytree(run_dir, tmp_path / "twin")
+    record = json.loads((run_dir / "result.json").read_text())
+    alike = record["run_id"][:8] + "f" * 24
+    (tmp_path / "twin/result.json").write_text(json.dumps({**record, "run_id": alike}))
+    for folder in (run_dir, tmp_path / "twin"):
+        tracking.send(folder, "sqlite:///mlflow.db", "e")
+    shutil.rmtree(tmp_path / "twin")
+    found = find(alike[:12], "sqlite:///mlflow.db")
+    assert found.result.run_id == alike
+    assert found.saved.folder.parent != run_dir
     with pytest.raises(ConfigError, match="the beginning of 2 ids"):
-        find("", "sqlite:///mlflow.db")
+        find(alike[:8], "sqlite:///mlflow.db")
 
 
 @pytest.mark.parametrize("module", ["predict", "export"])
