@@ -4,6 +4,7 @@ import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -119,16 +120,22 @@ def typed(schema: type, values: Any, key: str, check: bool = True) -> Any:
         raise ConfigError(f"{key}.{unknown[0]}: no such key; {near_misses(str(unknown[0]), _names(schema))}")
     hints = {field.name: field.type for field in fields(schema)}
     values = {name: _as_list(value, hints[name], f"{key}.{name}") for name, value in values.items()}
-    node = OmegaConf.structured(schema)
-    OmegaConf.set_readonly(node, False)
     try:
-        merged = OmegaConf.merge({key: node}, {key: values})
+        merged = OmegaConf.merge(_blank(schema, key), {key: values})
         result = OmegaConf.to_object(merged)[key]  # type: ignore[index,call-overload]
     except OmegaConfBaseException as error:
         raise ConfigError(_sentence(error)) from error
     if check and hasattr(result, "check"):
         result.check(key)
     return result
+
+
+@cache
+def _blank(schema: type, key: str) -> DictConfig:
+    """The schema below its key, to be merged with values, which copies it; making it takes half of the time."""
+    node = OmegaConf.structured(schema)
+    OmegaConf.set_readonly(node, False)
+    return OmegaConf.create({key: node})
 
 
 def _as_list(value: Any, hint: Any, key: str) -> Any:
