@@ -264,7 +264,7 @@ def plan_table(candidates: list[Candidate]) -> str:
     width = max(len(one.name) for one in candidates)
     lines = []
     for one in candidates:
-        peak = "-" if one.peak_bytes is None else budget.gigabytes(one.peak_bytes)
+        peak = "-" if one.peak_bytes is None else budget.as_memory(one.peak_bytes)
         lines.append(f"{one.name:<{width}}  {peak:>10}  {one.refused}".rstrip())
     return "\n".join(lines)
 

@@ -87,11 +87,11 @@ def fit(candidates: list[Candidate], memory: int, around: int) -> None:
     for one in candidates:
         needed = planned.get(one.name, 0)
         if not one.refused and needed > memory:
-            one.refused = f"it needs {gigabytes(needed)}, {gigabytes(needed - memory)} more than there is"
+            one.refused = f"it needs {as_memory(needed)}, {as_memory(needed - memory)} more than there is"
     if all(one.refused for one in candidates):
         least = min(planned, key=lambda name: planned[name])
         raise ConfigError(
-            f"memory={gigabytes(memory)}: no method fits; the smallest, {least}, needs {gigabytes(planned[least])}; "
+            f"memory={as_memory(memory)}: no method fits; the smallest, {least}, needs {as_memory(planned[least])}; "
             "a smaller train.batch_size or task.max_length needs less"
         )
 
@@ -148,6 +148,6 @@ def choose_size(candidates: list[Candidate], hours: float, workers: int, start_s
     )
 
 
-def gigabytes(count: float) -> str:
+def as_memory(count: float) -> str:
     """Bytes as people write memory."""
-    return f"{count / GIGABYTE:.2f} GB"
+    return f"{count / GIGABYTE:.2f} GB" if count >= GIGABYTE / 2 else f"{1000 * count / GIGABYTE:,.0f} MB"

@@ -70,10 +70,10 @@ def test_what_does_not_fit_is_named_with_what_it_lacks() -> None:
     budget.fit(planned, between, 0)
     head, full = planned
     assert not head.refused
-    lacking = budget.gigabytes(needs["full"] - between)
-    assert full.refused == f"it needs {budget.gigabytes(needs['full'])}, {lacking} more than there is"
+    lacking = budget.as_memory(needs["full"] - between)
+    assert full.refused == f"it needs {budget.as_memory(needs['full'])}, {lacking} more than there is"
     # A device takes some itself.
-    with pytest.raises(ConfigError, match=f"the smallest, head, needs {budget.gigabytes(needs['head'] + between)}"):
+    with pytest.raises(ConfigError, match=f"the smallest, head, needs {budget.as_memory(needs['head'] + between)}"):
         budget.fit([Candidate(name, peak) for name, peak in needs.items()], between, between)
 
 
@@ -195,6 +195,18 @@ def tickets(path: Path) -> None:
         text = [order.choice(words[kind] if order.random() < 0.5 else "the was not it".split()) for _ in range(9)]
         rows.append(f"{' '.join(text)},{kind}")
     path.write_text("\n".join(["text,category", *rows]) + "\n")
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_with_the_hours(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Hours that are over start none; one that runs is interrupted, and says how it goes on."""
+    assert not command.run_harness(["method=lora"], time.monotonic() - 1)
+    assert not list(tmp_path.iterdir())
+    began = time.monotonic()
+    long = [*SMALL, "method=head,lora", "train.epochs=500", "sweep.name=long", "tracking=none"]
+    assert not command.run_harness(long, began + 30)
+    assert 30 <= time.monotonic() - began < 30 + 2 * command.GRACE_SECONDS
+    assert "finished" not in capfd.readouterr().out
 
 
 @pytest.mark.slow
