@@ -113,8 +113,7 @@ def choose(arguments: list[str]) -> int | None:
         raise ConfigError(
             f"tracking={composed.tracking.kind}: the comparison is kept in a store, which it goes on from"
         )
-    asked = {"overrides": overrides, "methods": methods, "memory": [given.memory or "what is here"]}
-    choice = load(out, asked)
+    choice = load(out, overrides, methods, given.memory or "what is here")
     deadline = time.monotonic() + 3600 * given.hours
     if not choice.candidates:
         memory, cuda = memory_of(given.memory), has_gpu()
@@ -194,7 +193,7 @@ def time_steps(choice: Choice, out: Path, deadline: float) -> bool:
     began = time.monotonic()
     ended = run_harness(
         [
-            *choice.asked["overrides"],
+            *choice.overrides,
             f"method={names}",
             f"train.max_steps={TIMED_STEPS}",
             *alone,
@@ -216,7 +215,7 @@ def sweep(choice: Choice, methods: list[str], size: Size, seeds: int, deadline: 
     """
     listed = ",".join(str(FIRST_SEED + place) for place in range(seeds))
     arguments = [
-        *choice.asked["overrides"],
+        *choice.overrides,
         f"method={','.join(methods)}",
         "hydra/sweeper=equal_budget",
         f"hydra.sweeper.trials={size.trials}",
