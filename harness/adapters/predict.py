@@ -103,7 +103,7 @@ def predict(arguments: list[str]) -> None:
     kept = wanted.keep.split(",") if wanted.keep else []
     data = check_data(wanted.data, run.task().question_columns(), kept)
     print(f"Loading {run.result.config['model']['name']} with {run.saved.folder} ...", file=sys.stderr)
-    task, subject, _ = run.on_backbone(wanted.model, wanted.device.value)
+    task, subject = run.on_backbone(wanted.model, wanted.device.value)
     if wanted.batch_size is not None:
         subject = replace(subject, batch_size=wanted.batch_size)
     began = time.perf_counter()

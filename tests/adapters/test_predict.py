@@ -85,7 +85,7 @@ def test_rows_are_answered_as_they_are_read(trained: Callable[..., Path], tmp_pa
     run_dir = trained("classes", "bert", "bitfit")
     lines = questions(run_dir, tmp_path / "new.jsonl").read_text().splitlines()
     (tmp_path / "new.jsonl").write_text("\n".join([*lines, '{"text": null}']) + "\n")
-    task, subject, _ = find(str(run_dir), predict.STORE).on_backbone(None, "cpu")
+    task, subject = find(str(run_dir), predict.STORE).on_backbone(None, "cpu")
     wanted = predict.parse([f"adapter={run_dir}", "data=new.jsonl", "out=answers.parquet", "window=10"])
     windows = predict.answered(task, subject, Path("new.jsonl"), [], wanted)
     assert [next(windows)["row"], next(windows)["row"]] == [list(range(10)), list(range(10, 20))]
