@@ -41,8 +41,8 @@ number, or the text. Of classes also probability, probabilities (name -> probabi
   device=auto          or cpu, cuda
   tracking.uri=URI     where an id is looked up (sqlite:///mlflow.db)
 
-The rows that a run was scored on get the scores of its predictions.parquet, to the bit, where it computed in float32
-and batches are the same: the run's own batch size, a window that holds all rows, and on a CPU its number of threads.
+The rows that a run was scored on get the scores of its predictions.parquet, to the bit, where device and batches are
+the same: the run's own batch size, a window that holds all rows, and on a CPU its number of threads.
 """
 
 ROW = "row"
