@@ -18,7 +18,6 @@ from harness.config.command import FAILED, MISTAKEN, carry_out, interrupted, key
 from harness.config.compose import compose
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import choices, key_of
-from harness.config.model_paths import with_paths
 from harness.plan.costs import CONTEXT_BYTES, GIGABYTE
 from harness.sweep.sweepers import DECIDED
 from harness.training.interrupts import kill_as_interrupt
@@ -92,7 +91,7 @@ def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:
         if name not in choices("method"):
             raise ConfigError(f"methods={name}: there is no such method; {near_misses(name, choices('method'))}")
     memory_of(found.memory)
-    return found, with_paths(rest)
+    return found, rest
 
 
 def wanted(given: Options) -> list[str]:

@@ -178,6 +178,21 @@ def test_a_folder_goes_on_with_its_own_question_alone(tmp_path: Path) -> None:
         state.load(tmp_path / "choice", asked[0], ["lora", "full"], "24GB")
 
 
+def test_the_commands_that_are_told_are_the_users_own_words(tmp_path: Path) -> None:
+    """A folder given as the model stays one; a table is trained on nearly whole; a store of one's own goes along."""
+    told = ["task=table", "task.file=my tickets.csv", f"model={tmp_path}", "tracking.uri=sqlite:///own.db"]
+    _, overrides = command.parse([*told, "hours=1"])
+    assert overrides == told
+    advice = answer.Advice("lora", ("lora",), "0.002", "0123456789abcdef", pd.Series(), 1.0, {}, "")
+    steps = dict(answer.commands(advice, overrides, "choose-1"))
+    train = shlex.split(steps["train on nearly all rows"])
+    assert train[: len(told) + 1] == ["harness", *told]
+    assert {"method=lora", "train.learning_rate=0.002", "task.validation_share=0.05"} <= set(train)
+    assert predict.parse(shlex.split(steps["predict"])[1:]).uri == "sqlite:///own.db"
+    assert export.parse(shlex.split(steps["export"])[1:]).adapter == "0123456789ab"
+    assert parse_report(shlex.split(steps["look closer"])[1:]).sweep == ["choose-1"]
+
+
 def test_help_needs_nothing_heavy() -> None:
     """Neither torch nor pandas is imported for it."""
     code = (
