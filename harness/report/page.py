@@ -5,13 +5,14 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness.report.cells import MOST_ROWS, NONE, Table, number, presentable, shortened, size
+from harness.report.cells import MOST_ROWS, NONE, Table, number, presentable, shortened, sizes
 from harness.report.finding import BREAK
 from harness.report.page_tables import anchor, figure, section
 from harness.report.plots import interactive
@@ -32,11 +33,11 @@ MADE_BY = {
     "Device": ("device", "param.train.device"),
     "Precision": ("dtype", "param.train.precision"),
 }
-# Columns of the list of runs: heading -> column of the frame, and how its figures are written.
-RUN_COSTS = {
-    "trainable": ("cost.trainable_parameters", lambda value: number(value, 0)),
-    "seconds": ("cost.train_seconds", lambda value: number(value, 1)),
-    "peak memory": ("cost.train_peak_bytes", size),
+# Columns of the list of runs: heading -> column of the frame, and how its figures are written, told all of them.
+RUN_COSTS: dict[str, tuple[str, Callable[[pd.Series], Callable[[float], str]]]] = {
+    "trainable": ("cost.trainable_parameters", lambda _: partial(number, places=0)),
+    "seconds": ("cost.train_seconds", lambda _: partial(number, places=1)),
+    "peak memory": ("cost.train_peak_bytes", sizes),
 }
 DOCUMENT = """<!doctype html>
 <html lang="en">
@@ -175,7 +176,7 @@ def _pictures(pictures: Mapping[str, str]) -> list[str]:
 def _run_list(runs: pd.DataFrame, server: str | None) -> Table:
     """List every run, older ones of a point too, with what the page's tables are made of."""
     columns = ["run", "task", "method", "seed", "stage", "status", "development", "validation"]
-    costs = {heading: item for heading, item in RUN_COSTS.items() if item[0] in runs}
+    costs = {heading: (name, style(runs[name])) for heading, (name, style) in RUN_COSTS.items() if name in runs}
     cells, links = [], []
     # The newest of more runs than a browser sorts at once.
     shown = runs.iloc[-MOST_ROWS:]

@@ -30,11 +30,47 @@ def row(**values: object) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0, "0 B"), (999, "999 B"), (4096, "4.1 kB"), (86_500_000, "86.5 MB"), (2.5e12, "2500.0 GB"), (float("nan"), "–")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (4096, "4.1 kB"),
+        (86_500_000, "86.5 MB"),
+        (2.5e12, "2,500.0 GB"),
+        (float("nan"), "–"),
+    ],
 )
 def test_bytes_have_a_unit(value: float, shown: str) -> None:
     """Sizes are in decimal units, and what was not measured is a dash."""
     assert cells.size(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([2_522_112, 24_200, float("nan"), 1_200], ["2,522.1 kB", "24.2 kB", "–", "1.2 kB"]),
+        ([86_500_000, 999_600], ["86.5 MB", "1.0 MB"]),
+        ([16_060_000_000, 4_096, 0], ["16,060.0 MB", "0.0041 MB", "0.0 MB"]),
+        ([512, 3_000_000], ["0.51 kB", "3,000.0 kB"]),
+        ([999, 12], ["999 B", "12 B"]),
+    ],
+)
+def test_bytes_of_a_column_are_in_one_unit(values: list[float], shown: list[str]) -> None:
+    """That of the least, or a larger one where the most would have more than six digits."""
+    write = cells.sizes(values)
+    assert [write(value) for value in values] == shown
+
+
+def test_each_column_of_bytes_in_a_report_has_one_unit() -> None:
+    """A head of a thousand bytes beside a whole model, also in figures of the runs that were asked for."""
+    sizes = (1_234, 2_522_112, 69_000)
+    rows = [
+        row(configuration=str(size), adapter_file_bytes=size, **{"cost.train_peak_bytes": 50.0 * size})
+        for size in sizes
+    ]
+    (table,) = tables.score_tables(pd.DataFrame(rows), columns=["adapter", "cost.train_peak_bytes"])
+    columns = {name: [cells[place] for cells in table.rows] for place, name in enumerate(table.columns)}
+    assert columns["adapter"] == ["1.2 kB", "2,522.1 kB", "69.0 kB"]
+    assert columns["peak memory"] == ["61.7 kB", "126,105.6 kB", "3,450.0 kB"]
 
 
 @pytest.mark.parametrize(
