@@ -41,6 +41,7 @@ RANGES = {"share": (0.0, 1.0), "correlation": (-1.0, 1.0)}
 INTERVAL = re.compile(r"\[([-+\d.,]+)(?:%)?, ([-+\d.,]+)(?:%)?\]")
 ESCAPED = re.compile(r"\\([\\|*_`\[\]])")
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)$")
+TWINS = re.compile(r'<picture><source [^>]*srcset="([^"]+)"><img alt="([^"]*)" src="([^"]+)"></picture>$')
 LINK = re.compile(r"(?<!\\)\[([^\]]+)(?<!\\)\]\([^)]+\)")
 RULE = re.compile(r"\|(?: ?:?-+:? ?\|)+$")
 
@@ -126,6 +127,9 @@ def read(path: Path) -> Document:
             continue
         elif image := IMAGE.match(text):
             found.pictures[image[1] or image[2]] = _picture(path.parent / image[2], image[1])
+        elif twins := TWINS.match(text):
+            named = html.unescape(twins[2])
+            found.pictures[named or twins[3]] = _picture(path.parent / twins[3], named, path.parent / twins[1])
         elif lines[0].startswith(("- ", "* ")) or re.match(r"\d+\. ", lines[0]):
             found.notes += [plain(re.sub(r"^(?:[-*]|\d+\.) ", "", line)) for line in lines]
         elif caption_of:
@@ -207,14 +211,24 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def _picture(path: Path, text: str) -> str:
-    """A picture within the page."""
+def _picture(path: Path, text: str, dark: Path | None = None) -> str:
+    """A picture within the page, with its dark twin where there is one."""
+    if path.suffix == ".svg":
+        return _content(path).decode()
+    shown = f'<img alt="{html.escape(text)}" src="{_address(path)}">'
+    if dark is None:
+        return shown
+    return f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_address(dark)}">{shown}</picture>'
+
+
+def _address(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(_content(path)).decode()}"
+
+
+def _content(path: Path) -> bytes:
     if not path.is_file():
         raise ConfigError(f"{path}: a page shows it, and it is not there")
-    if path.suffix == ".svg":
-        return path.read_text(encoding="utf-8")
-    content = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{content}">'
+    return path.read_bytes()
 
 
 # --- Index ----------------------------------------------------------------------------------------------------------

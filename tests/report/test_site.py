@@ -2,12 +2,14 @@
 
 import re
 import shutil
+from base64 import b64encode
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from run_directories import write_run
 
+from harness.config.errors import ConfigError
 from harness.config.sources import conf_root
 from harness.report import __main__ as report
 from harness.report import markdown, site
@@ -21,9 +23,19 @@ def test_a_page_is_read_as_it_was_written(tmp_path: Path) -> None:
     rows = [("lora", "0.9000", "[0.8000, 0.9500]"), (EVIL, "0.8000", "–"), ("majority class", "0.5000", "")]
     table = Table(f"T {EVIL}", ("method", "accuracy", "95% interval"), rows, "Caption *x*.", ("method",))
     later = Table("t: against full", ("method", "p"), [("a", "1.0000")], "", ("method",), detail=True)
-    text = markdown.markdown(f"Title {EVIL}", "First.\nSecond.", [table, later], [f"Note {EVIL}", "Other."], [])
+    notes = [f"Note {EVIL}", "Other."]
+    text = markdown.markdown(f"Title {EVIL}", "First.\nSecond.", [table, later], notes, ["score_vs_a"])
     (tmp_path / "report.md").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"score_vs_a\.png: a page shows it, and it is not there"):
+        site.read(tmp_path / "report.md")
+    (tmp_path / "score_vs_a.png").write_bytes(b"light")
+    (tmp_path / "score_vs_a.dark.png").write_bytes(b"dark")
     found = site.read(tmp_path / "report.md")
+    assert list(found.pictures) == ["score vs a"]
+    shown = found.pictures["score vs a"]
+    light, dark = (b64encode(content).decode() for content in (b"light", b"dark"))
+    assert f'<source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{dark}">' in shown
+    assert f'<img alt="score vs a" src="data:image/png;base64,{light}">' in shown
     assert (found.title, found.lead, found.notes) == (
         f"Title {EVIL}",
         ["First.", "Second."],
