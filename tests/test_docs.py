@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from harness.catalog import KINDS, read_keys
 from harness.config.build import build
@@ -149,6 +150,23 @@ def test_the_guide_says_what_the_claims_say() -> None:
     assert len(
         re.findall(r"^\*\*(Supported|Refuted|Mixed|Not testable at this scale)\*\*: ", text, re.MULTILINE)
     ) == len(hooks().QUESTIONS)
+
+
+def test_the_site_is_deployed_as_make_builds_it() -> None:
+    """The workflow runs `make site`, uploads the folder that it writes, and alone its deployment may write pages."""
+    workflow = yaml.safe_load((ROOT / ".github/workflows/pages.yml").read_text(encoding="utf-8"))
+    build, deploy = workflow["jobs"]["build"], workflow["jobs"]["deploy"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    [command] = [step["run"] for step in build["steps"] if "run" in step]
+    assert re.search(rf"^{command.removeprefix('make ')}:", makefile, re.MULTILINE)
+    [uploaded] = [step["with"]["path"] for step in build["steps"] if "upload-pages-artifact" in step.get("uses", "")]
+    assert re.search(rf"^SITE := {uploaded}$", makefile, re.MULTILINE)
+    assert deploy["needs"] == "build"
+    assert any("deploy-pages" in step.get("uses", "") for step in deploy["steps"])
+    assert workflow["permissions"] == {"contents": "read"}
+    assert deploy["permissions"] == {"pages": "write", "id-token": "write"}
+    # Of a pull request anything may come.
+    assert "pull_request" in deploy["if"]
 
 
 @pytest.mark.slow

@@ -39,13 +39,15 @@ RUN_COSTS: dict[str, tuple[str, Callable[[pd.Series], Callable[[float], str]]]] 
     "seconds": ("cost.train_seconds", lambda _: partial(number, places=1)),
     "peak memory": ("cost.train_peak_bytes", sizes),
 }
+# What a page says that its pictures lie beside it, in its policy.
+BESIDE = " 'self'"
 DOCUMENT = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {policy}">
+ content="default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:{beside}; script-src {policy}">
 <title>{title}</title>
 <style>{style}</style>
 </head>
@@ -74,6 +76,7 @@ def page(
     runs: pd.DataFrame | None = None,
     curves: pd.DataFrame | None = None,
     server: str | None = None,
+    beside: bool = False,
 ) -> str:
     """Write a report as one HTML page; every text from a store is escaped, and only our own scripts can run.
 
@@ -86,6 +89,7 @@ def page(
         runs: Of `scores.load`, for plots that show a run, the list of runs and the provenance.
         curves: Of `curves.load`, for learning curves.
         server: Address of the MLflow server that the runs are linked to; none for a file.
+        beside: Whether pictures may be files that lie beside the page, as those of a site are.
     """
     plots = _plots(runs, curves)
     scripts = [_source("page.js")]
@@ -110,6 +114,7 @@ def page(
     finding, _, about = lead.partition(BREAK)
     return DOCUMENT.format(
         policy=policy,
+        beside=BESIDE if beside else "",
         title=html.escape(title),
         style=_source("page.css"),
         finding=html.escape(finding),

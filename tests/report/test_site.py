@@ -1,8 +1,8 @@
 """Published reports as one static site: nothing is lost on the way, and no link leads nowhere."""
 
+import html
 import re
 import shutil
-from base64 import b64encode
 from pathlib import Path
 
 import pandas as pd
@@ -33,9 +33,8 @@ def test_a_page_is_read_as_it_was_written(tmp_path: Path) -> None:
     found = site.read(tmp_path / "report.md")
     assert list(found.pictures) == ["score vs a"]
     shown = found.pictures["score vs a"]
-    light, dark = (b64encode(content).decode() for content in (b"light", b"dark"))
-    assert f'<source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{dark}">' in shown
-    assert f'<img alt="score vs a" src="data:image/png;base64,{light}">' in shown
+    assert '<source media="(prefers-color-scheme: dark)" srcset="score_vs_a.dark.png">' in shown
+    assert '<img alt="score vs a" src="score_vs_a.png"' in shown
     assert (found.title, found.lead, found.notes) == (
         f"Title {EVIL}",
         ["First.", "Second."],
@@ -72,6 +71,28 @@ def test_published_reports_become_a_site(tmp_path: Path, monkeypatch: pytest.Mon
     scores = pd.read_csv(conf_root() / "reports/lora_rank/scores.csv")
     read = site.read(tmp_path / "reports/lora_rank/report.md")
     assert sum(len(table.rows) for table in read.tables if table.title in set(scores["task"])) == len(scores)
+
+
+def test_every_published_report_has_its_page_beside_it(tmp_path: Path) -> None:
+    """With every figure of its tables and every picture; one of another command's is left as it is."""
+    reports = conf_root() / "reports"
+    pages = [path for path in sorted(reports.rglob("*.md")) if path.name != site.READ_ME]
+    assert len(pages) > 20
+    for path in pages:
+        text = html.unescape(path.with_suffix(".html").read_text(encoding="utf-8"))
+        found = site.read(path)
+        assert found.title in text
+        assert all(cell in text for table in found.tables[:1] for row in table.rows for cell in row), path
+        for name in re.findall(r'<img [^>]*src="([^":]+)"', text):
+            assert (path.parent / name).is_file()
+    shutil.copytree(reports / "lora_rank", tmp_path / "reports/lora_rank")
+    shutil.copytree(reports / "claims", tmp_path / "reports/claims")
+    own = tmp_path / "reports/lora_rank/report.html"
+    theirs = (tmp_path / "reports/claims/claims.html").read_bytes()
+    own.write_text(own.read_text().replace("</title>", "stale</title>"))
+    assert site.main([f"reports={tmp_path / 'reports'}", "beside=true"]) == 0
+    assert "stale" not in own.read_text()
+    assert (tmp_path / "reports/claims/claims.html").read_bytes() == theirs
 
 
 def test_a_folder_that_is_not_there_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
