@@ -34,7 +34,7 @@ from harness.report.family import HOLM, THESE_RUNS
 from harness.report.pairwise import ALIKE, BEST, Pairwise, tested
 from harness.report.scores import MAJORITY, MEASURED, SPLITS, means
 from harness.report.stats import CONFIDENCE
-from harness.report.words import heading
+from harness.report.words import heading, metric_name
 from harness.tracking.record import COST_FIELDS, MEMORY
 
 # Of the score tables, beside method, score and remarks.
@@ -89,7 +89,7 @@ def score_tables(
 
 
 def _score_table(task: str, rows: pd.DataFrame, found: Pairwise | None, columns: Sequence[str]) -> Table:
-    metric, split = rows["metric"].iloc[0] or "score", rows["split"].iloc[0]
+    metric, split = metric_name(rows["metric"].iloc[0]), rows["split"].iloc[0]
     general = next(iter(rows["forgetting_metric"][rows["forgetting_metric"].fillna("") != ""]), "").replace("_", " ")
     groups = set(re.findall(r"[A-Za-z]\d*", " ".join(found.groups.values()))) if found else set()
     available = _columns(rows, general) | {
@@ -205,7 +205,7 @@ def option_tables(summary: pd.DataFrame, options: pd.DataFrame) -> list[Table]:
         varied = [name for name in options.columns[3:] if chosen[name].notna().any()][:MOST_OPTIONS]
         rows = chosen.merge(summary, on=["task", "configuration", "method"])
         rows = rows[rows["n"] > 0].sort_values(["method", *varied], key=_sortable, kind="stable")
-        metric = rows["metric"].iloc[0] or "score"
+        metric = metric_name(rows["metric"].iloc[0])
         cells = [
             (
                 str(row["method"]),
@@ -264,7 +264,7 @@ def _pair_table(found: Pairwise) -> Table:
         cells.append(
             (name, difference, interval(low, high), probability(pair.p), probability(pair.corrected_p), verdict)
         )
-    caption = f"{found.metric} of the method less that of {found.baseline}, on {found.rows:,} examples. "
+    caption = f"{metric_name(found.metric)} of the method less that of {found.baseline}, on {found.rows:,} examples. "
     caption += _tests(found)
     caption += f' "{NO_DIFFERENCE}" says that these runs cannot tell, not that the methods are equal.'
     title = f"{found.task}: against {found.baseline}"

@@ -9,11 +9,12 @@ import pytest
 from run_directories import write_run
 
 import harness
-from harness.report import cells, finding, markdown, scores, tables, terminal
+from harness.report import cells, finding, markdown, scores, tables, terminal, words
 from harness.report import tuning as report_tuning
 from harness.report.comparison import Comparison
 from harness.report.pairwise import Pairwise
 from harness.tracking.record import MEMORY
+from harness.training.metrics import METRICS
 
 EVIL = "<script>alert('x')</script> | [red]*a*[/red] $x$"
 
@@ -329,3 +330,16 @@ def test_a_long_table_is_cut_and_says_so() -> None:
     assert len(cut.rows) == cells.MOST_ROWS
     assert cut.caption == "The first 2,000 of 3,000 rows; all are in the CSV files. Caption."
     assert cells.shortened(cut) is cut
+
+
+def test_metrics_have_names_that_people_write() -> None:
+    """In tables, sentences and axes; none of those that a task can ask for is shown as a field of a record."""
+    rows = [row(metric="rouge_l", configuration=name, mean=mean) for name, mean in (("lora", 0.5), ("full", 0.6))]
+    (table,) = tables.score_tables(pd.DataFrame(rows))
+    assert table.columns[:2] == ("method", "ROUGE-L")
+    assert table.forest is not None
+    assert table.forest.column == "ROUGE-L"
+    assert "Mean ROUGE-L on the validation split" in table.caption
+    assert words.heading("validation.token_f1") == "token F1 (validation)"
+    assert not [name for name in METRICS if "_" in words.metric_name(name)]
+    assert words.metric_name("") == "score"

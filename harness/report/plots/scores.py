@@ -22,6 +22,7 @@ from harness.report.plots.style import (
 )
 from harness.report.scores import FINISHED, LEARNING_RATE, NO_OPTIONS, label
 from harness.report.tuning import searched
+from harness.report.words import metric_name
 from harness.training.metrics import higher_is_better
 
 if TYPE_CHECKING:
@@ -302,8 +303,8 @@ def forgetting_against_gain(points: pd.DataFrame) -> "Figure | None":
         panel.axhline(0, linewidth=1, linestyle="--", color="#777777", zorder=1)
         panel.axvline(0, linewidth=1, linestyle="--", color="#777777", zorder=1)
         panel.margins(0.15)
-        panel.set_xlabel(f"gain on the task ({metric or 'score'}), right is better")
-        panel.set_ylabel(f"forgotten of general text ({general.replace('_', ' ')}), lower is better")
+        panel.set_xlabel(f"gain on the task ({metric_name(metric)}), right is better")
+        panel.set_ylabel(f"forgotten of general text{f' ({metric_name(general)})' if general else ''}, lower is better")
         forgets = int((means["lost"] > 0).sum())
         title(panel, task, f"{forgets} of {len(means)} {'forgets' if forgets == 1 else 'forget'} general text")
         far = means.reindex((means["gain"].abs() + means["lost"].abs()).sort_values(ascending=False).index)

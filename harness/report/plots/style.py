@@ -15,6 +15,7 @@ import pandas as pd
 
 from harness.config.sources import conf_root
 from harness.report.scores import MAJORITY
+from harness.report.words import metric_name
 from harness.training.metrics import higher_is_better
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def of_run(color: str, size: float = 4.0) -> dict[str, Any]:
 def score_label(metric: str, split: str) -> str:
     """Label of an axis of scores, with the direction that is better."""
     better = "higher" if higher_is_better(metric) else "lower"
-    return f"{metric or 'score'} ({split}), {better} is better"
+    return f"{metric_name(metric)} ({split}), {better} is better"
 
 
 def title(axes: "Axes", task: str, finding: str, letters: int = 46) -> None:
