@@ -1,6 +1,7 @@
 """README and docs/: every command can be given, every link leads somewhere, every key's description is found."""
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -180,6 +181,36 @@ def test_the_documentation_is_built_without_a_warning(tmp_path: Path) -> None:
     assert {"index.html", "choose.html", "keys.html", "record.html", "api.html", "faq.html"} <= names
     page = (tmp_path / "docs/index.html").read_text()
     assert not re.findall(r'(?:src|href)="https?://(?!github|squidfunk)[^"]+\.(?:js|css|woff2?)"', page)
+
+
+def cells_of(notebook: Path) -> list[str]:
+    """The code of a notebook, cell by cell."""
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    assert content["nbformat"] == 4
+    return ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path: Path) -> None:
+    """In an empty folder and one process, as a kernel would; both adapters answer on the one backbone."""
+    [notebook] = (ROOT / "docs").glob("*.ipynb")
+    cells = cells_of(notebook)
+    assert any("load_runs" in cell for cell in cells)
+    assert any("AdapterSet" in cell for cell in cells)
+    ended = subprocess.run([sys.executable, "-c", "\n".join(cells)], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    found = dict(re.findall(r"^(micro/\w+) \[(.*)\]$", ended.stdout, re.MULTILINE))
+    answers = {task: [float(share) for share in shares.split(", ")] for task, shares in found.items()}
+    assert {task: len(shares) for task, shares in answers.items()} == {"micro/sentiment": 2, "micro/entailment": 3}
+    assert all(sum(shares) == pytest.approx(1, abs=1e-5) for shares in answers.values())
+
+
+def test_the_notebook_holds_no_outputs() -> None:
+    """They would go stale; a forge shows the text and the code."""
+    for path in (ROOT / "docs").glob("*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            assert cell.get("outputs", []) == []
+            assert cell.get("execution_count") is None
 
 
 # At these sizes a run takes seconds. Sweeps of hundreds of runs, and what needs a cluster, a server, the Hub or files
