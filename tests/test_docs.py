@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -219,35 +220,50 @@ TINY = "train.max_steps=2 task.max_train_rows=64 task.max_development_rows=32 fo
 ELSEWHERE = re.compile(
     r"watch=|stop=|ray|slurm|server|-cn (?!demo)|others=|ui=true|/A,|instruct_methods|lm/|instruct/|preference/"
 )
-# All of their commands took 21 minutes; those of the other pages are composed and parsed, point by point, above.
-READ = {"README.md"}
+# Of the other pages, what answers in seconds: all of their commands took 21 minutes, and are composed and parsed above.
+SECONDS = re.compile(
+    r"^(harness list|harness --cfg|harness-plan|harness-report (--sync|store=)"
+    r"|python -m harness\.(claims cases=|report\.site)|harness model=micro_seq2seq)"
+)
+ORDER = ("harness", "harness-report", "harness-plan", "harness-doctor", "python")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
-    """In an empty folder, as a reader would: runs and sweeps at tiny size, then reports, plans and the rest."""
-    (tmp_path / "FOLDER").symlink_to(ROOT / "harness/pretrained/micro_encoder")
-    rows = [f"{word} thing number {n},{word}" for n in range(60) for word in ("refund", "login")]
-    (tmp_path / "tickets.csv").write_text("\n".join(["text,category", *rows]) + "\n")
-    order = ("harness", "harness-report", "harness-plan", "harness-doctor", "python")
-    told = {command: shlex.split(command) for page, command in commands() if page in READ}
-    here = [words for command, words in told.items() if not ELSEWHERE.search(command)]
-    ours = [words for words in here if words[0] in order]
-    assert len(ours) > 5
-    for name, *arguments in sorted(ours, key=lambda words: order.index(words[0])):
-        if name == "harness" and arguments[:1] not in (["list"], ["completion"]):
+def run_one_after_the_other(told: list[list[str]], folder: Path) -> None:
+    """In a folder, as a reader would: runs and sweeps at tiny size, then reports, plans and the rest."""
+    for name, *arguments in sorted(told, key=lambda words: ORDER.index(words[0])):
+        single = name == "harness" and arguments[:1] not in (["list"], ["completion"], ["--cfg"])
+        if single:
             arguments += [text for text in TINY if not ("task=table" in arguments and "max_train_rows" in text)]
-        # Filters may leave nothing of what was run before.
-        if name == "harness-report" and any(text.startswith(("method=", "--sync")) for text in arguments):
-            continue
-        if "stores=mlflow.db,other/mlflow.db" in arguments or "cases=reports/claims/cases.csv" in arguments:
-            continue
         module = {
             "harness-report": "harness.report",
             "harness-plan": "harness.plan",
             "harness-doctor": "harness.doctor",
         }
         program = arguments if name == "python" else ["-m", module.get(name, "harness"), *arguments]
-        ended = subprocess.run([sys.executable, *program], cwd=tmp_path, capture_output=True, text=True)
+        ended = subprocess.run([sys.executable, *program], cwd=folder, capture_output=True, text=True)
         assert ended.returncode == 0, f"{name} {' '.join(arguments)}: {ended.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_readmes_commands_run_one_after_the_other(tmp_path: Path) -> None:
+    """In an empty folder with what stands for the reader's own."""
+    (tmp_path / "FOLDER").symlink_to(ROOT / "harness/pretrained/micro_encoder")
+    rows = [f"{word} thing number {n},{word}" for n in range(60) for word in ("refund", "login")]
+    (tmp_path / "tickets.csv").write_text("\n".join(["text,category", *rows]) + "\n")
+    told = [shlex.split(command) for page, command in commands() if page == "README.md"]
+    ours = [words for words in told if words[0] in ORDER and not ELSEWHERE.search(" ".join(words))]
+    assert len(ours) > 5
+    run_one_after_the_other(ours, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_other_pages_commands_that_take_seconds_run(tmp_path: Path) -> None:
+    """In a folder with the published reports; each of these kinds is on a page."""
+    shutil.copytree(ROOT / "reports", tmp_path / "reports")
+    told = {command for page, command in COMMANDS if page != "README.md" and SECONDS.match(command)}
+    kinds = {SECONDS.match(command)[1] for command in told}  # type: ignore[index]
+    assert len(kinds) >= 8, kinds
+    run_one_after_the_other([shlex.split(command) for command in sorted(told)], tmp_path)
+    assert (tmp_path / "claims/claims.md").is_file()
+    assert list((tmp_path / "runs").rglob("result.json"))
