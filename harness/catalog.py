@@ -165,6 +165,9 @@ Other commands, each with --help:
   harness-plan             what a run would take, before anything is downloaded
   harness-report           stored runs as tables, tests, pictures and a page
   harness-doctor           versions, devices, and which method works on which backbone
+  harness-choose           which method to use on your data, model and machine, within some hours
+  harness-predict          what a trained adapter answers to the rows of a file
+  harness-export           a trained adapter as a plain folder for peft or transformers
   harness completion       tab completion: eval "$(harness completion)"
   python -m harness.claims what is said about these methods, judged on stored runs
   harness --hydra-help     flags of Hydra: -m, -cn, --cfg and the rest

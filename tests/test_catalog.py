@@ -57,10 +57,14 @@ def test_the_script_completes_every_command() -> None:
     """Bash takes it; keys of reports and the choices of methods come from the commands themselves."""
     script = completion.script()
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    assert all(
-        name in script.splitlines()[-1] for name in ("harness ", "harness-plan", "harness-report", "harness-doctor")
+    listed = subprocess.run(
+        ["bash", "-c", f"{script}\ncomplete -p"], text=True, capture_output=True, check=True
+    ).stdout.splitlines()
+    names = ("harness", *(f"harness-{name}" for name in ("plan", "report", "doctor", "choose", "predict", "export")))
+    assert all(any(line.endswith(f"_harness {name}") for line in listed) for name in names)
+    assert {"sweep=", "tracking.uri=", "all_methods", "doctor.live=", "adapter=", "merged=", "hours="} <= set(
+        script.replace("'", " ").split()
     )
-    assert {"sweep=", "tracking.uri=", "all_methods", "doctor.live="} <= set(script.replace("'", " ").split())
     ask = f"""{script}
     COMP_LINE='harness-report swe'; COMP_WORDS=(harness-report swe); COMP_CWORD=1; _harness; echo "${{COMPREPLY[@]}}"
     """

@@ -5,7 +5,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any, TypeVar
+from enum import Enum
+from types import NoneType
+from typing import Any, TypeVar, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -101,10 +103,17 @@ def options(schema: type[Options], given: dict[str, str]) -> Options:
     except OmegaConfBaseException as error:
         key = str(error.full_key)
         declared = {field.name: field.type for field in fields(schema)}[key]  # type: ignore[arg-type]
-        kind = KINDS.get(declared, str(declared))  # type: ignore[arg-type]
-        raise ConfigError(f"{key}={given[key]}: {kind} is allowed") from error
+        raise ConfigError(f"{key}={given[key]}: {_kind(declared)} is allowed") from error
     found: Options = checked
     return found
+
+
+def _kind(declared: Any) -> str:
+    """A type in words; of an optional one, what it is where it is given."""
+    given = next((one for one in get_args(declared) if one is not NoneType), declared)
+    if isinstance(given, type) and issubclass(given, Enum):
+        return " or ".join(one.name for one in given)
+    return KINDS.get(given, str(given))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from copy import deepcopy
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from harness.config.build import component
@@ -41,6 +42,7 @@ def solve(experiment: Experiment, values: dict[str, Any]) -> dict[str, Any]:
     own = values.get("config") or values
     sizes = knob.sizes(own, backbone.model.config.hidden_size)
 
+    @cache
     def parameters(size: int) -> int:
         try:
             return count(sized(values, knob, size), backbone, experiment.task.max_length)

@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shlex
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
+from harness.config.build import component
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.mistakes import choices
-from harness.config.schema import EarlierAdapter, ModelConfig
+from harness.config.schema import EarlierAdapter, ModelConfig, Quantization
 from harness.methods import CONFIG_FILE
 from harness.methods.saved import MANIFEST_FILE, Manifest, read
-from harness.models import MODEL_CLASSES
+from harness.models import MODEL_CLASSES, never_quantized
 from harness.models.architectures import Kind
 from harness.tracking.record import RunRecord, write_atomically
 
@@ -34,12 +36,20 @@ OUTPUT_LAYERS = {"lm_head", "embed_out", "output_layer"}
 GROUPS = ("model", "task", "method")
 
 
+class Form(Enum):
+    """Forms of what a card lies beside: a run's adapter, the same for peft alone, or a whole model for transformers."""
+
+    run = "run"
+    adapter = "adapter"
+    merged = "merged"
+
+
 def write_card(folder: Path, manifest: Manifest, result: RunRecord) -> None:
     """Write `README.md` into an adapter's folder; the run has its scores by now."""
-    write_atomically(folder / CARD_FILE, card(manifest, result, _adapter_config(folder)))
+    write_atomically(folder / CARD_FILE, card(manifest, result, adapter_config(folder)))
 
 
-def _adapter_config(folder: Path) -> dict[str, Any]:
+def adapter_config(folder: Path) -> dict[str, Any]:
     """Manifest of an adapter: peft's configuration, or a method's hyper-parameters and what it changed."""
     try:
         return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -47,7 +57,7 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def card(manifest: Manifest, result: RunRecord, adapter: dict[str, Any]) -> str:
+def card(manifest: Manifest, result: RunRecord, adapter: dict[str, Any], form: Form = Form.run) -> str:
     """The text: YAML front matter as the Hub reads it, then Markdown.
 
     Args:
@@ -56,26 +66,38 @@ def card(manifest: Manifest, result: RunRecord, adapter: dict[str, Any]) -> str:
     """
     peft_type = adapter.get("peft_type")
     method, model, task = result.config["method"]["name"], manifest.model, manifest.task
+    by = f"with peft-harness {result.provenance['harness']}"
+    what = (
+        f"{_code(model.path)} with what {_code(method)} learned for {_code(task.name)} in its weights, trained {by}."
+        if form is Form.merged
+        else f"The weights that {_code(method)} adds to, or changes in, {_code(model.path)}, trained for "
+        f"{_code(task.name)} {by}. The backbone is not in this folder."
+    )
+    # An export is made apart from the run's own command line, which has it in words that its record keeps.
+    again = [] if form is Form.run else result.provenance.get("again", [])
+    made_by = shlex.join(again) or command(result.config)
+    loading = {Form.run: _loading, Form.adapter: _by_peft, Form.merged: _by_transformers}[form]
     sections = [
-        f"---\n{_front_matter(manifest, result, peft_type)}\n---",
+        f"---\n{_front_matter(manifest, result, peft_type, form)}\n---",
         f"# {_text(method)} on {_text(model.name)} for {_text(task.name)}",
-        f"The weights that {_code(method)} adds to, or changes in, {_code(model.path)}, trained for {_code(task.name)} "
-        f"with peft-harness {result.provenance['harness']}. The backbone is not in this folder.",
+        what,
         "## Scores",
         _scores(result),
         "## Costs",
         _costs(result, adapter),
         "## Made by",
-        _fence("bash", command(result.config)),
+        _fence("bash", made_by),
         _provenance(manifest, result),
         "## Load",
-        _loading(manifest, peft_type),
+        loading(manifest, peft_type),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(manifest: Manifest, result: RunRecord, peft_type: str | None) -> str:
+def _front_matter(manifest: Manifest, result: RunRecord, peft_type: str | None, form: Form) -> str:
     from huggingface_hub import EvalResult, ModelCardData
+
+    library = "transformers" if form is Form.merged else "peft" if peft_type else "peft-harness"
 
     method, model, task = result.config["method"]["name"], manifest.model, manifest.task
     hub = None if result.config["task"].get("data_dir") else result.config["task"].get("hub")
@@ -97,7 +119,7 @@ def _front_matter(manifest: Manifest, result: RunRecord, peft_type: str | None) 
     ]
     data = ModelCardData(
         base_model=_line(model.path),
-        library_name="peft" if peft_type else "peft-harness",
+        library_name=library,
         pipeline_tag=PIPELINES[task.kind],
         tags=[_line(method), "peft-harness", *([_line(peft_type.lower())] if peft_type else [])],
         datasets=[_line(dataset)] if hub else None,
@@ -168,9 +190,25 @@ def _provenance(manifest: Manifest, result: RunRecord) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def why_not_peft_alone(manifest: Manifest, peft_type: str | None) -> str | None:
+    """Why peft can't load an adapter without this package; null where it can."""
+    if peft_type is None:
+        return f"{manifest.method['name']} is none of peft's methods"
+    if not manifest.model.pretrained:
+        return "its backbone's weights are random, drawn from the run's seed"
+    if peft_type == "PREFIX_TUNING" and manifest.task.kind is Kind.seq2seq_lm:
+        return "it lays a prefix before a decoder beside an encoder in another way, and gives other answers"
+    if _below(manifest.model) is None:
+        return (
+            f"the adapter below it, {_code(manifest.model.path)}, is none of peft's, or changes an output layer, which "
+            "peft would merge into tied embeddings too"
+        )
+    return None
+
+
 def _loading(manifest: Manifest, peft_type: str | None) -> str:
-    path, task = manifest.model.path, manifest.task
-    answer, further = (".generate", ", max_new_tokens=64") if task.kind is Kind.seq2seq_lm else ("", "")
+    """How a run's adapter is loaded: with this package, and with peft alone where that can."""
+    answer, further = (".generate", ", max_new_tokens=64") if manifest.task.kind is Kind.seq2seq_lm else ("", "")
     ours = [
         "import harness",
         "",
@@ -178,31 +216,74 @@ def _loading(manifest: Manifest, peft_type: str | None) -> str:
         f'loaded.model{answer}(**loaded.tokenizer("A text.", return_tensors="pt"){further})',
     ]
     text = f"With peft-harness; it refuses a backbone other than the one above:\n\n{_fence('python', *ours)}"
-    if task.labels:
-        text += f"\n\nClasses, in the order of the logits: {', '.join(map(_code, task.labels))}."
-    if peft_type is None or not manifest.model.pretrained:
-        return text
-    if peft_type == "PREFIX_TUNING" and task.kind is Kind.seq2seq_lm:
-        why = "it lays a prefix before a decoder beside an encoder in another way, and gives other answers"
-        return f"{text}\n\nNot with peft alone: {why}."
-    below = _below(manifest.model)
-    if below is None:
-        why = "is none of peft's, or changes an output layer, which peft would merge into tied embeddings too"
-        return f"{text}\n\nPeft alone can't load it: the adapter below it, {_code(path)}, {why}."
-    first, earlier = below
-    width = "" if task.labels_count is None else f", num_labels={task.labels_count}"
-    cls, where = MODEL_CLASSES[task.kind], repr(_line(first))
-    theirs = [
-        "from peft import PeftModel",
+    if classes := _classes(manifest):
+        text += f"\n\n{classes}"
+    why = why_not_peft_alone(manifest, peft_type)
+    if why is None:
+        return f"{text}\n\nWith peft alone:\n\n{_fence('python', *_with_peft(manifest))}"
+    of_ours = peft_type is None or not manifest.model.pretrained
+    return text if of_ours else f"{text}\n\nNot with peft alone: {why}."
+
+
+def _by_peft(manifest: Manifest, peft_type: str | None) -> str:
+    """How an exported adapter is loaded."""
+    return "\n\n".join(filter(None, [_fence("python", *_with_peft(manifest)), _classes(manifest)]))
+
+
+def _by_transformers(manifest: Manifest, peft_type: str | None) -> str:
+    """How an exported model is loaded."""
+    cls = MODEL_CLASSES[manifest.task.kind]
+    inputs = '**tokenizer("A text.", return_tensors="pt")'
+    used = f"model({inputs}).logits" if manifest.task.labels_count else f"model.generate({inputs}, max_new_tokens=64)"
+    lines = [
         f"from transformers import {cls}, AutoTokenizer",
         "",
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+        f'model = {cls}.from_pretrained("FOLDER").eval()',
+        used,
+    ]
+    return "\n\n".join(filter(None, [_fence("python", *lines), _classes(manifest)]))
+
+
+def _classes(manifest: Manifest) -> str:
+    labels = manifest.task.labels
+    return f"Classes, in the order of the logits: {', '.join(map(_code, labels))}." if labels else ""
+
+
+def _with_peft(manifest: Manifest) -> list[str]:
+    """The lines that load an adapter with peft alone, which must be able to."""
+    below = _below(manifest.model)
+    assert below is not None
+    first, earlier = below
+    task = manifest.task
+    width = "" if task.labels_count is None else f", num_labels={task.labels_count}"
+    cls, where = MODEL_CLASSES[task.kind], repr(_line(first))
+    quantized, how = _quantized(manifest)
+    return [
+        "from peft import PeftModel",
+        f"from transformers import {cls}, AutoTokenizer{', BitsAndBytesConfig' if quantized else ''}",
+        "",
+        *quantized,
         f"tokenizer = AutoTokenizer.from_pretrained({where})  # padding_side='left' for a decoder",
-        f"backbone = {cls}.from_pretrained({where}{width})",
+        f"backbone = {cls}.from_pretrained({where}{width}{how})",
         *(f"backbone = PeftModel.from_pretrained(backbone, {_line(one)!r}).merge_and_unload()" for one in earlier),
         "backbone.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id",
         'model = PeftModel.from_pretrained(backbone, "FOLDER").eval()',
     ]
-    return f"{text}\n\nWith peft alone:\n\n{_fence('python', *theirs)}"
+
+
+def _quantized(manifest: Manifest) -> tuple[list[str], str]:
+    """The lines that say how a run stored its backbone, and the argument that takes it; nothing where it did not."""
+    wanted = component(manifest.method, "method", check=False).quantization() or manifest.model.quantization
+    if wanted is Quantization.none:
+        return [], ""
+    whole = never_quantized(manifest.head)
+    if wanted is Quantization.int8:
+        told = "load_in_8bit=True"
+    else:
+        told = f"load_in_4bit=True, bnb_4bit_quant_type={wanted.value!r}"
+        told += ", bnb_4bit_use_double_quant=True" if manifest.model.double_quantization else ""
+    return [f"stored = BitsAndBytesConfig({told}, llm_int8_skip_modules={whole!r})"], ", quantization_config=stored"
 
 
 def _below(model: ModelConfig) -> tuple[str | None, list[str]] | None:
@@ -213,7 +294,7 @@ def _below(model: ModelConfig) -> tuple[str | None, list[str]] | None:
     merged: list[str] = []
     while model.path and (Path(model.path).expanduser() / MANIFEST_FILE).is_file():
         folder = Path(model.path).expanduser()
-        config = _adapter_config(folder)
+        config = adapter_config(folder)
         on_output = OUTPUT_LAYERS.intersection(config.get("target_modules") or ())
         if model.earlier_adapter is not EarlierAdapter.merged or "peft_type" not in config or on_output:
             return None

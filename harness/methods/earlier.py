@@ -85,11 +85,14 @@ def load_model(folder: Path, config: "PretrainedConfig", experiment: Experiment,
     return _on_top_of(earlier, folder, config, experiment, dtype)
 
 
-def load_backbone(saved: SavedAdapter, model: str | None) -> "tuple[Backbone, PreTrainedTokenizerBase]":
-    """The backbone that an adapter was trained on, in float32, and its tokenizer.
+def load_backbone(
+    saved: SavedAdapter, model: str | None, dtype: "Dtype | None" = None
+) -> "tuple[Backbone, PreTrainedTokenizerBase]":
+    """The backbone that an adapter was trained on, and its tokenizer.
 
     Args:
         model: Where it is now; null for where it was.
+        dtype: What its weights are stored in, but for those of the head; null for float32.
 
     Raises:
         ValueError: It is not there, or is another.
@@ -107,7 +110,10 @@ def load_backbone(saved: SavedAdapter, model: str | None) -> "tuple[Backbone, Pr
     models.quiet_libraries()
     configuration = models.load_config(folder, saved.task.labels_count, saved.task.regression, saved.task.labels)
     with drawn_from(saved.manifest.seed):
-        backbone = load_model(folder, configuration, replace(saved, model=where), torch.float32)  # type: ignore[arg-type]
+        stored = dtype or torch.float32
+        backbone = load_model(folder, configuration, replace(saved, model=where), stored)  # type: ignore[arg-type]
+    for name in backbone.head:
+        backbone.model.get_submodule(name).float()
     tokenizer = models.load_tokenizer(folder, backbone.architecture)
     tokenization.fit(folder, tokenizer, configuration)
     backbone.model.config.pad_token_id = tokenizer.pad_token_id

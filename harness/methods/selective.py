@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from harness.config.errors import ConfigError
 from harness.config.schema import Quantization
-from harness.methods import CONFIG_FILE, EARLIER, WEIGHTS_FILE, TrainingHooks, trained_parameters
+from harness.methods import CONFIG_FILE, EARLIER, WEIGHTS_FILE, TrainingHooks, prepare_trained, trained_parameters
 from harness.methods.defaults import MethodDefaults
 from harness.methods.size import Knob
 from harness.models.sizes import logical_parameters, logical_size
@@ -244,6 +244,8 @@ class SelectedWeights(TrainingHooks):
         if shapes != found:
             different = min(set(shapes.items()) ^ set(found.items()))[0]
             raise ValueError(f"{path} was saved for another backbone or method: tensor {different} differs")
+        # What was trained is stored in float32, and would lose digits in the precision of a backbone below that.
+        prepare_trained(self)
         self._set(saved)
         return self
 

@@ -1,5 +1,6 @@
 """Device, precision and quantization of a backbone."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from harness.config.errors import ConfigError
@@ -18,7 +19,7 @@ def quantization_config(quantization: Quantization, arch: Architecture, dtype: "
         return None
     from transformers import BitsAndBytesConfig
 
-    skip = never_quantized(arch)
+    skip = never_quantized(arch.head)
     if quantization is Quantization.int8:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
     return BitsAndBytesConfig(
@@ -30,10 +31,10 @@ def quantization_config(quantization: Quantization, arch: Architecture, dtype: "
     )
 
 
-def never_quantized(arch: Architecture) -> list[str]:
-    """The modules that stay in full precision, as transformers' `should_convert_module` reads them."""
+def never_quantized(head: Iterable[str]) -> list[str]:
+    """The modules that stay in full precision beside a head's, as transformers' `should_convert_module` reads them."""
     # A pooler lies inside of the backbone: names are matched from their start.
-    return [*arch.head, "lm_head", "embed_out", r".*\bpooler"]
+    return [*head, "lm_head", "embed_out", r".*\bpooler"]
 
 
 def keep_trainable(model: "nn.Module") -> None:

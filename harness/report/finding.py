@@ -35,11 +35,11 @@ def verdicts(
     for one in found[:MOST_VERDICTS]:
         of_task = summary[(summary["task"] == one.task) & (summary["mean"].notna())]
         rows = of_task[(of_task["configuration"] != MAJORITY) & (of_task["n"] > 0)]
-        beaten = _beaten(rows, of_task[of_task["configuration"] == MAJORITY], one)
+        by_majority = beaten(rows, of_task[of_task["configuration"] == MAJORITY], one)
         if one.task in single:
             sentences.append(_once(one.task, single[one.task]))
-        elif beaten:
-            sentences.append(beaten)
+        elif by_majority:
+            sentences.append(by_majority)
         elif len(rows) > 1:
             sentences.append(_standing(rows, one))
     return " ".join(sentences)
@@ -62,8 +62,8 @@ def untuned(frame: pd.DataFrame, tuning: pd.DataFrame) -> str:
     return "Learning rates were not tuned here; other rates may change the order."
 
 
-def _beaten(rows: pd.DataFrame, majority: pd.DataFrame, one: Pairwise) -> str:
-    """Say that nothing beats the commonest answer, where that is so."""
+def beaten(rows: pd.DataFrame, majority: pd.DataFrame, one: Pairwise) -> str:
+    """Say that nothing beats the commonest answer, where that is so; empty elsewhere."""
     if majority.empty or rows.empty:
         return ""
     score = float(majority["mean"].iloc[0])

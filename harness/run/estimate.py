@@ -244,7 +244,7 @@ def packed_weights(backbone: Backbone, double: bool) -> dict[str, tuple[int, int
     if backbone.quantization is Quantization.none:
         return {}
     int8, sizes = backbone.quantization is Quantization.int8, {}
-    skip = [*never_quantized(backbone.architecture), *(backbone.model._keep_in_fp32_modules or [])]
+    skip = [*never_quantized(backbone.architecture.head), *(backbone.model._keep_in_fp32_modules or [])]
     for name, module in backbone.model.named_modules():
         if not isinstance(module, nn.Linear) or not is_converted(name, skip):
             continue

@@ -124,5 +124,26 @@ class Task(Protocol):
             meter: Counts the first batch, which has the longest rows.
         """
 
+    def question_columns(self) -> list[str]:
+        """The columns that a row needs to be answered: all but those of the answer.
+
+        Raises:
+            ConfigError: The task asks nothing.
+        """
+
+    def question(self, row: Row, where: str) -> Row:
+        """A row without an answer, its values as the task reads them; `where` names its place.
+
+        Raises:
+            ConfigError: It can't be used.
+        """
+
+    def infer(self, subject: "Subject", rows: list[Row], max_new_tokens: int | None) -> dict[str, list[Any]]:
+        """Answers to such rows: `prediction`, by name where there are classes, and what it rests on.
+
+        Args:
+            max_new_tokens: Most tokens of a generated answer; null for the task's own.
+        """
+
     def majority(self, data: TaskData, split: str) -> dict[str, float] | None:
         """The score of always giving the training rows' commonest answer; null where there is no such answer."""

@@ -107,11 +107,23 @@ class Classification(RowTask):
     def text_columns(self) -> list[str]:
         return self.text
 
-    def tidy(self, row: Row) -> list[Row]:
+    def question_columns(self) -> list[str]:
+        return self.text
+
+    def question(self, row: Row, where: str) -> Row:
+        self._write_out(row)
+        check_text(row, self.text, where)
+        return row
+
+    def _write_out(self, row: Row) -> None:
+        """Make its text text."""
         for column in self.text:
             # A text that is missing is a hole in the data; a blank one is a text.
             if not isinstance(row[column], str) and row[column] is not None:
                 row[column] = as_text(row[column])
+
+    def tidy(self, row: Row) -> list[Row]:
+        self._write_out(row)
         value = row[self.label]
         answer = as_number(value) if self.regression else self.class_of(value)
         if answer is not None:
@@ -176,18 +188,23 @@ class Classification(RowTask):
         return {"task.max_length": self.max_length}
 
     def encode(self, rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Features]:
+        kind = float if self.regression else int
+        features = self._encode_questions(rows, tokenizer)
+        return [{**one, "label": kind(row[self.label])} for one, row in zip(features, rows, strict=True)]
+
+    def _encode_questions(self, rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Features]:
+        """The same without answers."""
         columns = [[row[column] for row in rows] for column in self.text]
         if len(columns) == 2 and pairs.are_glued(tokenizer):
             encoded: Any = pairs.encode(columns[0], columns[1], tokenizer, self.max_length)
         else:
             encoded = tokenizer(*columns, truncation=True, max_length=self.max_length)
-        kind = float if self.regression else int
         features = []
         for index, row in enumerate(rows):
             one = {name: values[index] for name, values in encoded.items()}
             if not one["input_ids"]:
                 raise ConfigError(f"task={self.name}: {self.shown(row)!r} gives no tokens; remove the empty row")
-            features.append({**one, "length": len(one["input_ids"]), "weight": 1, "label": kind(row[self.label])})
+            features.append({**one, "length": len(one["input_ids"]), "weight": 1})
         return features
 
     def collator(self, backbone: "Backbone", tokenizer: "PreTrainedTokenizerBase", device: "Device") -> Collate:
@@ -212,6 +229,23 @@ class Classification(RowTask):
             if self.labels:
                 columns[name] = [self.labels[int(one)] for one in classes]
         return Evaluation({**scores, "loss": loss}, columns)
+
+    def infer(self, subject: "Subject", rows: list[Row], max_new_tokens: int | None) -> dict[str, list[Any]]:
+        """The class with the probabilities of all, or the number; `scores` are the logits, in the classes' order."""
+        from harness.training.evaluation import logits_of_rows
+
+        if max_new_tokens is not None:
+            raise ConfigError(f"max_new_tokens={max_new_tokens}: task={self.name} generates no text")
+        logits, _ = logits_of_rows(subject, self._encode_questions(rows, subject.tokenizer))
+        if self.regression:
+            return {"prediction": logits.squeeze(-1).tolist()}
+        probabilities = logits.softmax(-1)
+        return {
+            "prediction": [self.labels[place] for place in logits.argmax(-1).tolist()],
+            "probability": probabilities.max(-1).values.tolist(),
+            "probabilities": [dict(zip(self.labels, row, strict=True)) for row in probabilities.tolist()],
+            "scores": logits.tolist(),
+        }
 
     def _score(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:
         from harness.training.metrics import compute

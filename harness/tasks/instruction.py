@@ -4,12 +4,12 @@ import statistics
 from collections import Counter
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.config.errors import ConfigError
 from harness.models.architectures import Kind
 from harness.tasks import TaskData, conversations, templates
-from harness.tasks.choices import choose
+from harness.tasks.choices import CHOICE_SCORES, choose, likeliest, listed
 from harness.tasks.packing import pack
 from harness.tasks.prompts import PromptTask, answer_ids, answer_of, encoded_pair
 from harness.tasks.rows import IDX, RowTask
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from harness.training.evaluation import Evaluation, Subject
 
 LANGUAGE_SCORES = ("loss", "perplexity")
-# Of the options: by the likelihood of the whole, and by its mean per token, which does not favor short ones.
-CHOICE_SCORES = ("accuracy", "accuracy_normalized")
 # The mean number of words that are generated, whatever is right.
 GENERATED_WORDS = "generated_words"
 # The micro world's passages with their shorter forms; any other generator is of its instructions.
@@ -118,6 +116,18 @@ class Instruction(PromptTask):
     def columns(self) -> list[str]:
         return list(dict.fromkeys([*super().columns(), *([self.choices] if self.choices else [])]))
 
+    def question_columns(self) -> list[str]:
+        return list(dict.fromkeys([*super().question_columns(), *([self.choices] if self.choices else [])]))
+
+    def question(self, row: Row, where: str) -> Row:
+        if self.choices is None:
+            return super().question(row, where)
+        given = row[self.choices]
+        options, _ = listed(given)
+        if not options:
+            raise ConfigError(f"{where}: {self.choices}={given!r}; a list of answers to choose from is needed")
+        return {**super().question(row, where), self.choices: options}
+
     def tidy(self, row: Row) -> list[Row]:
         if self.choices is not None:
             choose(row, self.choices, templates.sole_column(self.answer))
@@ -190,6 +200,20 @@ class Instruction(PromptTask):
             scores |= dict.fromkeys(CHOICE_SCORES, statistics.fmean(one == commonest for one in references))
         return scores
 
+    def infer(self, subject: "Subject", rows: list[Row], max_new_tokens: int | None) -> dict[str, list[Any]]:
+        """What the model writes, or which option is the likeliest."""
+        most = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        found: dict[str, list[Any]] = {}
+        if self.options or self.choices:
+            features = [{"prompt_ids": self.prompt_ids(row, subject.tokenizer)} for row in rows]
+            options = [self.options_of(row) or [] for row in rows]
+            likelihoods = self._option_likelihoods(subject, features, rows, options)
+            found = {f"prediction.{name}": chosen for name, chosen in likeliest(options, likelihoods).items()}
+            found["log_likelihoods"] = [[total for total, _ in of_row] for of_row in likelihoods]
+        if not found or most is not None:
+            return {**super().infer(subject, rows, most), **found}
+        return {"prediction": found[f"prediction.{CHOICE_SCORES[0]}"], **found}
+
     def _answers_nll(
         self, subject: "Subject", features: list[Features], meter: "ForwardMeter | None"
     ) -> tuple[list[float], list[int]]:
@@ -216,10 +240,6 @@ class Instruction(PromptTask):
         with subject.computing():
             return option_log_likelihoods(subject.model, prompts, ids, subject.batch_size)
 
-    def beams(self) -> int:
-        """Answers that generation keeps side by side; 1 is greedy."""
-        return 1
-
     def _answer(self, row: Row) -> str:
         return templates.fill(self.answer, row, answer_of).strip()
 
@@ -229,13 +249,9 @@ class Instruction(PromptTask):
         An option's end counts: one may go on where another ends.
         """
         options = [self.options_of(row) or [] for row in rows]
-        found = self._option_likelihoods(subject, features, rows, options)
+        likelihoods = self._option_likelihoods(subject, features, rows, options)
         references = evaluation.columns["label"]
-        for name, divide in zip(CHOICE_SCORES, (False, True), strict=True):
-            chosen = []
-            for of_row, row in zip(options, found, strict=True):
-                likelihoods = [total / tokens if divide else total for total, tokens in row]
-                chosen.append(of_row[likelihoods.index(max(likelihoods))])
+        for name, chosen in likeliest(options, likelihoods).items():
             right = [float(one == reference) for one, reference in zip(chosen, references, strict=True)]
             evaluation.columns |= {f"prediction.{name}": chosen, name: right}
             evaluation.scores[name] = statistics.fmean(right)
@@ -243,18 +259,8 @@ class Instruction(PromptTask):
 
     def _generate(self, subject: "Subject", features: list[Features], evaluation: "Evaluation") -> None:
         """Generate answers and compare them."""
-        from harness.training.generation import generate
-
         assert self.max_new_tokens is not None
-        prompts = [row["prompt_ids"] for row in features]
-        end = self.answer_end(subject.tokenizer)
-        with subject.computing():
-            generated = generate(
-                subject.model, subject.tokenizer, prompts, self.max_new_tokens, subject.batch_size, end, self.beams()
-            )
-        texts = [text.strip() for text in subject.tokenizer.batch_decode(generated.tokens, skip_special_tokens=True)]
-        if end is not None and end.text is not None:
-            texts = [text.partition(end.text)[0].strip() for text in texts]
+        texts, generated = self.generated(subject, [row["prompt_ids"] for row in features], self.max_new_tokens)
         self._score(texts, evaluation)
         if generated.seconds:
             evaluation.costs["generated_tokens_per_second"] = generated.new_tokens / generated.seconds
@@ -352,6 +358,10 @@ class TextToText(Instruction):
 
     def encode_row(self, row: Row, tokenizer: "PreTrainedTokenizerBase") -> Features:
         return self._pair(row, self._answer(row), tokenizer)
+
+    def prompt_ids(self, row: Row, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        """Token ids that the encoder reads: the beginning of a text that is too long."""
+        return list(tokenizer(self.shown(row), truncation=True, max_length=self.max_length)["input_ids"])
 
     def _pair(self, row: Row, answer: str, tokenizer: "PreTrainedTokenizerBase") -> Features:
         lengths = self.max_length, self.max_target_length

@@ -64,6 +64,9 @@ class LanguageModelling(LanguageTask):
     def check_row(self, row: Row, where: str) -> None:
         check_text(row, self.columns(), where)
 
+    def question_columns(self) -> list[str]:
+        raise ConfigError(f"task={self.name}: running text asks nothing, so there is no answer to predict")
+
     def shown(self, row: Row) -> str:
         return row[self.text]
 

@@ -10,10 +10,12 @@ from harness.tasks.conversations import Message
 from harness.tasks.files import as_text
 from harness.tasks.rows import LanguageTask, check_text
 from harness.training.batches import IGNORED, Features, Row
-from harness.training.generation import End
+from harness.training.generation import End, Generated, generate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from harness.training.evaluation import Subject
 
 
 @dataclass(frozen=True)
@@ -56,25 +58,42 @@ class PromptTask(LanguageTask):
         """Name of each answer -> the columns that it is made of."""
         raise NotImplementedError
 
+    def question_columns(self) -> list[str]:
+        prompts = [text for text in (self.prompt, self.prompt_without_input) if text is not None]
+        named = [name for text in prompts for name in templates.columns_of(text, "task")]
+        return list(dict.fromkeys([*named, *([self.input] if self.input else [])]))
+
     def columns(self) -> list[str]:
         prompts = [text for text in (self.prompt, self.prompt_without_input) if text is not None]
         named = [*(templates.columns_of(text, "task") for text in prompts), *self.answers().values()]
         return list(dict.fromkeys(column for columns in named for column in columns))
 
+    def question(self, row: Row, where: str) -> Row:
+        self._read_values(row, self.question_columns())
+        self._check_prompt(row, self.question_columns(), where)
+        return row
+
     def tidy(self, row: Row) -> list[Row]:
-        for column in self.text_columns():
+        self._read_values(row, self.text_columns())
+        return [row]
+
+    def _read_values(self, row: Row, columns: list[str]) -> None:
+        """Make the values of columns conversations or text."""
+        for column in columns:
             messages = conversations.read(row[column])
             if messages is not None:
                 row[column] = messages
             elif not isinstance(row[column], dict):
                 row[column] = as_text(row[column])
-        return [row]
 
-    def check_row(self, row: Row, where: str) -> None:
-        check_text(row, [column for column in self.columns() if not isinstance(row[column], list)], where)
+    def _check_prompt(self, row: Row, columns: list[str], where: str) -> None:
+        check_text(row, [column for column in columns if not isinstance(row[column], list)], where)
         prompt = templates.columns_of(self._template(row), "task")
         if not any(_asked(row[column]).strip() for column in prompt):
             raise ConfigError(f"{where}: the prompt is empty ({', '.join(prompt)}); remove the row")
+
+    def check_row(self, row: Row, where: str) -> None:
+        self._check_prompt(row, self.columns(), where)
         for what, columns in self.answers().items():
             if not any(answer_of(row[column]).strip() for column in columns):
                 raise ConfigError(f"{where}: the {what} is empty ({', '.join(columns)}); remove the row")
@@ -111,8 +130,48 @@ class PromptTask(LanguageTask):
         if self.chat_template is not None:
             return chat.ids(self.asked(row), answer, self.chat_template, tokenizer)
         # Apart, so that a prompt has the same tokens in training as when an answer is to be generated.
-        prompt = tokens.beginning(tokenizer) + tokens.token_ids(self.shown(row), tokenizer)
-        return prompt, [*tokens.token_ids(answer, tokenizer), tokens.end_of_sequence(tokenizer)]
+        return self._plain_prompt(row, tokenizer), [
+            *tokens.token_ids(answer, tokenizer),
+            tokens.end_of_sequence(tokenizer),
+        ]
+
+    def _plain_prompt(self, row: Row, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        return tokens.beginning(tokenizer) + tokens.token_ids(self.shown(row), tokenizer)
+
+    def prompt_ids(self, row: Row, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        """Token ids of a row's prompt, as an answer is generated from them: its end, where it is too long."""
+        if self.chat_template is not None:
+            prompt, _ = chat.ids(self.asked(row), None, self.chat_template, tokenizer)
+        else:
+            prompt = self._plain_prompt(row, tokenizer)
+        return prompt[-self.max_length :]
+
+    def beams(self) -> int:
+        """Answers that generation keeps side by side; 1 is greedy."""
+        return 1
+
+    def generated(
+        self, subject: "Subject", prompts: list[list[int]], max_new_tokens: int
+    ) -> "tuple[list[str], Generated]":
+        """Answers to prompts as texts, and as what was generated."""
+        end = self.answer_end(subject.tokenizer)
+        with subject.computing():
+            found = generate(
+                subject.model, subject.tokenizer, prompts, max_new_tokens, subject.batch_size, end, self.beams()
+            )
+        texts = [text.strip() for text in subject.tokenizer.batch_decode(found.tokens, skip_special_tokens=True)]
+        if end is not None and end.text is not None:
+            texts = [text.partition(end.text)[0].strip() for text in texts]
+        return texts, found
+
+    def infer(self, subject: "Subject", rows: list[Row], max_new_tokens: int | None) -> dict[str, list[Any]]:
+        """What the model writes."""
+        if max_new_tokens is None:
+            raise ConfigError(
+                f"max_new_tokens=: task={self.name} generated no answers; say how many tokens one may have"
+            )
+        prompts = [self.prompt_ids(row, subject.tokenizer) for row in rows]
+        return {"prediction": self.generated(subject, prompts, max_new_tokens)[0]}
 
     def encode_answer(self, row: Row, answer: str, tokenizer: "PreTrainedTokenizerBase") -> Features:
         """Prompt and answer as one row; the loss counts the answer and the end of sequence after it."""

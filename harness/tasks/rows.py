@@ -144,6 +144,14 @@ class RowTask:
     def check_row(self, row: Row, where: str) -> None:
         """Refuse a row that can't be used; `where` names its place."""
 
+    def question_columns(self) -> list[str]:
+        """The columns that a row needs to be answered: all but those of the answer."""
+        raise NotImplementedError
+
+    def question(self, row: Row, where: str) -> Row:
+        """A row without an answer, its values as the task reads them; `where` names its place."""
+        raise NotImplementedError
+
     def strata(self, rows: list[Row]) -> list[Any]:
         """Strata whose shares the development split keeps, one value per row."""
         return [None] * len(rows)

@@ -42,8 +42,9 @@ LIVE_TAG, HEARTBEAT_TAG, STOP_TAG = "harness.live", "harness.heartbeat", "harnes
 RUNNING = "RUNNING"
 # A run that is over sooner is sent when it has ended, and no one would have watched it.
 FIRST_BEAT_SECONDS = 2.0
-# Between beats; longer where a beat took so long that these would be more than a hundredth of the run's time.
-BEAT_SECONDS, LONGEST_PAUSE, SHARE = 5.0, 60.0, 0.01
+# Between beats; longer where one takes so much processor time that they would be more than this share of the run's. The
+# first, which begins the page, is as much again in a run of a minute.
+BEAT_SECONDS, LONGEST_PAUSE, SHARE = 5.0, 60.0, 0.005
 # Without a beat for so long, a run is taken for killed wherever it ran: beats are a minute apart at most.
 SILENT_SECONDS = 600.0
 CLOSING_SECONDS = 10.0
@@ -138,7 +139,8 @@ class LiveRun:
     def _feed(self) -> None:
         pause = FIRST_BEAT_SECONDS
         while not self._closing.wait(pause):
-            began, computed = time.monotonic(), time.thread_time()
+            computed = time.thread_time()
+            beginning = self.run_id is None
             try:
                 self._beat()
                 self._warned = False
@@ -149,8 +151,9 @@ class LiveRun:
             except Exception:
                 log.warning("the run can't be watched any more, and goes on", exc_info=True)
                 return
-            self.seconds += time.thread_time() - computed
-            pause = min(max(BEAT_SECONDS, (time.monotonic() - began) / SHARE), LONGEST_PAUSE)
+            computed = time.thread_time() - computed
+            self.seconds += computed
+            pause = BEAT_SECONDS if beginning else min(max(BEAT_SECONDS, computed / SHARE), LONGEST_PAUSE)
 
     def _beat(self) -> None:
         """Send what is new, and see whether someone asked the run to stop."""

@@ -1,5 +1,6 @@
 """Scoring a model on a split, and the predictions that reports compare."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -75,6 +76,8 @@ def logits_of_rows(
 ) -> "tuple[Tensor, float]":
     """Logits of a model with a head, rows x labels, float32, on the CPU, in the rows' order; and the mean loss.
 
+    Rows without a label have no loss: their mean is NaN.
+
     Args:
         meter: Counts the first batch, which has the longest rows.
     """
@@ -86,7 +89,7 @@ def logits_of_rows(
         for number, batch in enumerate(subject.batches(features)):
             with meter.counting(batch.tokens) if meter and number == 0 else nullcontext():
                 output = subject.model(**batch.inputs)
-            loss += float(output.loss) * batch.weight
+            loss += float(output.loss) * batch.weight if "labels" in batch.inputs else math.nan
             for index, row in zip(batch.indices, output.logits.float().cpu(), strict=True):
                 logits[index] = row
     return torch.stack([row for row in logits if row is not None]), loss / len(features)

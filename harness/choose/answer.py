@@ -1,0 +1,180 @@
+"""The answer of a choice: which methods can't be told from the best, the cheapest of them, and what to do next."""
+
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.choose.budget import SIZES, Size
+from harness.choose.state import Choice
+from harness.config.errors import ConfigError
+from harness.report.definitions import Definition, Pairs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.report.report import Report
+
+
+# How a row is answered -> what was measured of it.
+SERVED = {
+    "the backbone alone": "cost.latency_ms.base.1",
+    "with the adapter": "cost.latency_ms.attached.1",
+    "merged": "cost.latency_ms.merged.1",
+}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The method to take.
+
+    Attributes:
+        method: Its name.
+        level: The methods that can't be distinguished from the best, it among them; empty where nothing was tested.
+        learning_rate: The one that was chosen for it.
+        run: The id of its best final run by the development score.
+        row: Its row of the main table.
+        seconds: Of training, the mean of its final runs.
+        milliseconds: To answer one row, their mean, for each way that was measured.
+        nothing_learned: What is said where no method is known to beat the majority class; empty elsewhere.
+    """
+
+    method: str
+    level: tuple[str, ...]
+    learning_rate: str
+    run: str
+    row: "pd.Series[Any]"
+    seconds: float
+    milliseconds: dict[str, float]
+    nothing_learned: str
+
+
+def finals(uri: str, sweep: str) -> "pd.DataFrame":
+    """The runs of a choice's sweep; empty where none ended."""
+    from harness.report import runs
+
+    try:
+        frame = runs.read(uri, {}, sweep).frame
+    except ConfigError:  # a store that nothing was sent to yet
+        import pandas as pd
+
+        return pd.DataFrame()
+    return frame if frame.empty else frame[frame["newest"]]
+
+
+def surviving(frame: "pd.DataFrame", count: int) -> list[str]:
+    """The methods whose first run after tuning has the best development scores; equal ones all survive."""
+    from harness.training.metrics import higher_is_better
+
+    first = frame[(frame["stage"] == "final") & (frame["status"] == "finished")] if len(frame) else frame
+    if first.empty:
+        return []
+    higher = higher_is_better(str(first["primary_metric"].iloc[0]))
+    best = first.groupby("method")["development"].agg("max" if higher else "min")
+    ranked = best.sort_values(ascending=not higher)
+    last = ranked.iloc[min(count, len(ranked)) - 1]
+    return sorted(ranked.index[(ranked >= last) if higher else (ranked <= last)])
+
+
+def advise(frame: "pd.DataFrame") -> Advice:
+    """Take the cheapest of the methods that can't be told from the best; where nothing is tested, the highest."""
+    from harness.report import finding, pairwise, scores
+
+    summary = scores.summary(frame)
+    (found,) = pairwise.compare_tasks(frame, summary, None, None, Pairs.all, None)
+    rows = summary[(summary["configuration"] != scores.MAJORITY) & (summary["n"] > 0)]
+    tested = found.best if found.best in found.chances else ""
+    level = rows[rows["configuration"].isin([tested, *found.level])] if tested else rows.iloc[:1]
+    row = level.sort_values("trainable_parameters").iloc[0]
+    runs = frame[(frame["stage"] == "final") & (frame["status"] == "finished") & (frame["method"] == row["method"])]
+    best = runs.sort_values("development").iloc[-1 if runs["development"].notna().all() else 0]
+    return Advice(
+        method=str(row["method"]),
+        level=tuple(level["configuration"]) if tested else (),
+        learning_rate=str(best["param.train.learning_rate"]),
+        run=str(best["run_id"]),
+        row=row,
+        seconds=float(runs["cost.train_seconds"].mean()),
+        milliseconds={
+            name: float(runs[column].mean())
+            for name, column in SERVED.items()
+            if column in runs and runs[column].notna().any()
+        },
+        nothing_learned=finding.beaten(rows, summary[summary["configuration"] == scores.MAJORITY], found),
+    )
+
+
+def report(choice: Choice, frame: "pd.DataFrame", advice: Advice, size: Size) -> "Report":
+    """The sweep's report, opened by the advice and what to do next."""
+    from harness.report.cells import Table, number
+    from harness.report.cells import size as bytes_of
+    from harness.report.finding import BREAK
+    from harness.report.report import build
+
+    found = build(frame, Definition(title=f"Which method? {frame['task'].iloc[0]}", pairs=Pairs.all))
+    why = "the highest observed; nothing could be tested"
+    if advice.level:
+        why = "told apart from all others that were tested"
+    if len(advice.level) > 1:
+        why = f"the cheapest of the {len(advice.level)} that can't be told from the best"
+    lead, _, about = found.lead.partition(BREAK)
+    costs = (
+        f"A run of it trains {number(advice.row['trainable_parameters'], 0)} parameters in "
+        f"{number(advice.seconds, 0)} s here and leaves a file of {bytes_of(advice.row['adapter_file_bytes'])}"
+    )
+    served = ", ".join(f"{name} {number(value, 1)} ms" for name, value in advice.milliseconds.items())
+    costs += f"; one row is answered in: {served}" if served else ""
+    opened = f"Take {advice.method}: {why}. {costs}."
+    if advice.nothing_learned:
+        opened = "Take none of these yet; another backbone, more rows or more epochs come first."
+    found.lead = f"{opened} {lead}{BREAK}{about}"
+    following = Table(
+        "What to do next",
+        ("step", "command"),
+        commands(advice, choice.asked["overrides"], choice.sweep),
+        "The id is that of the run of this comparison with the best development score, whose adapter was kept.",
+        ("step", "command"),
+        ("command",),
+    )
+    out = Table(
+        "Not compared to the end",
+        ("method", "why"),
+        [(one.name, one.refused) for one in choice.candidates if one.refused],
+        "Refused before the race, by plan or by a run of a few steps.",
+        ("method", "why"),
+        ("why",),
+        detail=True,
+    )
+    found.tables = [found.tables[0], following, *found.tables[1:], *([out] if out.rows else [])]
+    found.notes = [*changes(advice, size, SIZES[0]), *found.notes]
+    return found
+
+
+def commands(advice: Advice, overrides: list[str], sweep: str) -> list[tuple[str, str]]:
+    """What a practitioner types next."""
+    own = [*overrides, f"method={advice.method}", f"train.learning_rate={advice.learning_rate}", "seed=1"]
+    # A table is split here, and a run needs something to score: nearly all of its rows are trained on.
+    if "task=table" in overrides:
+        own += ["task.validation_share=0.05", "task.development_share=0.05"]
+    return [
+        ("train on nearly all rows", shlex.join(["harness", *own])),
+        ("predict", f"harness-predict adapter={advice.run[:12]} data=NEW.csv out=answers.parquet"),
+        ("export", f"harness-export adapter={advice.run[:12]} out=exported"),
+        ("look closer", f"harness-report sweep={sweep}"),
+    ]
+
+
+def changes(advice: Advice, size: Size, largest: Size) -> list[str]:
+    """What would change the advice."""
+    told = []
+    if size != largest:
+        told.append(
+            f"More hours would: here each method had {size.trials} learning rate(s) and {size.seeds} seeds, the "
+            f"largest comparison has {largest.trials} and {largest.seeds}; the same command with more hours= goes on "
+            "from here."
+        )
+    if len(advice.level) > 1:
+        told.append(
+            f"More rows to score would: on those here {', '.join(advice.level)} can't be told apart, and the cheapest "
+            "was taken."
+        )
+    return [*told, "It is of these rows, this backbone and this length; with many more rows to train on, ask again."]
