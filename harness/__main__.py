@@ -9,7 +9,6 @@ import os
 import shlex
 import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,16 @@ from harness.config.command import (
     refuse,
     traces_wanted,
 )
-from harness.config.compose import PRIMARY_CONFIG, VERSION_BASE
+from harness.config.compose import VERSION_BASE
 from harness.config.errors import ConfigError, write_anywhere
+from harness.config.folders import remove_unused
 from harness.config.mistakes import explain, is_mistake
 from harness.config.model_paths import with_paths
-from harness.config.sources import conf_root
+from harness.config.sources import PRIMARY_CONFIG, conf_root
 from harness.sweep import sweepers
 from harness.sweep.launchers import local, ray, slurm
 from harness.sweep.outcome import REFUSED, Outcome, gather, gathering
+from harness.tracking.record import CONFIG_FILE
 
 # Hydra's, which it opens before a run begins.
 LOG_FILE = "run.log"
@@ -57,6 +58,9 @@ def run_point(cfg: DictConfig) -> dict[str, Any]:
     if HydraConfig.get().job.chdir:
         # Paths mean the folder where the command was given, the store's among them.
         os.chdir(HydraConfig.get().runtime.cwd)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    # What the run writes before it can be refused; what lies there already is not its own.
+    written = {LOG_FILE} if (folder / CONFIG_FILE).exists() else {LOG_FILE, CONFIG_FILE}
     try:
         outcome = job(cfg)
     except ConfigError as error:
@@ -64,17 +68,9 @@ def run_point(cfg: DictConfig) -> dict[str, Any]:
             raise
         outcome = {"status": REFUSED, "error": str(error), "scores": {}}
         if OmegaConf.is_missing(HydraConfig.get().job, "num"):
-            _remove_unused(Path(HydraConfig.get().runtime.output_dir))
+            remove_unused(folder, written)
     gather([Outcome.of(outcome)])
     return outcome
-
-
-def _remove_unused(folder: Path) -> None:
-    """Remove the folder of a single run that was refused, where Hydra's log is all that lies in it."""
-    if {path.name for path in folder.glob("*")} <= {LOG_FILE}:
-        (folder / LOG_FILE).unlink(missing_ok=True)
-        with suppress(OSError):
-            folder.rmdir()
 
 
 def main() -> int:

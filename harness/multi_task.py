@@ -172,10 +172,11 @@ def _score(adapters: "AdapterSet", run: Path) -> Scored:
 def write(rows: list[Scored], storage: Storage, out: Path) -> None:
     """Print the table, and write it as Markdown and JSON."""
     from harness.report import terminal
-    from harness.report.cells import Table, number, size
+    from harness.report.cells import Table, number, size, sizes
     from harness.report.markdown import markdown
 
     columns = ("task", "method", "metric", "score", "recorded", "adapter", "swap ms", "remarks")
+    adapter = sizes(row.adapter_bytes for row in rows)
     cells = [
         (
             row.task,
@@ -183,7 +184,7 @@ def write(rows: list[Scored], storage: Storage, out: Path) -> None:
             row.metric,
             number(row.score),
             number(row.recorded),
-            size(row.adapter_bytes),
+            adapter(row.adapter_bytes),
             number(row.swap_ms, 1),
             "" if row.is_equal else "another score than recorded",
         )

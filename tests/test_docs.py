@@ -1,8 +1,10 @@
 """README and docs/: every command can be given, every link leads somewhere, every key's description is found."""
 
 import importlib.util
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from harness.adapters import export, predict
 from harness.catalog import KINDS, read_keys
@@ -159,6 +162,23 @@ def test_the_guide_says_what_the_claims_say() -> None:
     ) == len(hooks().QUESTIONS)
 
 
+def test_the_site_is_deployed_as_make_builds_it() -> None:
+    """The workflow runs `make site`, uploads the folder that it writes, and alone its deployment may write pages."""
+    workflow = yaml.safe_load((ROOT / ".github/workflows/pages.yml").read_text(encoding="utf-8"))
+    build, deploy = workflow["jobs"]["build"], workflow["jobs"]["deploy"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    [command] = [step["run"] for step in build["steps"] if "run" in step]
+    assert re.search(rf"^{command.removeprefix('make ')}:", makefile, re.MULTILINE)
+    [uploaded] = [step["with"]["path"] for step in build["steps"] if "upload-pages-artifact" in step.get("uses", "")]
+    assert re.search(rf"^SITE := {uploaded}$", makefile, re.MULTILINE)
+    assert deploy["needs"] == "build"
+    assert any("deploy-pages" in step.get("uses", "") for step in deploy["steps"])
+    assert workflow["permissions"] == {"contents": "read"}
+    assert deploy["permissions"] == {"pages": "write", "id-token": "write"}
+    # Of a pull request anything may come.
+    assert "pull_request" in deploy["if"]
+
+
 @pytest.mark.slow
 def test_the_documentation_is_built_without_a_warning(tmp_path: Path) -> None:
     """As `make docs` builds it, without a network."""
@@ -172,44 +192,56 @@ def test_the_documentation_is_built_without_a_warning(tmp_path: Path) -> None:
     assert not re.findall(r'(?:src|href)="https?://(?!github|squidfunk)[^"]+\.(?:js|css|woff2?)"', page)
 
 
+def cells_of(notebook: Path) -> list[str]:
+    """The code of a notebook, cell by cell."""
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    assert content["nbformat"] == 4
+    return ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path: Path) -> None:
+    """In an empty folder and one process, as a kernel would; both adapters answer on the one backbone."""
+    [notebook] = (ROOT / "docs").glob("*.ipynb")
+    cells = cells_of(notebook)
+    assert any("load_runs" in cell for cell in cells)
+    assert any("AdapterSet" in cell for cell in cells)
+    ended = subprocess.run([sys.executable, "-c", "\n".join(cells)], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    found = dict(re.findall(r"^(micro/\w+) \[(.*)\]$", ended.stdout, re.MULTILINE))
+    answers = {task: [float(share) for share in shares.split(", ")] for task, shares in found.items()}
+    assert {task: len(shares) for task, shares in answers.items()} == {"micro/sentiment": 2, "micro/entailment": 3}
+    assert all(sum(shares) == pytest.approx(1, abs=1e-5) for shares in answers.values())
+
+
+def test_the_notebook_holds_no_outputs() -> None:
+    """They would go stale; a forge shows the text and the code."""
+    for path in (ROOT / "docs").glob("*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            assert cell.get("outputs", []) == []
+            assert cell.get("execution_count") is None
+
+
 # At these sizes a run takes seconds. Sweeps of hundreds of runs, and what needs a cluster, a server, the Hub or files
 # of the reader's, are composed only, above.
 TINY = "train.max_steps=2 task.max_train_rows=64 task.max_development_rows=32 forgetting.text=null".split()
 ELSEWHERE = re.compile(
     r"watch=|stop=|ray|slurm|server|-cn (?!demo)|others=|ui=true|/A,|instruct_methods|lm/|instruct/|preference/"
 )
-# All of their commands took 21 minutes; those of the other pages are composed and parsed, point by point, above.
-READ = {"README.md"}
+# Of the other pages, what answers in seconds: all of their commands took 21 minutes, and are composed and parsed above.
+SECONDS = re.compile(
+    r"^(harness list|harness --cfg|harness-plan|harness-report (--sync|store=)"
+    r"|python -m harness\.(claims cases=|report\.site)|harness model=micro_seq2seq)"
+)
+ORDER = ("harness", "harness-report", "harness-predict", "harness-export", "harness-plan", "harness-doctor", "python")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
-    """In an empty folder, as a reader would: runs and sweeps at tiny size, then reports, plans and the rest."""
-    (tmp_path / "FOLDER").symlink_to(ROOT / "harness/pretrained/micro_encoder")
-    rows = [f"{word} thing number {n},{word}" for n in range(60) for word in ("refund", "login")]
-    (tmp_path / "tickets.csv").write_text("\n".join(["text,category", *rows]) + "\n")
-    order = (
-        "harness",
-        "harness-report",
-        "harness-predict",
-        "harness-export",
-        "harness-plan",
-        "harness-doctor",
-        "python",
-    )
-    told = {command: shlex.split(command) for page, command in commands() if page in READ}
-    here = [words for command, words in told.items() if not ELSEWHERE.search(command)]
-    ours = [words for words in here if words[0] in order]
-    assert len(ours) > 5
-    for name, *arguments in sorted(ours, key=lambda words: order.index(words[0])):
-        if name == "harness" and arguments[:1] not in (["list"], ["completion"]):
+def run_one_after_the_other(told: list[list[str]], folder: Path) -> None:
+    """In a folder, as a reader would: runs and sweeps at tiny size, then reports, plans and the rest."""
+    for name, *arguments in sorted(told, key=lambda words: ORDER.index(words[0])):
+        single = name == "harness" and arguments[:1] not in (["list"], ["completion"], ["--cfg"])
+        if single:
             arguments += [text for text in TINY if not ("task=table" in arguments and "max_train_rows" in text)]
-        # Filters may leave nothing of what was run before.
-        if name == "harness-report" and any(text.startswith(("method=", "--sync")) for text in arguments):
-            continue
-        if "stores=mlflow.db,other/mlflow.db" in arguments or "cases=reports/claims/cases.csv" in arguments:
-            continue
         module = {
             "harness-report": "harness.report",
             "harness-plan": "harness.plan",
@@ -219,9 +251,34 @@ def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
         }
         if name in ("harness-predict", "harness-export"):
             # The reader's own run: here the one on the table, which `tickets.csv` is new rows of.
-            runs = (path.parent for path in tmp_path.rglob("result.json") if "tickets" in path.read_text())
+            runs = (path.parent for path in folder.rglob("result.json") if "tickets" in path.read_text())
             run_dir = next(path for path in runs if (path / "adapter").is_dir())
             arguments = [text.replace("adapter=RUN", f"adapter={run_dir}") for text in arguments]
         program = arguments if name == "python" else ["-m", module.get(name, "harness"), *arguments]
-        ended = subprocess.run([sys.executable, *program], cwd=tmp_path, capture_output=True, text=True)
+        ended = subprocess.run([sys.executable, *program], cwd=folder, capture_output=True, text=True)
         assert ended.returncode == 0, f"{name} {' '.join(arguments)}: {ended.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_readmes_commands_run_one_after_the_other(tmp_path: Path) -> None:
+    """In an empty folder with what stands for the reader's own."""
+    (tmp_path / "FOLDER").symlink_to(ROOT / "harness/pretrained/micro_encoder")
+    rows = [f"{word} thing number {n},{word}" for n in range(60) for word in ("refund", "login")]
+    (tmp_path / "tickets.csv").write_text("\n".join(["text,category", *rows]) + "\n")
+    told = [shlex.split(command) for command in dict.fromkeys(c for page, c in commands() if page == "README.md")]
+    ours = [words for words in told if words[0] in ORDER and not ELSEWHERE.search(" ".join(words))]
+    assert len(ours) > 5
+    run_one_after_the_other(ours, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_other_pages_commands_that_take_seconds_run(tmp_path: Path) -> None:
+    """In a folder with the published reports; each of these kinds is on a page."""
+    shutil.copytree(ROOT / "reports", tmp_path / "reports")
+    told = {command for page, command in COMMANDS if page != "README.md" and SECONDS.match(command)}
+    kinds = {SECONDS.match(command)[1] for command in told}  # type: ignore[index]
+    assert len(kinds) >= 8, kinds
+    run_one_after_the_other([shlex.split(command) for command in sorted(told)], tmp_path)
+    assert (tmp_path / "claims/claims.md").is_file()
+    assert list((tmp_path / "runs").rglob("result.json"))

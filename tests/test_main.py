@@ -48,8 +48,7 @@ def test_a_mistake_is_told_in_one_sentence_with_exit_status_2(tmp_path, argument
     assert sentence in ended.stderr
     assert "Traceback" not in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert not list(tmp_path.glob("runs/single/*"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -58,12 +57,29 @@ def test_a_mistake_is_told_in_one_sentence_with_exit_status_2(tmp_path, argument
         (["-m", "method=loraa", "seed=0,1"], "method=loraa: there is no such method; did you mean lora or "),
         (["-m", "method=loraa,hed", "seed=0"], "method=hed: there is no such method; did you mean head?"),
         (["-m", "seed=range(0,0)"], "the sweep is empty"),
+        (["-m", "seed=abc,def"], "seed=def: a whole number from 0 to 4294967295 is allowed"),
     ],
 )
 def test_a_sweep_without_a_point_that_could_run_is_refused(tmp_path, arguments, sentence):
-    """As for a single run: one sentence a mistake, exit status 2."""
+    """As for a single run: one sentence a mistake, exit status 2, and no folder."""
     ended = harness(tmp_path, *arguments)
     assert (ended.returncode, sentence in ended.stderr, "Traceback" in ended.stderr) == (2, True, False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_run_that_is_refused_once_its_model_is_known_leaves_no_folder(tmp_path, tiny_experiment):
+    """Also not its configuration, which was written by then; a file of the user's in the same place stays."""
+    wrong = [*tiny_experiment, "method=ia3", "method.config.target_modules=[nope]"]
+    before = sorted(tmp_path.iterdir())
+    ended = harness(tmp_path, *wrong)
+    assert ended.returncode == 2
+    assert "target_modules=nope: no linear module of this backbone has that name" in ended.stderr
+    assert sorted(tmp_path.iterdir()) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.yaml").write_text("mine: true")
+    assert harness(tmp_path, *wrong, "seed=abc", "hydra.run.dir=mine").returncode == 2
+    assert (tmp_path / "mine/config.yaml").read_text() == "mine: true"
 
 
 def test_hydra_full_error_brings_the_stack_trace_back(tmp_path):
@@ -154,14 +170,11 @@ def test_the_exit_status_of_a_sweep_is_1_if_any_point_failed(capsys):
 
 @pytest.mark.parametrize("multirun", [[], ["-m", "seed=0,1"]])
 def test_a_password_in_the_stores_uri_is_in_no_output_and_no_file(tmp_path, multirun):
-    """Also not in what is written before the store is found to be out of reach."""
+    """The store is found to be out of reach before anything runs, and what was written until then is gone."""
     ended = harness(tmp_path, *multirun, "tracking=server", "tracking.uri=http://me:s3cret@127.0.0.1:9")
     assert ended.returncode == 2
     assert "http://***@127.0.0.1:9" in ended.stderr
-    written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    # A single run that is refused leaves nothing; a sweep has written what it was asked for.
-    assert bool(written) == bool(multirun)
-    assert not [path for path in written if "s3cret" in path.read_text()]
+    assert not list(tmp_path.iterdir())
     assert "s3cret" not in ended.stdout + ended.stderr
 
 

@@ -190,7 +190,7 @@ def write(judged: Sequence[Judged], damaged: Sequence[str], out: Path) -> list[s
     pictures = {"claims": drawn["svg"].decode()} if drawn else {}
     contents = {f"claims.{kind}": content for kind, content in drawn.items()}
     contents |= {
-        "claims.md": markdown(*text, ["claims.png"] if drawn else []).encode(),
+        "claims.md": markdown(*text, ["claims"] if drawn else []).encode(),
         "claims.html": page(*text, pictures).encode(),
         "claims.csv": _csv(claims_frame(judged)),
         "cases.csv": _csv(cases_frame(judged)),

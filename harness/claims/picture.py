@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.claims.ledger import Judged
 from harness.claims.verdict import Case, Finding
-from harness.report.plots.style import COLORS, SETTINGS, encoded
+from harness.report.plots.style import COLORS, SETTINGS, encoded, files
 from harness.report.scores import plain
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def draw(judged: Sequence[Judged]) -> dict[str, bytes]:
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("cases with evidence")
         figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=8)
-        return {kind: encoded(figure, kind) for kind in ("svg", "png")}
+        return files(figure)
 
 
 def draw_claim(one: Judged) -> str:

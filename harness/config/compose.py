@@ -20,7 +20,6 @@ from harness.config.mistakes import MISTAKES, explain
 from harness.config.model_paths import with_paths
 from harness.config.sources import conf_root, register_resolvers
 
-PRIMARY_CONFIG = "config"
 VERSION_BASE = "1.3"
 PLUGIN_MODULE = "hydra_plugins.harness"
 

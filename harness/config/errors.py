@@ -30,4 +30,4 @@ def near_misses(name: str, valid: Iterable[str]) -> str:
         folded.setdefault(one.casefold(), one)
     close = [folded[one] for one in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.6)]
     question = f"did you mean {' or '.join(close)}? " if close else ""
-    return f"{question}Valid: {', '.join(valid)}"
+    return f"{question}Valid: {', '.join(valid) or 'none'}"

@@ -11,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from harness.config.errors import ConfigError, near_misses
 
 PACKAGE = Path(__file__).parents[1]
+# The file of a run and of a sweep without one of its own, and what such a sweep is called.
+PRIMARY_CONFIG, SWEEP_WITHOUT_FILE = "config", "multirun"
 # Beside a configuration of peft's method comparison: how it is trained, where not by the comparison's defaults.
 TRAINING_FILE = "training_params.json"
 
@@ -25,9 +27,9 @@ def register_resolvers() -> None:
 
     `${shipped:NAME}` is the folder of a backbone that comes with the package. `${real_data:NAME}` is a folder of
     `$HARNESS_REAL_DATA`, or null where that is not set. `${by:KEY,{A:1,B:2}}` is the value that KEY has in the table.
-    `${folder_name:NAME,OTHER}` is a name as one folder, or the other where there is none. `${base_name:PATH}` is the
-    last part of a path or Hub name. `${training_params:FILE,KEY,DEFAULT}` is what the training_params.json beside a
-    file says of a dotted key, or the default.
+    `${folder_name:NAME,FILE}` is a sweep's name as one folder, or where there is none that of its file.
+    `${base_name:PATH}` is the last part of a path or Hub name. `${training_params:FILE,KEY,DEFAULT}` is what the
+    training_params.json beside a file says of a dotted key, or the default.
     """
     OmegaConf.register_new_resolver("shipped", lambda name: str(PACKAGE / "pretrained" / name), replace=True)
     OmegaConf.register_new_resolver("real_data", _real_data, replace=True)
@@ -42,8 +44,13 @@ def _real_data(name: str) -> str | None:
     return str(Path(root).expanduser().resolve() / name) if root else None
 
 
-def _folder_name(name: str | None, other: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", str(name)).strip(".") or other if name else other
+def sweep_of(file: str) -> str:
+    """The name of a sweep that was given none: that of its file."""
+    return SWEEP_WITHOUT_FILE if file == PRIMARY_CONFIG else file
+
+
+def _folder_name(name: str | None, file: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", str(name or "")).strip(".") or sweep_of(file)
 
 
 def _base_name(path: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.build import build
+from harness.config.build import assemble, locate, resolved
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment
@@ -146,7 +146,8 @@ def plan_point(name: str, overrides: list[str], settings: PlanSettings | None = 
         ConfigError: It can't be run.
     """
     settings = settings or PlanSettings()
-    experiment = on_its_backbone(build(compose(name, overrides)))
+    plain, assumed = without_rows(resolved(compose(name, overrides)))
+    experiment = on_its_backbone(assemble(plain))
     if settings.length is None and not any(
         override.lstrip("+").startswith("task.max_length=") for override in overrides
     ):
@@ -157,9 +158,21 @@ def plan_point(name: str, overrides: list[str], settings: PlanSettings | None = 
         "step": vars(step),
         "cost": cost,
         "unmeasured": unmeasured,
+        "assumed": assumed,
         "fits": fits(cost, step.rows // experiment.task.sequences()),
         "storage": storage(cost, backbone_parameters(experiment), settings.tasks),
     }
+
+
+def without_rows(plain: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A resolved configuration whose task needs no rows, and what is assumed in their place."""
+    task = plain.get("task")
+    target = task.get("_target_") if isinstance(task, dict) else None
+    made = getattr(locate(target, "task._target_"), "without_rows", None) if isinstance(target, str) else None
+    if made is None:
+        return plain, []
+    values, assumed = made(task)
+    return {**plain, "task": values}, assumed
 
 
 def suited_length(experiment: Experiment) -> int | None:

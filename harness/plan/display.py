@@ -11,6 +11,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from harness.config.errors import ConfigError
 from harness.plan.costs import COLUMNS, DEVICE_GIGABYTES, GIGABYTE, PLANNED
@@ -57,13 +58,13 @@ def print_table(points: list[dict[str, Any]]) -> None:
     what = f"A training step of {step['rows']} x {step['length']} tokens{answers} on {step['device']}"
     # Tight, so that figures fit; a pipe or a file has no width to keep to.
     title = " ".join([f"{what}:" if shared else what, *shared])
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("run" if len(points) == 1 else "point", no_wrap=True)
     for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
     for point in points:
         own = [text for text in point["overrides"] if text not in shared]
-        table.add_row("\n".join(own) or "this", *cells(point))
+        table.add_row(Text("\n".join(own) or "this"), *cells(point))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     if len(points) == 1:
         _print_one(points[0])
@@ -77,7 +78,7 @@ def _print_one(point: dict[str, Any]) -> None:
     stored = point["storage"]
     adapters, copies = (readable(stored[key], True) for key in ("adapters_bytes", "copies_bytes"))
     print(f" {stored['tasks']} tasks: {adapters} as adapters with one backbone, {copies} as whole models")
-    for name, reason in point["unmeasured"].items():
+    for name, reason in [*(("task", text) for text in point["assumed"]), *point["unmeasured"].items()]:
         print(f" {name}: {reason}")
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from harness.quantization.schemes import BLOCK, NORMAL, OUTLIER_FACTOR, OUTLIER_SHARE, OUTLIERS, SCHEMES, SYNTHETIC_SIDE
-from harness.report.plots.style import COLORS, SETTINGS, encoded
+from harness.report.markdown import with_twin
+from harness.report.plots.style import COLORS, SETTINGS, files, of_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,14 +79,17 @@ def page(table: pd.DataFrame, model: str, matrix: str) -> str:
     control = table[table["origin"] == "synthetic"].set_index(["matrix", "scheme"])
     shown = ("relative_error", "block_collisions")
     controls = [
-        [scheme.label, *(f"{control.loc[(kind, name), figure]:.2%}" for kind in (NORMAL, OUTLIERS) for figure in shown)]
+        [
+            scheme.label,
+            *(f"{control.loc[(kind, name), figure]:.2%}" for kind in (NORMAL, OUTLIERS) for figure in shown),
+        ]
         for name, scheme in SCHEMES.items()
     ]
     return "\n".join(
         [
             f"# Quantization error of {model}\n",
             f"{findings}\n",
-            f"![Relative error by scheme, and the levels on {matrix}](quantization_error.png)\n",
+            f"{with_twin('quantization_error', f'Relative error by scheme, and the levels on {matrix}')}\n",
             "Means over the matrices:\n",
             *_table(HEADER, rows(table)),
             f"\nThe control is a matrix of {SYNTHETIC_SIDE} x {SYNTHETIC_SIDE} standard normal numbers, and the same "
@@ -102,7 +106,7 @@ def _table(header: list[str], cells_of: list[list[str]]) -> list[str]:
 
 
 def picture(table: pd.DataFrame, name: str, weights: "Tensor") -> dict[str, bytes]:
-    """Draws the errors of all matrices by scheme, and on one matrix where the levels lie; returns `svg` and `png`.
+    """Draws the errors of all matrices by scheme, and on one matrix where the levels lie; returns contents by ending.
 
     Args:
         table: One row per matrix and scheme.
@@ -122,14 +126,14 @@ def picture(table: pd.DataFrame, name: str, weights: "Tensor") -> dict[str, byte
         histogram = figure.add_subplot(right[0])
         _histogram(histogram, name, weights)
         _levels(figure.add_subplot(right[1], sharex=histogram), weights)
-        return {kind: encoded(figure, kind) for kind in ("svg", "png")}
+        return files(figure)
 
 
 def _errors(axes: "Axes", table: pd.DataFrame) -> None:
     """Draws one row per scheme: one point per matrix, their mean as a bar, and the two synthetic matrices."""
     ours, control = table[table["origin"] == "model"], table[table["origin"] == "synthetic"]
     handles: dict[str, Any] = {}
-    points: Any = {"color": COLORS[0], "alpha": 0.5, "markersize": 4, "mew": 0}
+    points: Any = of_run(COLORS[0])
     for place, scheme in enumerate(SCHEMES):
         found = ours.loc[ours["scheme"] == scheme, "relative_error"].to_numpy()
         heights = [place - 0.1 + SPREAD * (2 * (i + 0.5) / len(found) - 1) for i in range(len(found))]
@@ -166,7 +170,7 @@ def _histogram(axes: "Axes", name: str, weights: "Tensor") -> None:
     values = weights.flatten()
     edge = max(BULK * float(values.square().mean().sqrt()), 1.1 * float(_block(weights).abs().max()))
     heights, edges = np.histogram(values.numpy(), bins=BINS, range=(-edge, edge))
-    axes.stairs(heights / len(values), edges, fill=True, color="#999999")
+    axes.stairs(heights / len(values), edges, fill=True, color="#777777")
     axes.set_xlim(-edge, edge)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
     axes.set_ylabel("weights in a bin")
@@ -196,7 +200,7 @@ def _levels(axes: "Axes", weights: "Tensor") -> None:
         axes.vlines(levels.numpy(), place - 0.32, place + 0.32, color=color, linewidth=1.4)
         labels.append(f"{label}\n{int((levels.abs() <= edge).sum())} of {len(levels)} levels are here")
     axes.set_xlim(-edge, edge)
-    axes.plot(block.numpy(), [len(rows)] * BLOCK, "|", color="black", markersize=9, alpha=0.6)
+    axes.plot(block.numpy(), [len(rows)] * BLOCK, "|", color="black", markersize=9, markeredgewidth=0.6)
     axes.set_yticks(range(len(rows) + 1), [*labels, f"the block's {BLOCK} weights"])
     axes.invert_yaxis()
     axes.set_xlabel("weight")

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ NONE = "–"
 STANDING = {BEST: "★", ALIKE: "≈"}
 # Runs that make a method too unstable to say.
 UNSTABLE = ("collapsed", "diverged")
+UNITS = ("B", "kB", "MB", "GB")
 # Rows of a table in a file or on the page, and in a terminal.
 MOST_ROWS, MOST_PRINTED = 2000, 100
 
@@ -145,13 +146,29 @@ def share(value: float) -> str:
 
 def size(value: float) -> str:
     """Write a number of bytes in the unit that leaves one to three digits before the point (1 MB is a million)."""
-    if pd.isna(value):
-        return NONE
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(value) < 999.5 or unit == "GB":
-            break
-        value /= 1000
-    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+    return sizes([value])(value)
+
+
+def sizes(values: Iterable[float]) -> Callable[[float], str]:
+    """How the bytes of a column are written, all in one unit: what stands below each other is compared at a glance.
+
+    The unit is that of the least of them, or the next in which the most has no more than six digits before the point.
+    """
+    known = [abs(value) for value in values if not pd.isna(value) and value]
+    least, most = min(known, default=0.0), max(known, default=0.0)
+    power = 0
+    while power < len(UNITS) - 1 and (least >= 999.5 * 1000**power or most >= 999_999.5 * 1000**power):
+        power += 1
+
+    def write(value: float) -> str:
+        if pd.isna(value):
+            return NONE
+        amount = value / 1000**power
+        # Below 1 as many places as show two figures.
+        places = 0 if not power else 1 if abs(amount) >= 0.95 or not amount else 1 - math.floor(math.log10(abs(amount)))
+        return f"{amount:,.{places}f} {UNITS[power]}"
+
+    return write
 
 
 def remarks(row: Any) -> str:

@@ -12,6 +12,7 @@ from harness.report.pairwise import Pairwise, few, tested
 from harness.report.scores import MAJORITY
 from harness.report.single_scores import Judged
 from harness.report.spread import LEVEL
+from harness.report.words import metric_name
 from harness.training.metrics import higher_is_better
 
 # Between what was found and what it was found on.
@@ -67,7 +68,7 @@ def beaten(rows: pd.DataFrame, majority: pd.DataFrame, one: Pairwise) -> str:
         return ""
     score = float(majority["mean"].iloc[0])
     higher = higher_is_better(one.metric)
-    written = f"the majority class ({number(score)} {one.metric or 'score'})"
+    written = f"the majority class ({number(score)} {metric_name(one.metric)})"
     if not ((rows["mean"] > score) if higher else (rows["mean"] < score)).any():
         return f"On {one.task} nothing here beats {written}."
     ends = rows["low" if higher else "high"] if "low" in rows else pd.Series(dtype=float)
@@ -82,7 +83,7 @@ def _standing(rows: pd.DataFrame, one: Pairwise) -> str:
     best = rows[rows["configuration"] == one.best].iloc[0] if one.best else rows.iloc[0]
     compared = {name for pair in one.comparisons for name in (pair.a, pair.b)} | {*one.groups}
     among = " of those compared" * bool(one.best and rows["configuration"].iloc[0] not in compared)
-    score = f"{number(best['mean'])} {one.metric or 'score'}"
+    score = f"{number(best['mean'])} {metric_name(one.metric)}"
     highest = f"{best['configuration']} has the highest score observed{among}, {score}"
     sure = f" (the best with probability {one.chances[one.best]:.2f})" if one.best in one.chances else ""
     left = sum(name not in compared for name in rows["configuration"]) if one.best else 0

@@ -9,6 +9,7 @@ from harness.report.latex import escape
 from harness.report.names import configuration_label, label_of
 from harness.report.pairwise import ALIKE, BEST
 from harness.report.scores import MAJORITY
+from harness.report.words import metric_name
 from harness.training.metrics import RANGE_OF, higher_is_better
 
 NOTE = r"""% Made by harness-report. \usepackage{booktabs} is needed; \input{table} prints it.
@@ -50,7 +51,7 @@ def _ranked(summary: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _metric(summary: pd.DataFrame, task: str) -> str:
     rows = summary[summary["task"] == task]
-    metric = str(rows["metric"].iloc[0] or "score").replace("_", " ")
+    metric = metric_name(str(rows["metric"].iloc[0] or ""))
     return metric if higher_is_better(str(rows["metric"].iloc[0])) else f"{metric} (lower is better)"
 
 

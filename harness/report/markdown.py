@@ -71,15 +71,21 @@ def odd(frame: pd.DataFrame) -> list[str]:
 
 
 def markdown(title: str, lead: str, tables: Sequence[Table], notes: Sequence[str], pictures: Sequence[str]) -> str:
-    """Write a report as Markdown."""
+    """Write a report as Markdown; pictures are names of files without their endings."""
     parts = [f"# {_escape(title)}", *map(_escape, lead.split(BREAK))]
     shown = [presentable(shortened(table)) for table in tables]
     answers, details = ([table for table in shown if table.detail is detail] for detail in (False, True))
-    drawn = [f"![{name.partition('.')[0].replace('_', ' ')}]({name})" for name in pictures]
+    drawn = [with_twin(name, name.replace("_", " ")) for name in pictures]
     parts += _tables(answers) + drawn[:1] + _tables(details)
     parts += drawn[1:]
     parts += ["\n".join(f"- {_escape(note)}" for note in notes)]
     return "\n\n".join(parts) + "\n"
+
+
+def with_twin(name: str, text: str) -> str:
+    """Show a picture, and its dark twin to readers of a dark page."""
+    dark = f'<source media="(prefers-color-scheme: dark)" srcset="{name}.dark.png">'
+    return f'<picture>{dark}<img alt="{html.escape(text)}" src="{name}.png"></picture>'
 
 
 def _tables(tables: Sequence[Table]) -> list[str]:

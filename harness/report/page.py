@@ -5,13 +5,14 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness.report.cells import MOST_ROWS, NONE, Table, number, presentable, shortened, size
+from harness.report.cells import MOST_ROWS, NONE, Table, number, presentable, shortened, sizes
 from harness.report.finding import BREAK
 from harness.report.page_tables import anchor, figure, section
 from harness.report.plots import interactive
@@ -32,19 +33,21 @@ MADE_BY = {
     "Device": ("device", "param.train.device"),
     "Precision": ("dtype", "param.train.precision"),
 }
-# Columns of the list of runs: heading -> column of the frame, and how its figures are written.
-RUN_COSTS = {
-    "trainable": ("cost.trainable_parameters", lambda value: number(value, 0)),
-    "seconds": ("cost.train_seconds", lambda value: number(value, 1)),
-    "peak memory": ("cost.train_peak_bytes", size),
+# Columns of the list of runs: heading -> column of the frame, and how its figures are written, told all of them.
+RUN_COSTS: dict[str, tuple[str, Callable[[pd.Series], Callable[[float], str]]]] = {
+    "trainable": ("cost.trainable_parameters", lambda _: partial(number, places=0)),
+    "seconds": ("cost.train_seconds", lambda _: partial(number, places=1)),
+    "peak memory": ("cost.train_peak_bytes", sizes),
 }
+# What a page says that its pictures lie beside it, in its policy.
+BESIDE = " 'self'"
 DOCUMENT = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {policy}">
+ content="default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:{beside}; script-src {policy}">
 <title>{title}</title>
 <style>{style}</style>
 </head>
@@ -73,6 +76,7 @@ def page(
     runs: pd.DataFrame | None = None,
     curves: pd.DataFrame | None = None,
     server: str | None = None,
+    beside: bool = False,
 ) -> str:
     """Write a report as one HTML page; every text from a store is escaped, and only our own scripts can run.
 
@@ -85,6 +89,7 @@ def page(
         runs: Of `scores.load`, for plots that show a run, the list of runs and the provenance.
         curves: Of `curves.load`, for learning curves.
         server: Address of the MLflow server that the runs are linked to; none for a file.
+        beside: Whether pictures may be files that lie beside the page, as those of a site are.
     """
     plots = _plots(runs, curves)
     scripts = [_source("page.js")]
@@ -109,6 +114,7 @@ def page(
     finding, _, about = lead.partition(BREAK)
     return DOCUMENT.format(
         policy=policy,
+        beside=BESIDE if beside else "",
         title=html.escape(title),
         style=_source("page.css"),
         finding=html.escape(finding),
@@ -175,7 +181,7 @@ def _pictures(pictures: Mapping[str, str]) -> list[str]:
 def _run_list(runs: pd.DataFrame, server: str | None) -> Table:
     """List every run, older ones of a point too, with what the page's tables are made of."""
     columns = ["run", "task", "method", "seed", "stage", "status", "development", "validation"]
-    costs = {heading: item for heading, item in RUN_COSTS.items() if item[0] in runs}
+    costs = {heading: (name, style(runs[name])) for heading, (name, style) in RUN_COSTS.items() if name in runs}
     cells, links = [], []
     # The newest of more runs than a browser sorts at once.
     shown = runs.iloc[-MOST_ROWS:]

@@ -117,7 +117,7 @@ def write(report: Report, out: Path) -> None:
     text = (report.title, report.lead, report.tables, report.notes)
     written = page(*text, svg, report.frames.get("runs"), report.curves, report.server)
     contents |= {
-        "report.md": markdown.markdown(*text, [f"{name}.png" for name in svg]).encode(),
+        "report.md": markdown.markdown(*text, list(svg)).encode(),
         "report.html": written.encode(),
         "report.tex": latex.document(*text).encode(),
     }
@@ -149,5 +149,7 @@ def _plain(cell: Any) -> Any:
 
 def _ours(out: Path) -> list[Path]:
     """Find the files of a report in a folder."""
-    names = FILES + [f"{name}.{kind}" for name in PICTURES for kind in ("svg", "png")]
+    from harness.report.plots.style import KINDS
+
+    names = FILES + [f"{name}.{kind}" for name in PICTURES for kind in KINDS]
     return [path for name in names for path in out.glob(name)]

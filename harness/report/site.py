@@ -6,9 +6,9 @@ files stand beside them, and index.html says who is highest where, at what cost.
 keys:
   reports=FOLDER   published reports, one folder each (reports)
   out=FOLDER       where the site goes (site)
+  beside=true      no site: each page is written beside its Markdown, as reports/ publishes it
 """
 
-import base64
 import csv
 import html
 import math
@@ -18,18 +18,23 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from urllib.parse import quote
 
-from harness.config.command import carry_out, key_values
+from harness.config.command import carry_out, key_values, options, writing
 from harness.config.errors import ConfigError
 from harness.report.cells import NONE, Forest, Table, number
 from harness.report.finding import BREAK
 from harness.report.names import configuration_label, label_of
-from harness.report.page import page
+from harness.report.page import BESIDE, page
 from harness.report.scores import MAJORITY
 from harness.report.tables import SECONDARY
 from harness.report.words import heading
 from harness.training.metrics import RANGE_OF, higher_is_better
 
+# What a forge shows by itself.
+READ_ME = "README.md"
+# Letters in which a page has its policy.
+MOST_OF_HEAD = 1000
 # Titles of tables that come after the answer.
 EARLIER = (
     "These runs were tested in an earlier way, which finds too many differences between one to three runs of a method: "
@@ -41,6 +46,7 @@ RANGES = {"share": (0.0, 1.0), "correlation": (-1.0, 1.0)}
 INTERVAL = re.compile(r"\[([-+\d.,]+)(?:%)?, ([-+\d.,]+)(?:%)?\]")
 ESCAPED = re.compile(r"\\([\\|*_`\[\]])")
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)$")
+TWINS = re.compile(r'<picture><source [^>]*srcset="([^"]+)"><img alt="([^"]*)" src="([^"]+)"></picture>$')
 LINK = re.compile(r"(?<!\\)\[([^\]]+)(?<!\\)\]\([^)]+\)")
 RULE = re.compile(r"\|(?: ?:?-+:? ?\|)+$")
 
@@ -51,6 +57,7 @@ class Options:
 
     reports: str = "reports"
     out: str = "site"
+    beside: bool = False
 
 
 @dataclass
@@ -70,16 +77,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _build(arguments: list[str]) -> None:
-    options = Options(**key_values(arguments, [field.name for field in fields(Options)]))
-    source, out = Path(options.reports), Path(options.out)
+    chosen = options(Options, key_values(arguments, [field.name for field in fields(Options)]))
+    source, out = Path(chosen.reports), Path(chosen.out)
     if not source.is_dir():
         raise ConfigError(f"reports={source}: there is no such folder")
-    try:
+    if chosen.beside:
+        with writing("reports", source):
+            written = [one for path in sorted(source.rglob("*.md")) if path.name != READ_ME and (one := _beside(path))]
+        print(f"Written in {source}: {len(written)} pages")
+        return
+    with writing("out", out):
         listed = list(_publish(source, out / "reports"))
         out.mkdir(parents=True, exist_ok=True)
         (out / "index.html").write_text(_index(source, listed), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"out={out}: {error.filename} can't be written ({error.strerror})") from error
     print(f"Written to {out}: index.html and {len(listed)} pages")
 
 
@@ -90,18 +100,36 @@ def _publish(source: Path, out: Path) -> Iterator[tuple[str, Path]]:
             place = out / path.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
             # A page that was made for the site already is the newer one.
-            if not (place.suffix == ".html" and place.exists()):
+            if not (place.suffix == ".html" and (place.exists() or _made_here(path))):
                 shutil.copyfile(path, place)
     for path in sorted(source.rglob("*.md")):
-        folder = out / path.parent.relative_to(source)
-        folder.mkdir(parents=True, exist_ok=True)
-        own = folder / f"{path.stem}.html"
+        own = out / path.parent.relative_to(source) / f"{path.stem}.html"
+        own.parent.mkdir(parents=True, exist_ok=True)
         found = read(path)
         # What the report's own command wrote is better than what its Markdown holds.
-        if not own.exists():
-            text = (found.title, BREAK.join(found.lead), found.tables, found.notes, found.pictures)
-            own.write_text(page(*text), encoding="utf-8")
+        if not own.exists() or _made_here(own):
+            own.write_text(_written(found), encoding="utf-8")
         yield found.title, own.relative_to(out.parent)
+
+
+def _beside(path: Path) -> Path | None:
+    """Write the page of a Markdown file beside it; nothing where another command wrote one."""
+    own = path.with_suffix(".html")
+    if own.exists() and not _made_here(own):
+        return None
+    own.write_text(_written(read(path)), encoding="utf-8")
+    return own
+
+
+def _written(found: Document) -> str:
+    text = (found.title, BREAK.join(found.lead), found.tables, found.notes, found.pictures)
+    return page(*text, beside=True)
+
+
+def _made_here(path: Path) -> bool:
+    """Whether a page was made of its Markdown, rather than by a report's own command."""
+    with path.open(encoding="utf-8") as file:
+        return BESIDE in file.read(MOST_OF_HEAD)
 
 
 # --- Reading --------------------------------------------------------------------------------------------------------
@@ -126,6 +154,9 @@ def read(path: Path) -> Document:
             continue
         elif image := IMAGE.match(text):
             found.pictures[image[1] or image[2]] = _picture(path.parent / image[2], image[1])
+        elif twins := TWINS.match(text):
+            named = html.unescape(twins[2])
+            found.pictures[named or twins[3]] = _picture(path.parent / twins[3], named, path.parent / twins[1])
         elif lines[0].startswith(("- ", "* ")) or re.match(r"\d+\. ", lines[0]):
             found.notes += [plain(re.sub(r"^(?:[-*]|\d+\.) ", "", line)) for line in lines]
         elif caption_of:
@@ -207,14 +238,18 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def _picture(path: Path, text: str) -> str:
-    """A picture within the page."""
+def _picture(path: Path, text: str, dark: Path | None = None) -> str:
+    """A picture that lies beside the page, with its dark twin where there is one."""
+    shown = f'<img alt="{html.escape(text)}" src="{_address(path)}" loading="lazy">'
+    if dark is None:
+        return shown
+    return f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_address(dark)}">{shown}</picture>'
+
+
+def _address(path: Path) -> str:
     if not path.is_file():
         raise ConfigError(f"{path}: a page shows it, and it is not there")
-    if path.suffix == ".svg":
-        return path.read_text(encoding="utf-8")
-    content = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{content}">'
+    return quote(path.name)
 
 
 # --- Index ----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from harness.report.cells import (
     probability,
     remarks,
     share,
-    size,
+    sizes,
     spread,
 )
 from harness.report.comparison import NO_DIFFERENCE, NO_SCORE
@@ -34,7 +34,7 @@ from harness.report.family import HOLM, THESE_RUNS
 from harness.report.pairwise import ALIKE, BEST, Pairwise, tested
 from harness.report.scores import MAJORITY, MEASURED, SPLITS, means
 from harness.report.stats import CONFIDENCE
-from harness.report.words import heading
+from harness.report.words import heading, metric_name
 from harness.tracking.record import COST_FIELDS, MEMORY
 
 # Of the score tables, beside method, score and remarks.
@@ -89,11 +89,11 @@ def score_tables(
 
 
 def _score_table(task: str, rows: pd.DataFrame, found: Pairwise | None, columns: Sequence[str]) -> Table:
-    metric, split = rows["metric"].iloc[0] or "score", rows["split"].iloc[0]
+    metric, split = metric_name(rows["metric"].iloc[0]), rows["split"].iloc[0]
     general = next(iter(rows["forgetting_metric"][rows["forgetting_metric"].fillna("") != ""]), "").replace("_", " ")
     groups = set(re.findall(r"[A-Za-z]\d*", " ".join(found.groups.values()))) if found else set()
     available = _columns(rows, general) | {
-        name: [(heading(name), partial(_own_figure, name))]
+        name: [(heading(name), partial(_own_figure, name, _written(name, rows)))]
         for name in set(columns) - set(COLUMNS)
         if name in rows and rows[name].notna().any()
     }
@@ -162,6 +162,7 @@ def _standings(found: Pairwise | None, groups: int) -> list[str]:
 
 def _columns(rows: pd.DataFrame, general: str) -> dict[str, list[tuple[str, Callable[[Any], str]]]]:
     """Name of a column -> headings, and how their cells are written; without those that no row has a figure for."""
+    adapter = sizes(rows["adapter_file_bytes"])
     found: dict[str, list[tuple[str, Callable[[Any], str]]]] = {
         "sd": [("± sd", spread)],
         "n": [("n", lambda row: str(row["n"]))],
@@ -172,7 +173,7 @@ def _columns(rows: pd.DataFrame, general: str) -> dict[str, list[tuple[str, Call
         "share": [("share", lambda row: share(row["share"]))],
         "seconds": [("seconds", lambda row: number(row["train_seconds"], 1))],
         "tokens_per_second": [("tokens/s", lambda row: number(row["tokens_per_second"], 0))],
-        "adapter": [("adapter", lambda row: size(row["adapter_file_bytes"]))],
+        "adapter": [("adapter", lambda row: adapter(row["adapter_file_bytes"]))],
     }
     if rows["base"].notna().any():
         found["base"] = [("backbone alone", lambda row: number(row["base"]))]
@@ -184,8 +185,12 @@ def _columns(rows: pd.DataFrame, general: str) -> dict[str, list[tuple[str, Call
     return found
 
 
-def _own_figure(name: str, row: Any) -> str:
-    return figure(name, row[name])
+def _own_figure(name: str, write: Callable[[float], str], row: Any) -> str:
+    return write(row[name])
+
+
+def _written(name: str, rows: pd.DataFrame) -> Callable[[float], str]:
+    return sizes(rows[name]) if name.endswith("_bytes") else partial(figure, name)
 
 
 def option_tables(summary: pd.DataFrame, options: pd.DataFrame) -> list[Table]:
@@ -200,7 +205,7 @@ def option_tables(summary: pd.DataFrame, options: pd.DataFrame) -> list[Table]:
         varied = [name for name in options.columns[3:] if chosen[name].notna().any()][:MOST_OPTIONS]
         rows = chosen.merge(summary, on=["task", "configuration", "method"])
         rows = rows[rows["n"] > 0].sort_values(["method", *varied], key=_sortable, kind="stable")
-        metric = rows["metric"].iloc[0] or "score"
+        metric = metric_name(rows["metric"].iloc[0])
         cells = [
             (
                 str(row["method"]),
@@ -259,7 +264,7 @@ def _pair_table(found: Pairwise) -> Table:
         cells.append(
             (name, difference, interval(low, high), probability(pair.p), probability(pair.corrected_p), verdict)
         )
-    caption = f"{found.metric} of the method less that of {found.baseline}, on {found.rows:,} examples. "
+    caption = f"{metric_name(found.metric)} of the method less that of {found.baseline}, on {found.rows:,} examples. "
     caption += _tests(found)
     caption += f' "{NO_DIFFERENCE}" says that these runs cannot tell, not that the methods are equal.'
     title = f"{found.task}: against {found.baseline}"
@@ -331,10 +336,11 @@ def cost_tables(costs: pd.DataFrame) -> list[Table]:
     for task, rows in costs.groupby("task", sort=True):
         if rows[list(MEASURED)].isna().all(axis=None):
             continue
+        in_bytes = {name: sizes(rows[name]) for name in (*MEMORY, "evaluation_peak_bytes")}
         cells = [
             (
                 str(row["configuration"]),
-                *(size(row[name]) for name in (*MEMORY, "evaluation_peak_bytes")),
+                *(write(row[name]) for name, write in in_bytes.items()),
                 number(1000 * row["step_seconds"], 0),
                 number(row["train_flops_per_token"] / 1e6, 1),
                 share(row["flops_ceiling_share"]),
@@ -361,14 +367,15 @@ def prediction_table(predictions: pd.DataFrame) -> Table | None:
     columns = ["task", "method"]
     for name in MEMORY:
         columns += [name.removesuffix("_bytes").removeprefix("train_"), "off by"]
+    in_bytes = {name: sizes(predictions[f"measured.{name}"]) for name in MEMORY}
     cells = [
         (
             str(row["task"]),
             str(row["configuration"]),
             *(
                 text
-                for name in MEMORY
-                for text in (size(row[f"measured.{name}"]), f"{100 * row[f'deviation.{name}']:+.2f}%")
+                for name, write in in_bytes.items()
+                for text in (write(row[f"measured.{name}"]), f"{100 * row[f'deviation.{name}']:+.2f}%")
             ),
         )
         for _, row in predictions.iterrows()

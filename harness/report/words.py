@@ -16,6 +16,10 @@ HEADINGS = {
     "cost.train_seconds": "seconds",
 }
 UNITS = {"bytes": "", "seconds": " (s)", "ms": " (ms)", "joules": " (J)"}
+# Metrics whose names are not words; of the others the underscores become blanks.
+METRICS = {"f1": "F1", "f1_macro": "macro F1", "matthews_correlation": "Matthews correlation"}
+METRICS |= {"pearson": "Pearson", "spearman": "Spearman", "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2"}
+METRICS |= {"rouge_l": "ROUGE-L", "token_f1": "token F1", "gsm8k_answer": "GSM8K answer"}
 # Heading -> what a reader who points at it is told.
 EXPLAINED = {
     "method": "What was fine-tuned, and what sets it apart from the other rows of its method.",
@@ -72,6 +76,11 @@ TONES = {
 }
 
 
+def metric_name(metric: str) -> str:
+    """A metric as people write it; a run without one has a score."""
+    return METRICS.get(metric, metric.replace("_", " ")) or "score"
+
+
 def heading(name: str) -> str:
     """Write the name of a figure as a heading: `loss (validation)` of `validation.loss`."""
     if name in HEADINGS:
@@ -80,7 +89,7 @@ def heading(name: str) -> str:
     if not dot:
         return name
     if section != "cost":
-        return f"{rest.replace('_', ' ')} ({section})"
+        return f"{metric_name(rest)} ({section})"
     found = re.fullmatch(rf"(.+)_({'|'.join(UNITS)})", rest)
     words, unit = (found[1], UNITS[found[2]]) if found else (rest, "")
     return words.replace("_", " ").replace(".", " ") + unit

@@ -20,9 +20,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from harness import models, tracking
-from harness.config.compose import PRIMARY_CONFIG
 from harness.config.errors import ConfigError
 from harness.config.schema import Device, Distributed, Experiment, Quantization, TrackingKind
+from harness.config.sources import PRIMARY_CONFIG
 from harness.run.inputs import Inputs, prepare
 from harness.run.pipeline import run
 from harness.run.recording import begin, recorded_config, write_config

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.config import compose
 from harness.config.errors import ConfigError, near_misses
+from harness.config.folders import remove_unused
 from harness.config.mistakes import MISTAKES, explain, key_of
 from harness.config.schema import Search
 from harness.sweep.launchers.launcher import EMPTY, SweepLauncher
@@ -27,6 +28,7 @@ from harness.sweep.tuning import Candidate, Trial, choices_table
 from harness.tracking.uri import redact
 from harness.training.metrics import higher_is_better
 
+CONFIGURATION_FILE = "multirun.yaml"
 # What the equal-budget sweeper decides itself, and where to say it instead.
 DECIDED = {
     "train.learning_rate": "method.learning_rates of each method's YAML",
@@ -56,10 +58,9 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Launch every point, batch by batch; a batch with failures does not stop the next."""
-        save_configuration(self.configuration)
         points = grid(self.params, arguments, self.context)
         size = self.max_batch_size or max(1, len(points))
-        with stopping(self.starter) as launch:
+        with saved(self.configuration), stopping(self.starter) as launch:
             return [launch(points[start : start + size], start) for start in range(0, max(1, len(points)), size)]
 
 
@@ -123,9 +124,8 @@ class EqualBudgetSweeper(Sweeper):
             raise ConfigError(EMPTY)
         if all(candidate.error for candidate in candidates):
             raise ConfigError("\n".join(dict.fromkeys(str(candidate.error) for candidate in candidates)))
-        save_configuration(self.configuration)
         self.batches: list[Sequence[JobReturn]] = []
-        with stopping(self.starter) as self.launch:
+        with saved(self.configuration), stopping(self.starter) as self.launch:
             if self._tune(candidates) and self._choose(candidates):
                 self._run([override for candidate in candidates for override in self._finals(candidate)])
         return self.batches
@@ -287,10 +287,17 @@ def stopping(starter: Launcher) -> Iterator[Callable[[list[list[str]], int], Seq
             starter.stop()
 
 
-def save_configuration(config: DictConfig) -> None:
+@contextmanager
+def saved(config: DictConfig) -> Iterator[None]:
+    """Save a sweep's configuration in its folder; a sweep that is refused leaves neither."""
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "multirun.yaml").write_text(redact(OmegaConf.to_yaml(config)), encoding="utf-8")
+    (folder / CONFIGURATION_FILE).write_text(redact(OmegaConf.to_yaml(config)), encoding="utf-8")
+    try:
+        yield
+    except ConfigError:
+        remove_unused(folder, {CONFIGURATION_FILE})
+        raise
 
 
 def register() -> None:

@@ -55,6 +55,12 @@ class RowTask:
     development_share: float
     split_seed: int
 
+    @classmethod
+    def without_rows(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The task's keys as a plan takes them, which reads no rows, and what it assumes in their place."""
+        has_source = values.get("data_dir") or values.get("generator") or (values.get("hub") or {}).get("path")
+        return values if has_source else {**values, "data_dir": "."}, []
+
     def check(self, key: str) -> None:
         from harness.training.metrics import METRICS
 

@@ -18,6 +18,7 @@ from urllib.request import getproxies
 from harness.config.errors import ConfigError, near_misses
 from harness.models import digest
 from harness.tasks import files
+from harness.tasks.values import SHOWN
 
 log = logging.getLogger(__name__)
 
@@ -236,4 +237,39 @@ def sample(count: int, most: int, seed: int) -> list[int]:
         place = draw(last + 1)
         found.append(moved.get(place, place))
         moved[place] = moved.get(last, last)
+    return found
+
+
+def find(given: tuple[str, ...], splits: tuple[tuple[str, str], ...]) -> dict[str, list[Path]]:
+    """The files of each split; of files that are not named after splits all are train's.
+
+    Raises:
+        ConfigError: There is no such file, or it is of no known format.
+    """
+    paths: list[Path] = []
+    for told in given:
+        path = Path(told).expanduser()
+        if path.is_dir():
+            inside = [one for one in sorted(path.iterdir()) if one.is_file() and one.name.endswith(files.SUFFIXES)]
+            if not inside:
+                raise ConfigError(f"task.file={told}: the folder has no file of {', '.join(files.SUFFIXES)}")
+            if any(one.name.startswith(("train.", "train-")) for one in inside):
+                return local_files(told, dict(splits), ("train",))
+            paths += inside
+        else:
+            paths += _matching(told, path)
+    wrong = next((path for path in paths if not path.name.endswith(files.SUFFIXES)), None)
+    if wrong is not None:
+        raise ConfigError(f"task.file={wrong}: {', '.join(files.SUFFIXES)} are read")
+    return {"train": paths}
+
+
+def _matching(told: str, path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = sorted(path.parent.glob(path.name)) if set(path.name) & set("*?[") else []
+    if not found:
+        there = path.parent.iterdir() if path.parent.is_dir() else ()
+        near = [one.name for one in there if one.name.endswith(files.SUFFIXES)]
+        raise ConfigError(f"task.file={told}: there is no such file; {near_misses(path.name, sorted(near)[:SHOWN])}")
     return found

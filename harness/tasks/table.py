@@ -5,7 +5,8 @@ import logging
 import time
 from array import array
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from enum import Enum
 from functools import lru_cache
 from itertools import islice
@@ -18,7 +19,7 @@ from harness.tasks.classification import Classification
 from harness.tasks.files import as_text
 from harness.tasks.leakage import overlap
 from harness.tasks.rows import IDX
-from harness.tasks.values import SHOWN, Values, count
+from harness.tasks.values import Values, count
 from harness.training.batches import Row
 from harness.training.text_metrics import words
 
@@ -82,6 +83,36 @@ class Table(Classification):
     validation_share: float
     # Why the answer is taken for what it is; found with the values, so no setting.
     why: ClassVar[str] = ""
+
+    @classmethod
+    def without_rows(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """As they are where the file is there and its columns are named, else those of a task with as many classes."""
+        given = [values[name] for name in ("file", "data_dir") if values.get(name)]
+        told = tuple(one for paths in given for one in ([paths] if isinstance(paths, str) else paths))
+        if values.get("text") and values.get("label") and told:
+            with suppress(ConfigError):
+                sources.find(told, tuple(values["splits"].items()))
+                return values, []
+        number = values["predict"] == Predict.number.name
+        labels = [] if number else values["labels"] or ["first", "second"]
+        metrics = values["metrics"] or METRICS["number" if number else "two" if len(labels) == 2 else "class"]
+        path = (values.get("hub") or {}).get("path")
+        stands_for: dict[str, Any] = {
+            "name": values["name"] or path or "table",
+            "text": values["text"] or ["text"],
+            "label": values["label"] or "label",
+            "labels": labels,
+            "metrics": metrics,
+            "primary_metric": values["primary_metric"] or metrics[0],
+            "data_dir": ".",
+            "hub": None,
+        }
+        kept = {field.name: values[field.name] for field in fields(Classification)}
+        target = f"{Classification.__module__}.{Classification.__name__}"
+        assumed = (
+            "" if number or values["labels"] else "two classes are assumed; task.labels names those that there are"
+        )
+        return {**kept, **stands_for, "_target_": target}, [f"no rows were read: {assumed}"] if assumed else []
 
     def check(self, key: str) -> None:
         if self.hub is not None and not self.hub.path:
@@ -202,7 +233,7 @@ class Table(Classification):
             object.__setattr__(self, name, value)
 
     def _files(self) -> dict[str, list[Path]]:
-        return find(tuple(self.file), tuple(self.splits.items()))
+        return sources.find(tuple(self.file), tuple(self.splits.items()))
 
     def _found(self) -> list[str]:
         """The splits that there are."""
@@ -339,41 +370,6 @@ class Table(Classification):
                 f"another column, or {key}.predict=classes"
             )
         return Predict.classes, f"classes, since its {different} values are {'few numbers' if numbers else 'words'}"
-
-
-def find(given: tuple[str, ...], splits: tuple[tuple[str, str], ...]) -> dict[str, list[Path]]:
-    """The files of each split; of files that are not named after splits all are train's.
-
-    Raises:
-        ConfigError: There is no such file, or it is of no known format.
-    """
-    paths: list[Path] = []
-    for told in given:
-        path = Path(told).expanduser()
-        if path.is_dir():
-            inside = [one for one in sorted(path.iterdir()) if one.is_file() and one.name.endswith(files.SUFFIXES)]
-            if not inside:
-                raise ConfigError(f"task.file={told}: the folder has no file of {', '.join(files.SUFFIXES)}")
-            if any(one.name.startswith(("train.", "train-")) for one in inside):
-                return sources.local_files(told, dict(splits), ("train",))
-            paths += inside
-        else:
-            paths += _matching(told, path)
-    wrong = next((path for path in paths if not path.name.endswith(files.SUFFIXES)), None)
-    if wrong is not None:
-        raise ConfigError(f"task.file={wrong}: {', '.join(files.SUFFIXES)} are read")
-    return {"train": paths}
-
-
-def _matching(told: str, path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    found = sorted(path.parent.glob(path.name)) if set(path.name) & set("*?[") else []
-    if not found:
-        there = path.parent.iterdir() if path.parent.is_dir() else ()
-        near = [one.name for one in there if one.name.endswith(files.SUFFIXES)]
-        raise ConfigError(f"task.file={told}: there is no such file; {near_misses(path.name, sorted(near)[:SHOWN])}")
-    return found
 
 
 def _state(path: Path) -> tuple[str, int, int]:

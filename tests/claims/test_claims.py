@@ -19,6 +19,7 @@ from harness.claims.evidence import Evidence, Selection
 from harness.claims.verdict import Case, Finding, Verdict, decide, of_cases, of_tests
 from harness.config.errors import ConfigError
 from harness.config.sources import conf_root
+from harness.report.plots.style import KINDS
 
 ROWS = 200
 EVIL = "<script>alert(1)</script>"
@@ -510,7 +511,7 @@ def test_the_same_evidence_gives_the_same_bytes_with_everything_escaped(
     printed = capsys.readouterr().out
     assert "1 claim: 0 supported, 0 refuted, 1 mixed, 0 not testable at this scale." in printed
     names = sorted(file.name for file in Path("one").iterdir())
-    assert names == ["cases.csv", "claims.csv", "claims.html", "claims.md", "claims.png", "claims.svg"]
+    assert names == sorted(["cases.csv", "claims.csv", "claims.html", "claims.md", *(f"claims.{k}" for k in KINDS)])
     assert all((Path("one") / name).read_bytes() == (Path("two") / name).read_bytes() for name in names)
     for name in ("claims.html", "claims.md", "claims.svg"):
         assert EVIL not in (Path("one") / name).read_text()

@@ -375,3 +375,45 @@ def test_tasks_of_language_are_planned_without_weights() -> None:
     assert preference["cost"]["train_flops_per_token"] > 1.2 * instruct["cost"]["train_flops_per_token"]
     assert preference["cost"]["train_flops"] > 2.4 * instruct["cost"]["train_flops"]
     assert preference["cost"]["head_parameters"] == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "classes", "assumed"),
+    [
+        (["task=table"], 2, ["two classes are assumed"]),
+        (["task=table", "task.file=missing.csv", "task.labels=[a,b,c]"], 3, []),
+        (["task=table", "task.file=missing.csv", "task.text=t", "task.label=l"], 2, ["two classes are assumed"]),
+        (["task=table", "task.predict=number"], 1, []),
+        (["task=table", "task.hub.path=owner/name", "task.text=t", "task.label=l"], 2, ["two classes are assumed"]),
+        (["task=table", "task.file=here.csv", "task.text=t", "task.label=l"], 4, []),
+        (["task=classification", "task.name=mine", "task.labels=[a,b,c]"], 3, []),
+    ],
+    ids=str,
+)
+def test_a_plan_needs_no_rows_for_a_task_of_ones_own(
+    overrides: list[str], classes: int, assumed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head has the classes that are told, or those of a file that is there; else two, and the plan says so."""
+    monkeypatch.chdir(tmp_path)
+    Path("here.csv").write_text("t,l\n" + "".join(f"text {row},class {row % 4}\n" for row in range(40)))
+    point = costs.plan_point("config", overrides)
+    hidden = 128
+    assert point["cost"]["head_parameters"] == classes * (hidden + 1)
+    assert len(point["assumed"]) == len(assumed)
+    assert all(part in told for part, told in zip(assumed, point["assumed"], strict=True))
+
+
+def test_running_text_is_planned_without_any_and_a_wrong_column_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of the same task asks for its data; a list in an override is shown whole."""
+    monkeypatch.chdir(tmp_path)
+    text = ["model=micro_decoder", "task=lm/text", "task.max_length=64", "task.stride=32"]
+    assert costs.plan_point("config", text)["cost"]["train_peak_bytes"] > 0
+    with pytest.raises(ConfigError, match=r"task\.data_dir=null: name a folder"):
+        build(compose("config", text))
+    Path("here.csv").write_text("text,label\none,a\ntwo,b\n")
+    with pytest.raises(ConfigError, match=r"task\.text=txt: no column 'txt'; did you mean text"):
+        costs.plan_point("config", ["task=table", "task.file=here.csv", "task.text=txt", "task.label=label"])
+    assert planner.print_plan(["task=table", "task.labels=[a,b,c]"]) == 0
+    assert "task.labels=[a,b,c]" in capsys.readouterr().out

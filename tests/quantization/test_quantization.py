@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from harness.config.errors import ConfigError
 from harness.quantization.__main__ import analyze, parse
 from harness.quantization.schemes import BLOCK, NORMAL, OUTLIERS, SCHEMES, matrices, measure, synthetic
+from harness.report.plots.style import KINDS
 
 TinyModel = Callable[[str], Path]
 FEW = [1.0, -0.4, 0.3, 0.02]
@@ -191,7 +192,7 @@ def test_a_study_is_the_same_bytes_twice_and_complete(tiny_model: TinyModel, tmp
     folders = [analyze(*parse([f"model.path={tiny_model('gpt2')}", f"out={tmp_path / name}"])) for name in ("a", "b")]
     contents = [{path.name: path.read_bytes() for path in sorted(folder.iterdir())} for folder in folders]
     assert contents[0] == contents[1]
-    assert set(contents[0]) == {f"quantization_error.{kind}" for kind in ("csv", "md", "png", "svg")}
+    assert set(contents[0]) == {f"quantization_error.{kind}" for kind in ("csv", "md", *KINDS)}
     table = pd.read_csv(io.BytesIO(contents[0]["quantization_error.csv"]))
     assert len(table) == (8 + 2) * len(SCHEMES)
     assert table.notna().all(axis=None)

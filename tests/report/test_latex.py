@@ -34,7 +34,7 @@ def test_a_table_has_its_rows_between_the_rules_of_booktabs() -> None:
     assert re.search(r"[^\x00-\u017f]", body) is None
 
 
-NO_LATEX = "there is no pdflatex; apt-get install texlive-latex-base brings it"
+NO_LATEX = "there is no pdflatex; apt-get install texlive-latex-recommended brings it"
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason=NO_LATEX)

@@ -49,7 +49,9 @@ def test_every_shipped_method_has_a_label_and_no_label_is_part_of_a_configuratio
     assert names.configuration_label("mine rank=2", "mine") == "mine rank=2"
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex; apt-get install texlive-latex-base")
+@pytest.mark.skipif(
+    shutil.which("pdflatex") is None, reason="there is no pdflatex; apt-get install texlive-latex-recommended"
+)
 def test_a_document_takes_the_table(tmp_path: Path) -> None:
     r"""Pdflatex sets `\input{table}`."""
     (tmp_path / "table.tex").write_text(latex_input.table(summary()), encoding="utf-8")

@@ -1,10 +1,15 @@
 """Pictures are the same for the same numbers, and a method looks the same in all of them."""
 
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import image as mpl_image
+from matplotlib.colors import to_hex, to_rgb, to_rgba
+from matplotlib.lines import Line2D
 from run_directories import store_of, write_run
 
 from harness.config.sources import conf_root
@@ -171,6 +176,61 @@ def test_every_color_can_be_seen_on_a_light_and_on_a_dark_page() -> None:
     for color in (*style.COLORS, "of its own"):
         colors |= set(style.shades(many.assign(method=color)))
     assert all(contrast(color, page) >= 3 for color in colors for page in ("#ffffff", "#16181b"))
+
+
+def test_each_color_that_a_dark_page_changes_can_be_seen_there() -> None:
+    """What was drawn on white with 3:1 or more has that on the dark ground too."""
+    ground = style.TWINS[style.GROUND]
+    for light, dark in style.TWINS.items():
+        if light != style.GROUND and contrast(light, style.GROUND) >= 3:
+            assert contrast(dark, ground) >= 3, light
+
+
+def test_a_dark_twin_is_the_same_picture_on_a_dark_ground(drawn: dict[str, dict[str, bytes]]) -> None:
+    """Of the same size, no pixel darker than its ground, and as much of it covered; nothing is left white on white."""
+    for name, kinds in drawn.items():
+        light, dark = (mpl_image.imread(io.BytesIO(kinds[kind]))[..., :3] for kind in ("png", "dark.png"))
+        assert light.shape == dark.shape
+        assert to_hex(dark[0, 0]) == style.TWINS[style.GROUND], name
+        assert to_hex(light[0, 0]) == style.GROUND, name
+        assert dark.sum(-1).min() >= dark[0, 0].sum() - 0.05, name
+        covered = [(abs(one - one[0, 0]).sum(-1) > 0.5).mean() for one in (light, dark)]
+        assert covered[1] == pytest.approx(covered[0], rel=0.25), name
+        # Its letters are as light as they are dark on white.
+        assert dark.max() > 0.85, name
+
+
+def over(color: object, alpha: float | None, ground: str) -> str:
+    """What is seen of a color that lets its ground shine through."""
+    *parts, own = to_rgba(color)  # type: ignore[arg-type]
+    share = own if alpha is None else alpha
+    return to_hex([share * part + (1 - share) * under for part, under in zip(parts, to_rgb(ground), strict=True)])
+
+
+def test_every_line_and_mark_of_a_picture_can_be_seen(
+    frames: tuple[pd.DataFrame, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 3:1 or more, on the light page and in the dark twin; grids and bands are behind them."""
+    made: list[Any] = []
+    monkeypatch.setattr(chosen, "files", lambda figure: made.append(figure) or {})
+    chosen.draw(*frames)
+    assert len(made) == len(ALL)
+    for ground in (style.GROUND, style.TWINS[style.GROUND]):
+        for figure in made:
+            if ground != style.GROUND:
+                style.darken(figure)
+            grids = {id(line) for axes in figure.axes for line in axes.get_xgridlines() + axes.get_ygridlines()}
+            lines = [line for line in figure.findobj(Line2D) if id(line) not in grids and line.get_visible()]
+            assert lines
+            for line in lines:
+                seen = [line.get_color()] if line.get_linestyle() not in ("None", "none") else []
+                if line.get_marker() not in ("", "None", None):
+                    seen.append(max(
+                        (over(one, line.get_alpha(), ground) for one in
+                         (line.get_markerfacecolor(), line.get_markeredgecolor())),
+                        key=lambda one: contrast(one, ground),
+                    ))  # fmt: skip
+                assert all(contrast(over(one, line.get_alpha(), ground), ground) >= 3 for one in seen), (line, seen)
 
 
 def test_configurations_of_one_method_are_shades_of_its_color() -> None:

@@ -9,11 +9,12 @@ import pytest
 from run_directories import write_run
 
 import harness
-from harness.report import cells, finding, markdown, scores, tables, terminal
+from harness.report import cells, finding, markdown, scores, tables, terminal, words
 from harness.report import tuning as report_tuning
 from harness.report.comparison import Comparison
 from harness.report.pairwise import Pairwise
 from harness.tracking.record import MEMORY
+from harness.training.metrics import METRICS
 
 EVIL = "<script>alert('x')</script> | [red]*a*[/red] $x$"
 
@@ -30,11 +31,47 @@ def row(**values: object) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0, "0 B"), (999, "999 B"), (4096, "4.1 kB"), (86_500_000, "86.5 MB"), (2.5e12, "2500.0 GB"), (float("nan"), "–")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (4096, "4.1 kB"),
+        (86_500_000, "86.5 MB"),
+        (2.5e12, "2,500.0 GB"),
+        (float("nan"), "–"),
+    ],
 )
 def test_bytes_have_a_unit(value: float, shown: str) -> None:
     """Sizes are in decimal units, and what was not measured is a dash."""
     assert cells.size(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([2_522_112, 24_200, float("nan"), 1_200], ["2,522.1 kB", "24.2 kB", "–", "1.2 kB"]),
+        ([86_500_000, 999_600], ["86.5 MB", "1.0 MB"]),
+        ([16_060_000_000, 4_096, 0], ["16,060.0 MB", "0.0041 MB", "0.0 MB"]),
+        ([512, 3_000_000], ["0.51 kB", "3,000.0 kB"]),
+        ([999, 12], ["999 B", "12 B"]),
+    ],
+)
+def test_bytes_of_a_column_are_in_one_unit(values: list[float], shown: list[str]) -> None:
+    """That of the least, or a larger one where the most would have more than six digits."""
+    write = cells.sizes(values)
+    assert [write(value) for value in values] == shown
+
+
+def test_each_column_of_bytes_in_a_report_has_one_unit() -> None:
+    """A head of a thousand bytes beside a whole model, also in figures of the runs that were asked for."""
+    sizes = (1_234, 2_522_112, 69_000)
+    rows = [
+        row(configuration=str(size), adapter_file_bytes=size, **{"cost.train_peak_bytes": 50.0 * size})
+        for size in sizes
+    ]
+    (table,) = tables.score_tables(pd.DataFrame(rows), columns=["adapter", "cost.train_peak_bytes"])
+    columns = {name: [cells[place] for cells in table.rows] for place, name in enumerate(table.columns)}
+    assert columns["adapter"] == ["1.2 kB", "2,522.1 kB", "69.0 kB"]
+    assert columns["peak memory"] == ["61.7 kB", "126,105.6 kB", "3,450.0 kB"]
 
 
 @pytest.mark.parametrize(
@@ -293,3 +330,16 @@ def test_a_long_table_is_cut_and_says_so() -> None:
     assert len(cut.rows) == cells.MOST_ROWS
     assert cut.caption == "The first 2,000 of 3,000 rows; all are in the CSV files. Caption."
     assert cells.shortened(cut) is cut
+
+
+def test_metrics_have_names_that_people_write() -> None:
+    """In tables, sentences and axes; none of those that a task can ask for is shown as a field of a record."""
+    rows = [row(metric="rouge_l", configuration=name, mean=mean) for name, mean in (("lora", 0.5), ("full", 0.6))]
+    (table,) = tables.score_tables(pd.DataFrame(rows))
+    assert table.columns[:2] == ("method", "ROUGE-L")
+    assert table.forest is not None
+    assert table.forest.column == "ROUGE-L"
+    assert "Mean ROUGE-L on the validation split" in table.caption
+    assert words.heading("validation.token_f1") == "token F1 (validation)"
+    assert not [name for name in METRICS if "_" in words.metric_name(name)]
+    assert words.metric_name("") == "score"

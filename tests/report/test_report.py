@@ -17,6 +17,7 @@ from harness.config.sources import conf_root
 from harness.report import __main__ as report
 from harness.report import report as report_report
 from harness.report import tables
+from harness.report.plots.style import KINDS
 
 EVIL = "<script>alert(1)</script>"
 
@@ -53,7 +54,7 @@ def test_a_report_is_printed_and_written(store: str, tmp_path: Path, capsys: pyt
     assert rows["lora"]["failed"] == "1"
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(
         {*report_report.FILES} - {"tuning.csv", "predictions.csv", "comparisons.csv", "across.csv", "noise.csv"}
-        | {f"{name}.{kind}" for name in ("score_vs_parameters", "score_vs_seconds", "seeds") for kind in ("svg", "png")}
+        | {f"{name}.{kind}" for name in ("score_vs_parameters", "score_vs_seconds", "seeds") for kind in KINDS}
     )
 
 
@@ -329,7 +330,7 @@ def test_a_definition_chooses_what_is_shown(store: str, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     assert printed.startswith("Mine <b>\n")
     out = Path("report", "mine")
-    assert sorted(path.name for path in out.iterdir() if path.suffix in (".svg", ".png")) == ["seeds.png", "seeds.svg"]
+    assert {path.name for path in out.iterdir() if path.suffix in (".svg", ".png")} == {f"seeds.{k}" for k in KINDS}
     [head] = [line for line in (out / "report.md").read_text().splitlines() if line.startswith("| method | accuracy")]
     assert head == "| method | accuracy | n | loss (validation) | remarks |"
     with (out / "scores.csv").open(newline="") as file:

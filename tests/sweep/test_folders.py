@@ -9,6 +9,7 @@ from toy_sweep import ToySweep
 
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
+from harness.config.sources import sweep_of
 from harness.sweep import points
 from harness.sweep.outcome import Outcome
 from harness.sweep.points import Point, next_command
@@ -93,15 +94,22 @@ def test_a_sweeps_folder_that_can_not_be_made_is_a_sentence(toy: ToySweep) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "folder"),
-    [("ranks", "runs/ranks/"), ("a b/../c", "runs/a_b_.._c/"), ("..", "runs/config/"), ("null", "runs/config/")],
+    ("name", "file", "folder"),
+    [
+        ("ranks", "config", "runs/ranks/"),
+        ("a b/../c", "config", "runs/a_b_.._c/"),
+        ("..", "config", "runs/multirun/"),
+        ("null", "config", "runs/multirun/"),
+        ("null", "demo", "runs/demo/"),
+    ],
 )
-def test_the_runs_of_a_named_sweep_lie_below_its_name(name, folder):
-    """As one folder, whatever the name; without a name below that of the sweep's file."""
+def test_the_runs_of_a_named_sweep_lie_below_its_name(name, file, folder):
+    """As one folder, whatever the name; without a name below that which its points are given."""
     composed = compose("config", [f"sweep.name='{name}'" if name != "null" else "sweep.name=null"], keep_hydra=True)
     with open_dict(composed):
-        composed.hydra.job.config_name = "config"
+        composed.hydra.job.config_name = file
     assert composed.hydra.sweep.dir.startswith(folder)
+    assert name != "null" or folder == f"runs/{sweep_of(file)}/"
 
 
 def test_a_sweep_ends_with_the_command_that_shows_it(tmp_path):

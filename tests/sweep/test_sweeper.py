@@ -274,3 +274,11 @@ def test_a_batch_with_a_failure_does_not_stop_the_next(toy):
     batches = toy.sweep(["act=raise,finish", "seed=0"], "hydra.sweeper.max_batch_size=1")
     assert [[outcome["status"] for outcome in batch] for batch in batches] == [["failed"], ["finished"]]
     assert [outcome["point"] for batch in batches for outcome in batch] == [0, 1]
+
+
+def test_the_configuration_of_a_sweep_lies_beside_its_points_without_passwords(toy):
+    """In the folder that is named after the sweep."""
+    toy.sweep(["seed=0,1"], "tracking.kind=none", "tracking.uri=postgresql://me:s3cret@host/db")
+    text = (toy.folder / "sweep/multirun.yaml").read_text()
+    assert "postgresql://***@host/db" in text
+    assert "s3cret" not in text

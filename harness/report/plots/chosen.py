@@ -1,4 +1,4 @@
-"""All pictures of a report: those that a store has numbers for, each as `svg` and `png`."""
+"""All pictures of a report: those that a store has numbers for, each as the files of `style.KINDS`."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from harness.config.errors import ConfigError, near_misses
 from harness.report.plots import costs, scores
 from harness.report.plots.costs import COSTS, REFERENCES, front
 from harness.report.plots.scores import MOST_DRAWN
-from harness.report.plots.style import SETTINGS, encoded
+from harness.report.plots.style import SETTINGS, files
 from harness.report.scores import FINISHED, compared, label, split_of
 from harness.training.metrics import higher_is_better
 
@@ -65,7 +65,7 @@ def telling(points: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 def draw(
     frame: pd.DataFrame, curves: pd.DataFrame | None = None, wanted: Sequence[str] | None = None
 ) -> dict[str, dict[str, bytes]]:
-    """Draw what there are numbers for: file name without ending -> `svg` and `png`; the same numbers, the same bytes.
+    """Draw what there are numbers for: file name without ending -> content by ending; the same numbers, the same bytes.
 
     Args:
         frame: Of `scores.load`.
@@ -104,8 +104,4 @@ def draw(
             raise ConfigError(f"plots={name}: there is no such picture; {near_misses(name, makers)}")
     with matplotlib.rc_context(SETTINGS):
         figures = {name: make() for name, make in makers.items() if wanted is None or name in wanted}
-        return {
-            name: {kind: encoded(figure, kind) for kind in ("svg", "png")}
-            for name, figure in figures.items()
-            if figure is not None
-        }
+        return {name: files(figure) for name, figure in figures.items() if figure is not None}

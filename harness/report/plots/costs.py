@@ -14,6 +14,7 @@ from harness.report.plots.style import (
     figure_of,
     legend,
     majority_line,
+    of_run,
     place_labels,
     score_label,
     short,
@@ -97,7 +98,7 @@ def score_against_cost(points: pd.DataFrame, cost: Cost) -> "Figure | None":
 def _panel(
     axes: "Axes", task: str, points: pd.DataFrame, cost: Cost, handles: dict[str, object]
 ) -> tuple[pd.DataFrame, list[tuple[float, float, str]]]:
-    """Draw each run as a faint point, each configuration as its mean with the sample standard deviation.
+    """Draw each run as a faint mark, each configuration as its mean with the sample standard deviation.
 
     Among many methods only the front and the references have their deviation drawn.
 
@@ -114,7 +115,7 @@ def _panel(
     axes.margins(y=0.14)
     line = means[means["front"]].sort_values("x")
     title(axes, task, f"not beaten at their cost, {len(line)} of {len(means)}: {_named(line['configuration'])}")
-    axes.plot(line["x"], line["score"], drawstyle="steps-post", color="#999999", linewidth=1.2, zorder=1)
+    axes.plot(line["x"], line["score"], drawstyle="steps-post", color="#777777", linewidth=1.2, zorder=1)
     # Without a legend a color says nothing: one for what has a name beside it, gray for the rest.
     looks = {
         str(method): (COLORS[0] if method in REFERENCES else REST, "o") if crowded else appearance(str(method))
@@ -122,7 +123,7 @@ def _panel(
     }
     for method, runs in points.groupby("method", sort=True):
         color, marker = looks[str(method)]
-        axes.plot(runs[cost.column], runs["score"], marker, color=color, alpha=0.35, markersize=3.5, mew=0)
+        axes.plot(runs[cost.column], runs["score"], marker, **of_run(color, 3.5))
     for (method, on_front), rows in means.groupby(["method", "front"], sort=True):
         telling = on_front or not crowded or method in REFERENCES
         color, marker = looks[method]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from harness.report.plots.costs import REFERENCES
+from harness.report.plots.costs import REFERENCES, REST
 from harness.report.plots.style import (
     COLORS,
     LEGEND_LIMIT,
@@ -13,6 +13,7 @@ from harness.report.plots.style import (
     figure_of,
     legend,
     majority_line,
+    of_run,
     place_labels,
     places,
     score_label,
@@ -21,6 +22,7 @@ from harness.report.plots.style import (
 )
 from harness.report.scores import FINISHED, LEARNING_RATE, NO_OPTIONS, label
 from harness.report.tuning import searched
+from harness.report.words import metric_name
 from harness.training.metrics import higher_is_better
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def seed_spread(points: pd.DataFrame) -> "Figure | None":
         rows = {name: float(place) for place, name in enumerate(order)}
         # The row says which method it is: a color would say it again.
         heights = runs["configuration"].map(rows)
-        panel.plot(runs["score"], heights, "o", color=ACCENT, alpha=0.7, markersize=5, mew=0, zorder=3)
+        panel.plot(runs["score"], heights, "o", color=ACCENT, markersize=5.5, mec="white", mew=0.5, zorder=3)
         middle = pd.Series(rows)
         panel.vlines(means[order], middle - 0.35, middle + 0.35, color="black", linewidth=1.4)
         majority = runs["majority"].dropna()
@@ -85,7 +87,7 @@ def _scatter(runs: pd.DataFrame, means: "pd.Series[float]") -> str:
 def learning_rates(frame: pd.DataFrame) -> "Figure | None":
     """Draw one row per method, best first: the development score at each learning rate that was tried for it.
 
-    Small pale points are low rates, large dark ones high rates; the number is the best one.
+    Small points are low rates, large ones high rates; the number is the best one.
 
     Args:
         frame: Of `scores.load`; only trials (`stage=tune`) count.
@@ -113,7 +115,7 @@ def _rates_panel(axes: "Axes", task: str, runs: pd.DataFrame) -> None:
     order = best.sort_values(ascending=not higher, kind="stable").index.tolist()[:MOST_DRAWN]
     for place, name in enumerate(order):
         tried = scores[name].sort_index()
-        axes.plot([tried.min(), tried.max()], [place] * 2, color="#999999", linewidth=1, zorder=1)
+        axes.plot([tried.min(), tried.max()], [place] * 2, color="#777777", linewidth=1, zorder=1)
         for step, (rate, score) in enumerate(tried.items()):
             share = step / max(len(tried) - 1, 1)
             axes.plot(
@@ -121,7 +123,6 @@ def _rates_panel(axes: "Axes", task: str, runs: pd.DataFrame) -> None:
                 place,
                 "o",
                 color=ACCENT,
-                alpha=0.35 + 0.65 * share,
                 markersize=3.5 + 3.5 * share,
                 markeredgecolor="black",
                 mew=0.4,
@@ -139,7 +140,7 @@ def _rates_panel(axes: "Axes", task: str, runs: pd.DataFrame) -> None:
         )
     axes.margins(x=0.12)
     moved = (scores.groupby("configuration").max() - scores.groupby("configuration").min()).median()
-    _rows(axes, order, f"{score_label(metric, 'development')}\nlarger, darker: a higher rate; the number is the best")
+    _rows(axes, order, f"{score_label(metric, 'development')}\nlarger: a higher rate; the number is the best")
     title(axes, task, f"the rate moves a method's score by {moved:.4f} (median)")
 
 
@@ -173,7 +174,7 @@ def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame | None) -> "Figure
         telling += [name for name in last.index if name in REFERENCES and name not in telling]
         for (name, method), curve in means.groupby(["configuration", "method"], sort=True):
             shown = len(last) <= CURVES_LIMIT or name in telling
-            color, marker = (colors[name], appearance(method)[1]) if shown else ("#BBBBBB", "")
+            color, marker = (colors[name], appearance(method)[1]) if shown else (REST, "")
             panel.plot(
                 curve["step"], curve["value"], marker=marker, color=color, markersize=5,
                 linewidth=1.6 if shown else 0.7, zorder=3 if shown else 1,
@@ -252,7 +253,7 @@ def score_against_size(points: pd.DataFrame, column: str) -> "Figure":
             panel.fill_between(
                 scores.index, scores["mean"] - band, scores["mean"] + band, color=color, alpha=0.2, linewidth=0
             )
-            panel.plot(of_method["size"], of_method["score"], marker, color=color, alpha=0.35, markersize=4, mew=0)
+            panel.plot(of_method["size"], of_method["score"], marker, **of_run(color))
             [drawn] = panel.plot(scores.index, scores["mean"], marker=marker, color=color, markersize=6)
             handles.setdefault(method, drawn)
             moved[method] = float(scores["mean"].max() - scores["mean"].min())
@@ -296,14 +297,14 @@ def forgetting_against_gain(points: pd.DataFrame) -> "Figure | None":
         for method in places(runs["method"]):
             color, marker = appearance(method)
             own, mean = runs[runs["method"] == method], means[means["method"] == method]
-            panel.plot(own["gain"], own["lost"], marker, color=color, alpha=0.35, markersize=4, mew=0)
+            panel.plot(own["gain"], own["lost"], marker, **of_run(color))
             [drawn] = panel.plot(mean["gain"], mean["lost"], marker, color=color, markersize=8)
             handles.setdefault(method, drawn)
         panel.axhline(0, linewidth=1, linestyle="--", color="#777777", zorder=1)
         panel.axvline(0, linewidth=1, linestyle="--", color="#777777", zorder=1)
         panel.margins(0.15)
-        panel.set_xlabel(f"gain on the task ({metric or 'score'}), right is better")
-        panel.set_ylabel(f"forgotten of general text ({general.replace('_', ' ')}), lower is better")
+        panel.set_xlabel(f"gain on the task ({metric_name(metric)}), right is better")
+        panel.set_ylabel(f"forgotten of general text{f' ({metric_name(general)})' if general else ''}, lower is better")
         forgets = int((means["lost"] > 0).sum())
         title(panel, task, f"{forgets} of {len(means)} {'forgets' if forgets == 1 else 'forget'} general text")
         far = means.reindex((means["gain"].abs() + means["lost"].abs()).sort_values(ascending=False).index)

@@ -15,6 +15,7 @@ import pandas as pd
 
 from harness.config.sources import conf_root
 from harness.report.scores import MAJORITY
+from harness.report.words import metric_name
 from harness.training.metrics import higher_is_better
 
 if TYPE_CHECKING:
@@ -34,15 +35,19 @@ PALETTE = {
 }
 # The luminance of several shades of one color, the darkest and the lightest that have that contrast with both pages.
 SHADES = (0.135, 0.29)
-# The dark twin of a picture lies in the same SVG file: what is dark on a light page is light on a dark one.
-DARK = """@media (prefers-color-scheme: dark) {
-text:not([style*="fill"]) { fill: #e6e6e6 }
-[style*="fill: #ffffff"] { fill: #16181b !important }
-[style*="fill: #000000"], text[style*="fill: #555555"] { fill: #e6e6e6 !important }
-[style*="stroke: #000000"] { stroke: #e6e6e6 !important }
-[style*="stroke: #777777"], [style*="stroke: #999999"] { stroke: #aaaaaa !important }
-[style*="stroke: #b0b0b0"] { stroke: #555555 !important }
-}"""
+# What is dark on a light page is light on a dark one: the dark twin of a picture lies in the same SVG file, and beside
+# a PNG. Colors of marks stay: they can be seen on both.
+INK, GROUND = "#000000", "#ffffff"
+TWINS = {
+    GROUND: "#16181b",
+    INK: "#e6e6e6",
+    "#555555": "#e6e6e6",
+    "#777777": "#aaaaaa",
+    "#b0b0b0": "#555555",
+}
+KINDS = ("svg", "png", "dark.png")
+# Where matplotlib's artists have their colors.
+COLORED = ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor")
 SHAPES = {
     "circle": "o",
     "square": "s",
@@ -149,10 +154,15 @@ def _encoded(part: float) -> float:
     return 12.92 * part if part <= 0.0031308 else float(1.055 * part ** (1 / 2.4) - 0.055)
 
 
+def of_run(color: str, size: float = 4.0) -> dict[str, Any]:
+    """Look of the mark of a single run, beside the filled mark of the mean: faint by its form, not by its contrast."""
+    return {"color": color, "markerfacecolor": "none", "markersize": size, "markeredgewidth": 0.6}
+
+
 def score_label(metric: str, split: str) -> str:
     """Label of an axis of scores, with the direction that is better."""
     better = "higher" if higher_is_better(metric) else "lower"
-    return f"{metric or 'score'} ({split}), {better} is better"
+    return f"{metric_name(metric)} ({split}), {better} is better"
 
 
 def title(axes: "Axes", task: str, finding: str, letters: int = 46) -> None:
@@ -298,6 +308,13 @@ def legend(figure: "Figure", handles: dict[str, Any]) -> None:
         figure.legend([handles[name] for name in methods], methods, loc="outside right upper", frameon=False)
 
 
+def files(figure: Any) -> dict[str, bytes]:
+    """A figure as the contents of files, by their `KINDS`; it is dark afterwards."""
+    found = {kind: encoded(figure, kind) for kind in ("svg", "png")}
+    darken(figure)
+    return found | {"dark.png": encoded(figure, "png")}
+
+
 def encoded(figure: Any, kind: str) -> bytes:
     """A figure as the content of a file, `svg` or `png`."""
     settle(figure)
@@ -306,4 +323,40 @@ def encoded(figure: Any, kind: str) -> bytes:
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     figure.savefig(stream, format=kind, dpi=150, metadata=metadata)
     content = stream.getvalue()
-    return content if kind != "svg" else content.replace(b"</style>", f"\n{DARK}</style>".encode(), 1)
+    return content if kind != "svg" else content.replace(b"</style>", f"\n{_dark_style()}</style>".encode(), 1)
+
+
+def _dark_style() -> str:
+    """Rules by which an SVG document is its own dark twin."""
+    rules = [f'text:not([style*="fill"]) {{ fill: {TWINS[INK]} }}']
+    for light, dark in TWINS.items():
+        rules += [f'[style*="{part}: {light}"] {{ {part}: {dark} !important }}' for part in ("fill", "stroke")]
+    return "\n".join(["@media (prefers-color-scheme: dark) {", *rules, "}"])
+
+
+def darken(figure: Any) -> None:
+    """Give a figure the colors of its dark twin."""
+    settle(figure)
+    artists = figure.findobj()
+    # A text's box and a note's arrow are no children of theirs.
+    artists += [patch for one in artists if hasattr(one, "get_bbox_patch") and (patch := one.get_bbox_patch())]
+    artists += [one.arrow_patch for one in artists if getattr(one, "arrow_patch", None)]
+    for artist in artists:
+        for part in COLORED:
+            if (get := getattr(artist, f"get_{part}", None)) and (change := getattr(artist, f"set_{part}", None)):
+                now = get()
+                if (twin := _twin(now)) is not None:
+                    change(twin)
+
+
+def _twin(color: Any) -> Any:
+    """The dark twin of a color, or of each of several; null where there is none."""
+    from matplotlib.colors import to_hex, to_rgba
+
+    if isinstance(color, np.ndarray) and color.ndim == 2:
+        twins = [_twin(one) for one in color]
+        changed = any(twin is not None for twin in twins)
+        return [one if twin is None else twin for one, twin in zip(color, twins, strict=True)] if changed else None
+    alpha = to_rgba(color)[3]
+    twin = TWINS.get(to_hex(color)) if alpha else None
+    return None if twin is None else to_rgba(twin, alpha)

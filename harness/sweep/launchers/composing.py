@@ -13,11 +13,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from harness.config.build import resolved
 from harness.config.errors import ConfigError
 from harness.config.mistakes import MISTAKES, explain, key_of, not_made
+from harness.config.sources import sweep_of
 from harness.sweep.outcome import failed
 from harness.sweep.points import Point, check_folders, check_rerun, defining_overrides, without_hydra
 from harness.sweep.resolve import Inseparable, Resolution
 
-SWEEP_WITHOUT_FILE = "multirun"
 # hydra.sweep.subdir of conf/config.yaml, which every point can be told without composing it.
 OWN_FOLDER = "${hydra.job.num}"
 
@@ -38,8 +38,7 @@ class Composer:
         """The points with their identities; one that is wrong has its sentence as outcome."""
         shared = frozenset.intersection(*(frozenset(defining_overrides(overrides)) for overrides in job_overrides))
         shared = shared if len(job_overrides) > 1 else frozenset()
-        name = self.config.hydra.job.config_name
-        named = [] if self.config.sweep.name else [f"sweep.name='{SWEEP_WITHOUT_FILE if name == 'config' else name}'"]
+        named = [] if self.config.sweep.name else [f"sweep.name='{sweep_of(self.config.hydra.job.config_name)}'"]
         folder = Path(self.config.hydra.sweep.dir)
         resolution = Resolution(self.loader, self.config)
         points = []
