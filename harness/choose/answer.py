@@ -114,9 +114,7 @@ def report(choice: Choice, frame: "pd.DataFrame", advice: Advice, size: Size) ->
     from harness.report.report import build
 
     found = build(frame, Definition(title=f"Which method? {frame['task'].iloc[0]}", pairs=Pairs.all))
-    why = "the highest observed; nothing could be tested"
-    if advice.level:
-        why = "told apart from all others that were tested"
+    why = "told apart from all others that were tested"
     if len(advice.level) > 1:
         why = f"the cheapest of the {len(advice.level)} that can't be told from the best"
     lead, _, about = found.lead.partition(BREAK)
@@ -127,6 +125,10 @@ def report(choice: Choice, frame: "pd.DataFrame", advice: Advice, size: Size) ->
     served = ", ".join(f"{name} {number(value, 1)} ms" for name, value in advice.milliseconds.items())
     costs += f"; one row is answered in: {served}" if served else ""
     opened = f"Take {advice.method}: {why}. {costs}."
+    if not advice.level:
+        opened = (
+            f"None can be advised yet, as nothing could be tested: {advice.method} is the highest observed. {costs}."
+        )
     if advice.nothing_learned:
         opened = "Take none of these yet; another backbone, more rows or more epochs come first."
     found.lead = f"{opened} {lead}{BREAK}{about}"
