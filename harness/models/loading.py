@@ -25,6 +25,7 @@ MODEL_CLASSES = {
     Kind.causal_lm: "AutoModelForCausalLM",
     Kind.seq2seq_lm: "AutoModelForSeq2SeqLM",
 }
+MASKED = "AutoModelForMaskedLM"
 
 
 def load_config(
@@ -197,6 +198,12 @@ def check_head(config: "PretrainedConfig", kind: Kind, key: str) -> None:
         raise ConfigError(
             f"{key}: it is learned by an encoder with a decoder, such as t5 and bart, and {name} is none; "
             "task=instruction takes the same columns to a decoder"
+        )
+    # What predicts masked words sees both sides of each, unless its configuration makes it a decoder.
+    if kind is Kind.causal_lm and has_class(config, MASKED) and not getattr(config, "is_decoder", False):
+        raise ConfigError(
+            f"{key}: it is learned by decoders, such as gpt2 and llama, and {name} is an encoder, which sees the words "
+            "that it would have to predict; task=glue/..., task=table and other tasks of classes are for it"
         )
     if not has_class(config, MODEL_CLASSES[kind]):
         raise ConfigError(f"{key}: transformers has no {MODEL_CLASSES[kind].removeprefix('AutoModelFor')} of {name}")

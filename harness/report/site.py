@@ -31,6 +31,7 @@ from harness.report.tables import SECONDARY
 from harness.report.words import heading
 from harness.training.metrics import RANGE_OF, higher_is_better
 
+SPREAD = "± sd"
 # What a forge shows by itself.
 READ_ME = "README.md"
 # Letters in which a page has its policy.
@@ -204,11 +205,16 @@ def _table(title: str, lines: list[str]) -> Table:
 
 def _possible(columns: list[str], row: tuple[str, ...]) -> tuple[str, ...]:
     """A row without an interval that lies where its score can't be, as earlier ones of two runs did."""
-    low, high = RANGES.get(RANGE_OF.get(columns[1] if len(columns) > 1 else "", "open"), (-math.inf, math.inf))
+    low, high = RANGES.get(RANGE_OF.get(columns[_mean_at(columns)], "open"), (-math.inf, math.inf))
     return tuple(
         NONE if name == "95% interval" and (ends := INTERVAL.match(cell)) and not _within(ends, low, high) else cell
         for name, cell in zip(columns, row, strict=True)
     )
+
+
+def _mean_at(columns: list[str]) -> int:
+    """The column of the means: before their deviation, behind what was varied; else behind the names."""
+    return columns.index(SPREAD) - 1 if SPREAD in columns[2:] else min(1, len(columns) - 1)
 
 
 def _within(ends: "re.Match[str]", low: float, high: float) -> bool:
@@ -219,7 +225,7 @@ def _forest(columns: list[str], rows: list[tuple[str, ...]]) -> Forest | None:
     """The marks of a table that has a mean and its interval, in the column before it that they are of."""
     if "95% interval" not in columns or columns[0] != "method":
         return None
-    interval, mean = columns.index("95% interval"), 1
+    interval, mean = columns.index("95% interval"), _mean_at(columns)
     marks, reference = [], math.nan
     for row in rows:
         ends = INTERVAL.match(row[interval])

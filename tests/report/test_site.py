@@ -48,6 +48,17 @@ def test_a_page_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (one.detail, two.detail) == (False, True)
 
 
+def test_marks_stand_in_the_column_of_the_means(tmp_path: Path) -> None:
+    """Also where what was varied stands before it."""
+    rows = [("lora", "64", "0.9000", "0.01", "3", "[0.8000, 0.9500]"), ("lora", "1", "0.7", "0.02", "3", "[0.6, 0.8]")]
+    columns = ("method", "rank", "accuracy", "± sd", "n", "95% interval")
+    table = Table("t: rank", columns, rows, "", ("method",))
+    (tmp_path / "report.md").write_text(markdown.markdown("T", "Found.", [table], [], []), encoding="utf-8")
+    (found,) = site.read(tmp_path / "report.md").tables
+    assert found.forest is not None
+    assert (found.forest.column, found.forest.marks[0]) == ("accuracy", (0.9, 0.8, 0.95))
+
+
 def test_published_reports_become_a_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every page of reports/ is there, every link of the index leads to a file, and no name of a store is markup."""
     shutil.copytree(conf_root() / "reports/lora_rank", tmp_path / "reports/lora_rank")

@@ -293,6 +293,8 @@ def test_a_class_is_read_by_its_place_or_its_name_and_anything_else_is_refused(t
         ("t5_base", "lm/text", r"task=lm/text: it is learned by decoders, and t5 is an encoder with a decoder"),
         ("mt0_large", "preference/micro", r"task=preference/micro: it is learned by decoders, and mt5"),
         ("bert_base", "summarize/micro", r"task=summarize/micro: it is learned by an encoder with a decoder"),
+        ("bert_base", "lm/text", r"task=lm/text: it is learned by decoders, such as gpt2 and llama, and bert is an"),
+        ("roberta_base", "instruct/dolly", r"task=instruct/dolly: it is learned by decoders, .* is an encoder"),
         ("gpt2", "glue_text/rte", r"task=glue_text/rte: .* gpt2 is none; task=instruction takes the same columns"),
     ],
 )
