@@ -41,8 +41,8 @@ number, or the text. Of classes also probability, probabilities (name -> probabi
   device=auto          or cpu, cuda
   tracking.uri=URI     where an id is looked up (sqlite:///mlflow.db)
 
-The rows that a run was scored on get the scores of its predictions.parquet, to the bit, where it computed in float32
-and batches are the same: the run's own batch size, a window that holds all rows, and on a CPU its number of threads.
+The rows that a run was scored on get the scores of its predictions.parquet, to the bit, where device and batches are
+the same: the run's own batch size, a window that holds all rows, and on a CPU its number of threads.
 """
 
 ROW = "row"
@@ -103,7 +103,7 @@ def predict(arguments: list[str]) -> None:
     kept = wanted.keep.split(",") if wanted.keep else []
     data = check_data(wanted.data, run.task().question_columns(), kept)
     print(f"Loading {run.result.config['model']['name']} with {run.saved.folder} ...", file=sys.stderr)
-    task, subject, _ = run.on_backbone(wanted.model, wanted.device.value)
+    task, subject = run.on_backbone(wanted.model, wanted.device.value)
     if wanted.batch_size is not None:
         subject = replace(subject, batch_size=wanted.batch_size)
     began = time.perf_counter()

@@ -2,22 +2,19 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from harness import methods, models, tracking
-from harness.config.build import component, typed
+from harness.config.build import component
 from harness.config.errors import ConfigError
-from harness.config.schema import EvaluateConfig, TrainConfig
+from harness.config.schema import Precision
 from harness.methods import saved as saving
 from harness.methods.earlier import load_backbone
 from harness.methods.saved import MANIFEST_FILE, SavedAdapter
 from harness.tracking.record import ADAPTER_FOLDER, RESULT_FILE, RunRecord
 from harness.tracking.uri import redact
 from harness.training.evaluation import Subject
-
-if TYPE_CHECKING:
-    from harness.models.architectures import Backbone
 
 # The store of a run that was told of none, and the key that names another.
 STORE, URI_KEY = "sqlite:///mlflow.db", "tracking.uri"
@@ -37,8 +34,8 @@ class TrainedRun:
     result: RunRecord
     saved: SavedAdapter
 
-    def on_backbone(self, model: str | None, device: str) -> "tuple[Any, Subject, Backbone]":
-        """The task as the backbone is given it, the model with the adapter as the run scored it, and the backbone.
+    def on_backbone(self, model: str | None, device: str) -> tuple[Any, Subject]:
+        """The task as the backbone is given it, and the model with the adapter as the run scored it.
 
         Args:
             model: Folder or Hub name of the backbone; null for where the run had it.
@@ -51,8 +48,7 @@ class TrainedRun:
 
         config = self.result.config
         place = models.choose_device(device)
-        settings = typed(TrainConfig, config["train"], "train")
-        autocast = models.choose_precision(settings.precision, place)
+        autocast = models.choose_precision(Precision(config["train"]["precision"]), place)
         task = self.task()
         try:
             backbone, tokenizer = load_backbone(self.saved, model, autocast or torch.float32)
@@ -66,8 +62,7 @@ class TrainedRun:
         adapter.model.to(place)
         task = task.on(backbone.model.config)
         collate = task.collator(backbone, tokenizer, place)
-        batch_size = typed(EvaluateConfig, config["evaluate"], "evaluate").batch_size
-        return task, Subject(adapter, tokenizer, collate, batch_size, autocast), backbone
+        return task, Subject(adapter, tokenizer, collate, config["evaluate"]["batch_size"], autocast)
 
     def task(self) -> Any:
         """The task as the run has recorded it; its files need not be there.

@@ -18,7 +18,6 @@ from harness.config.command import FAILED, MISTAKEN, carry_out, interrupted, key
 from harness.config.compose import compose
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import choices, key_of
-from harness.config.model_paths import with_paths
 from harness.plan.costs import CONTEXT_BYTES, GIGABYTE
 from harness.sweep.sweepers import DECIDED
 from harness.training.interrupts import kill_as_interrupt
@@ -92,7 +91,7 @@ def parse(arguments: Sequence[str]) -> tuple[Options, list[str]]:
         if name not in choices("method"):
             raise ConfigError(f"methods={name}: there is no such method; {near_misses(name, choices('method'))}")
     memory_of(found.memory)
-    return found, with_paths(rest)
+    return found, rest
 
 
 def wanted(given: Options) -> list[str]:
@@ -113,8 +112,7 @@ def choose(arguments: list[str]) -> int | None:
         raise ConfigError(
             f"tracking={composed.tracking.kind}: the comparison is kept in a store, which it goes on from"
         )
-    asked = {"overrides": overrides, "methods": methods, "memory": [given.memory or "what is here"]}
-    choice = load(out, asked)
+    choice = load(out, overrides, methods, given.memory or "what is here")
     deadline = time.monotonic() + 3600 * given.hours
     if not choice.candidates:
         memory, cuda = memory_of(given.memory), has_gpu()
@@ -194,7 +192,7 @@ def time_steps(choice: Choice, out: Path, deadline: float) -> bool:
     began = time.monotonic()
     ended = run_harness(
         [
-            *choice.asked["overrides"],
+            *choice.overrides,
             f"method={names}",
             f"train.max_steps={TIMED_STEPS}",
             *alone,
@@ -216,7 +214,7 @@ def sweep(choice: Choice, methods: list[str], size: Size, seeds: int, deadline: 
     """
     listed = ",".join(str(FIRST_SEED + place) for place in range(seeds))
     arguments = [
-        *choice.asked["overrides"],
+        *choice.overrides,
         f"method={','.join(methods)}",
         "hydra/sweeper=equal_budget",
         f"hydra.sweeper.trials={size.trials}",

@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.choose.budget import SIZES, Size
+from harness.choose.budget import FIRST_SEED, SIZES, Size
 from harness.choose.state import Choice
 from harness.config.errors import ConfigError
 from harness.report.definitions import Definition, Pairs
@@ -65,12 +65,14 @@ def surviving(frame: "pd.DataFrame", count: int) -> list[str]:
     """The methods whose first run after tuning has the best development scores; equal ones all survive."""
     from harness.training.metrics import higher_is_better
 
-    first = frame[(frame["stage"] == "final") & (frame["status"] == "finished")] if len(frame) else frame
+    if frame.empty:
+        return []
+    scored = (frame["stage"] == "final") & (frame["status"] == "finished") & frame["development"].notna()
+    first = frame[scored & (frame["seed"] == FIRST_SEED)]
     if first.empty:
         return []
     higher = higher_is_better(str(first["primary_metric"].iloc[0]))
-    best = first.groupby("method")["development"].agg("max" if higher else "min")
-    ranked = best.sort_values(ascending=not higher)
+    ranked = first.set_index("method")["development"].sort_values(ascending=not higher)
     last = ranked.iloc[min(count, len(ranked)) - 1]
     return sorted(ranked.index[(ranked >= last) if higher else (ranked <= last)])
 
@@ -78,6 +80,7 @@ def surviving(frame: "pd.DataFrame", count: int) -> list[str]:
 def advise(frame: "pd.DataFrame") -> Advice:
     """Take the cheapest of the methods that can't be told from the best; where nothing is tested, the highest."""
     from harness.report import finding, pairwise, scores
+    from harness.training.metrics import higher_is_better
 
     summary = scores.summary(frame)
     (found,) = pairwise.compare_tasks(frame, summary, None, None, Pairs.all, None)
@@ -86,7 +89,7 @@ def advise(frame: "pd.DataFrame") -> Advice:
     level = rows[rows["configuration"].isin([tested, *found.level])] if tested else rows.iloc[:1]
     row = level.sort_values("trainable_parameters").iloc[0]
     runs = frame[(frame["stage"] == "final") & (frame["status"] == "finished") & (frame["method"] == row["method"])]
-    best = runs.sort_values("development").iloc[-1 if runs["development"].notna().all() else 0]
+    best = runs.sort_values("development", ascending=not higher_is_better(found.metric)).iloc[0]
     return Advice(
         method=str(row["method"]),
         level=tuple(level["configuration"]) if tested else (),
@@ -144,7 +147,8 @@ def report(choice: Choice, frame: "pd.DataFrame", advice: Advice, size: Size) ->
         ("why",),
         detail=True,
     )
-    found.tables = [found.tables[0], following, *found.tables[1:], *([out] if out.rows else [])]
+    shown = [] if advice.nothing_learned else [following]
+    found.tables = [found.tables[0], *shown, *found.tables[1:], *([out] if out.rows else [])]
     found.notes = [*changes(advice, size, SIZES[0]), *found.notes]
     return found
 
@@ -155,12 +159,15 @@ def commands(advice: Advice, overrides: list[str], sweep: str) -> list[tuple[str
     # A table is split here, and a run needs something to score: nearly all of its rows are trained on.
     if "task=table" in overrides:
         own += ["task.validation_share=0.05", "task.development_share=0.05"]
-    return [
-        ("train on nearly all rows", shlex.join(["harness", *own])),
-        ("predict", f"harness-predict adapter={advice.run[:12]} data=NEW.csv out=answers.parquet"),
-        ("export", f"harness-export adapter={advice.run[:12]} out=exported"),
-        ("look closer", f"harness-report sweep={sweep}"),
-    ]
+    store = [one for one in overrides if one.startswith("tracking.uri=")]
+    run = f"adapter={advice.run[:12]}"
+    told = {
+        "train on nearly all rows": ["harness", *own],
+        "predict": ["harness-predict", run, "data=NEW.csv", "out=answers.parquet", *store],
+        "export": ["harness-export", run, "out=exported", *store],
+        "look closer": ["harness-report", f"sweep={sweep}", *store],
+    }
+    return [(step, shlex.join(words)) for step, words in told.items()]
 
 
 def changes(advice: Advice, size: Size, largest: Size) -> list[str]:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from harness.config.errors import ConfigError
 from harness.tracking.record import write_atomically
+from harness.tracking.uri import redact
 
 STATE_FILE = "choice.json"
+URI = "tracking.uri="
 
 
 @dataclass
@@ -33,12 +35,14 @@ class Choice:
     """A question and what is known of its answer.
 
     Attributes:
-        asked: What decides it: the overrides, the methods, the memory.
+        asked: What decides it: the overrides, without secrets, the methods, the memory.
+        overrides: Of every run.
         candidates: In the order asked for; empty before they are planned.
         start_seconds: What a sweep takes until its workers work.
     """
 
     asked: dict[str, list[str]]
+    overrides: list[str]
     candidates: list[Candidate] = field(default_factory=list)
     start_seconds: float = 0.0
 
@@ -54,21 +58,29 @@ class Choice:
 
     def save(self, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / STATE_FILE, json.dumps(asdict(self), indent=2) + "\n")
+        kept = {name: value for name, value in asdict(self).items() if name != "overrides"}
+        write_atomically(out / STATE_FILE, json.dumps(kept, indent=2) + "\n")
 
 
-def load(out: Path, asked: dict[str, list[str]]) -> Choice:
+def load(out: Path, overrides: list[str], methods: list[str], memory: str) -> Choice:
     """The choice of a folder that asked the same; a new one where there is no folder.
+
+    Args:
+        overrides: Of every run.
+        methods: Those to choose among.
+        memory: As the user gave it.
 
     Raises:
         ConfigError: The folder holds something else.
     """
+    shown = [f"{URI}{redact(one.removeprefix(URI))}" if one.startswith(URI) else one for one in overrides]
+    asked = {"overrides": shown, "methods": methods, "memory": [memory]}
     if not out.exists():
-        return Choice(asked)
+        return Choice(asked, overrides)
     try:
         content = json.loads((out / STATE_FILE).read_text(encoding="utf-8"))
         candidates = [Candidate(**one) for one in content["candidates"]]
-        found = Choice(content["asked"], candidates, content["start_seconds"])
+        found = Choice(content["asked"], overrides, candidates, content["start_seconds"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"out={out}: the folder is there and holds no {STATE_FILE}; name a new one") from error
     if found.asked != asked:

@@ -38,7 +38,6 @@ LARGEST_SHARE_OF_VALUES = 0.5
 GLANCED_AT = 10_000
 # How often a file that takes long says how far it is read.
 TELL_SECONDS = 30.0
-TWO_ASSUMED = "no rows were read, and two classes are assumed; task.labels=[...] names those that there are"
 METRICS = {"number": ["pearson", "spearman"], "two": ["accuracy", "f1"], "class": ["accuracy", "f1_macro"]}
 
 

@@ -198,3 +198,24 @@ def test_an_adapter_of_a_local_backbone_is_not_pushed_alone(
     monkeypatch.setattr(hub, "check", lambda name: None)
     assert export.main([f"adapter={trained(*HUB)}", "out=exported", "hub=me/tickets"]) == 2
     assert "merged=true puts its weights into the repository" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_adapter_on_an_earlier_one_is_exported_with_it_or_refused(
+    trained: Callable[..., Path], tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Peft merges its own below; modules that stand beside the weights have no place in transformers."""
+    below = trained("generation", "llama", "lora", [])
+    above = train(tmp_path / "above", below / "adapter", "generation", "method=lora", "seed=1")
+    for how, name in (([], "adapter"), (["merged=true"], "model")):
+        assert export.main([f"adapter={above}", f"out={tmp_path / name}", *how]) == 0
+    folders = json.dumps({name: str(tmp_path / name) for name in ("adapter", "model")})
+    ended = subprocess.run([sys.executable, "-c", ELSEWHERE, folders, TEXT], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    answers = json.loads(ended.stdout.splitlines()[-1])
+    assert answers == dict.fromkeys(answers, answer(above))
+    beside = trained("generation", "llama", "houlsby", [])
+    onward = ["method=lora", "model.earlier_adapter=stacked"]
+    stacked = train(tmp_path / "stacked", beside / "adapter", "generation", *onward)
+    assert export.main([f"adapter={stacked}", "out=exported"]) == 2
+    assert "stands beside the backbone's weights" in capsys.readouterr().err

@@ -80,12 +80,24 @@ def test_the_rows_of_the_run_get_its_own_answers_to_the_bit(
         ]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "bitfit", "houlsby", "diff_pruning"])
+def test_a_run_in_lower_precision_gives_its_own_answers_too(method: str, tiny_model: TinyModel, tmp_path: Path) -> None:
+    """What was trained stays in float32 on a backbone that is stored in less."""
+    run_dir = train(tmp_path / "low", tiny_model("bert"), "classes", f"method={method}", "train.precision=bfloat16")
+    data = questions(run_dir, tmp_path / "new.jsonl")
+    assert predict.main([f"adapter={run_dir}", f"data={data}", "out=answers.parquet"]) == 0
+    ours = pd.read_parquet("answers.parquet")
+    theirs = pd.read_parquet(run_dir / "predictions.parquet").query("split == 'validation'")
+    assert [row.tolist() for row in ours["scores"]] == [row.tolist() for row in theirs["scores"]]
+
+
 def test_rows_are_answered_as_they_are_read(trained: Callable[..., Path], tmp_path: Path) -> None:
     """The first windows are there before a later row is looked at; a file that ends badly leaves nothing behind."""
     run_dir = trained("classes", "bert", "bitfit")
     lines = questions(run_dir, tmp_path / "new.jsonl").read_text().splitlines()
     (tmp_path / "new.jsonl").write_text("\n".join([*lines, '{"text": null}']) + "\n")
-    task, subject, _ = find(str(run_dir), predict.STORE).on_backbone(None, "cpu")
+    task, subject = find(str(run_dir), predict.STORE).on_backbone(None, "cpu")
     wanted = predict.parse([f"adapter={run_dir}", "data=new.jsonl", "out=answers.parquet", "window=10"])
     windows = predict.answered(task, subject, Path("new.jsonl"), [], wanted)
     assert [next(windows)["row"], next(windows)["row"]] == [list(range(10)), list(range(10, 20))]

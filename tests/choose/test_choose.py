@@ -147,33 +147,50 @@ def test_a_few_steps_tell_how_long_a_run_takes_and_what_fails_is_out(tmp_path: P
 
 
 def test_the_better_half_survives_on_the_development_split() -> None:
-    """Equal scores survive together; a metric that falls is ranked the other way; tuning trials don't count."""
+    """Of the first seed: equal scores survive together, a metric that falls is ranked the other way."""
     frame = pd.DataFrame({
-        "method": ["a", "b", "c", "d", "d"],
-        "stage": ["final"] * 4 + ["tune"],
-        "status": ["finished"] * 5,
-        "development": [0.5, 0.7, 0.7, 0.6, 0.9],
-        "primary_metric": ["accuracy"] * 5,
+        "method": ["a", "b", "c", "d", "d", "a"],
+        "stage": ["final"] * 4 + ["tune", "final"],
+        "status": ["finished"] * 6,
+        "seed": [1, 1, 1, 1, 0, 2],
+        "development": [0.5, 0.7, 0.7, 0.6, 0.9, 0.9],
+        "primary_metric": ["accuracy"] * 6,
     })  # fmt: skip
     assert answer.surviving(frame, 2) == ["b", "c"]
     assert answer.surviving(frame, 1) == ["b", "c"]
     assert answer.surviving(frame.assign(primary_metric="perplexity"), 1) == ["a"]
     assert answer.surviving(frame[frame["stage"] == "tune"], 2) == []
+    assert answer.surviving(pd.DataFrame(), 2) == []
 
 
 def test_a_folder_goes_on_with_its_own_question_alone(tmp_path: Path) -> None:
-    """The same question has the same sweep; another one needs another folder."""
-    asked = {"overrides": ["task=glue/rte"], "methods": ["lora"], "memory": ["24GB"]}
-    choice = state.load(tmp_path / "choice", asked)
+    """The same question has the same sweep; another one needs another folder. A password is in no file."""
+    asked = (["task=glue/rte", "tracking.uri=http://me:secret@host"], ["lora"], "24GB")
+    choice = state.load(tmp_path / "choice", *asked)
     choice.candidates = [Candidate("lora", 5, "", 2.5)]
     choice.save(tmp_path / "choice")
-    again = state.load(tmp_path / "choice", asked)
-    assert again.candidates == choice.candidates
+    assert "secret" not in (tmp_path / "choice/choice.json").read_text()
+    again = state.load(tmp_path / "choice", *asked)
+    assert again == choice
     assert again.sweep == choice.sweep
-    other = {**asked, "methods": ["lora", "full"]}
-    assert state.Choice(other).sweep != choice.sweep
+    assert again.overrides == asked[0]
     with pytest.raises(ConfigError, match="another question, of methods lora"):
-        state.load(tmp_path / "choice", other)
+        state.load(tmp_path / "choice", asked[0], ["lora", "full"], "24GB")
+
+
+def test_the_commands_that_are_told_are_the_users_own_words(tmp_path: Path) -> None:
+    """A folder given as the model stays one; a table is trained on nearly whole; a store of one's own goes along."""
+    told = ["task=table", "task.file=my tickets.csv", f"model={tmp_path}", "tracking.uri=sqlite:///own.db"]
+    _, overrides = command.parse([*told, "hours=1"])
+    assert overrides == told
+    advice = answer.Advice("lora", ("lora",), "0.002", "0123456789abcdef", pd.Series(), 1.0, {}, "")
+    steps = dict(answer.commands(advice, overrides, "choose-1"))
+    train = shlex.split(steps["train on nearly all rows"])
+    assert train[: len(told) + 1] == ["harness", *told]
+    assert {"method=lora", "train.learning_rate=0.002", "task.validation_share=0.05"} <= set(train)
+    assert predict.parse(shlex.split(steps["predict"])[1:]).uri == "sqlite:///own.db"
+    assert export.parse(shlex.split(steps["export"])[1:]).adapter == "0123456789ab"
+    assert parse_report(shlex.split(steps["look closer"])[1:]).sweep == ["choose-1"]
 
 
 def test_help_needs_nothing_heavy() -> None:
