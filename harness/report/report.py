@@ -152,4 +152,4 @@ def _ours(out: Path) -> list[Path]:
     from harness.report.plots.style import KINDS
 
     names = FILES + [f"{name}.{kind}" for name in PICTURES for kind in KINDS]
-    return [path for name in names for path in out.glob(name)]
+    return list(dict.fromkeys(path for name in names for path in out.glob(name)))

@@ -47,9 +47,6 @@ MOST_OPTIONS = 4
 MOST_GROUPS = 10
 
 
-# --- Tables ---------------------------------------------------------------------------------------------------------
-
-
 def with_figures(summary: pd.DataFrame, frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Add to the main table what `columns` names of the runs' own figures, means over the finished runs of a row.
 
@@ -93,7 +90,7 @@ def _score_table(task: str, rows: pd.DataFrame, found: Pairwise | None, columns:
     general = next(iter(rows["forgetting_metric"][rows["forgetting_metric"].fillna("") != ""]), "").replace("_", " ")
     groups = set(re.findall(r"[A-Za-z]\d*", " ".join(found.groups.values()))) if found else set()
     available = _columns(rows, general) | {
-        name: [(heading(name), partial(_own_figure, name, _written(name, rows)))]
+        name: [(heading(name), _written(name, rows))]
         for name in set(columns) - set(COLUMNS)
         if name in rows and rows[name].notna().any()
     }
@@ -185,12 +182,9 @@ def _columns(rows: pd.DataFrame, general: str) -> dict[str, list[tuple[str, Call
     return found
 
 
-def _own_figure(name: str, write: Callable[[float], str], row: Any) -> str:
-    return write(row[name])
-
-
-def _written(name: str, rows: pd.DataFrame) -> Callable[[float], str]:
-    return sizes(rows[name]) if name.endswith("_bytes") else partial(figure, name)
+def _written(name: str, rows: pd.DataFrame) -> Callable[[Any], str]:
+    write = sizes(rows[name]) if name.endswith("_bytes") else partial(figure, name)
+    return lambda row: write(row[name])
 
 
 def option_tables(summary: pd.DataFrame, options: pd.DataFrame) -> list[Table]:
@@ -401,5 +395,5 @@ def failure_table(failures: pd.DataFrame) -> Table | None:
         )
         for _, row in failures.iterrows()
     ]
-    text = ("task", "method", "status", "reason")
-    return Table("Runs that did not finish", columns, cells, "", text, prose=("reason",), detail=True)
+    left = ("task", "method", "status", "reason")
+    return Table("Runs that did not finish", columns, cells, "", left, prose=("reason",), detail=True)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -47,6 +48,8 @@ def test_a_report_is_printed_and_written(store: str, tmp_path: Path, capsys: pyt
         assert "0.8050" in text
         assert "majority class" in text
         assert "ia3" not in text
+    [listed] = re.findall(r"^Written to .*report: (.*)$", printed, re.MULTILINE)
+    assert len(set(listed.split(", "))) == len(listed.split(", "))
     assert printed.rstrip().endswith(f"Every run: harness-report ui=true tracking.uri={store}")
     with (tmp_path / "report" / "scores.csv").open(newline="") as file:
         rows = {row["configuration"]: row for row in csv.DictReader(file)}
