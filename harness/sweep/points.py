@@ -8,6 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, open_dict
 
 from harness import tracking
+from harness.config.build import assemble
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import key_of
 from harness.config.schema import Rerun
@@ -176,7 +178,7 @@ def check_folders(points: list[Point], subdir: str) -> None:
 def write_record(point: Point) -> None:
     """Write and send the record of a point that could not do so itself."""
     now = datetime.now(UTC)
-    config = copy.deepcopy(point.settings) or {"overrides": point.overrides}
+    config = _settings(point)
     record = RunRecord(
         run_id=_begun(point) or uuid.uuid4().hex,
         status=point.result.status,
@@ -203,6 +205,16 @@ def write_record(point: Point) -> None:
         point.result.status = Status.failed.value
         return
     send(point)
+
+
+def _settings(point: Point) -> dict[str, Any]:
+    """What the point was told as its own record would have it, each value of its type; what is wrong as it was told."""
+    if point.settings is None:
+        return {"overrides": point.overrides}
+    settings = copy.deepcopy(point.settings)
+    with suppress(ConfigError):
+        return assemble(settings).resolved
+    return settings
 
 
 def _begun(point: Point) -> str | None:

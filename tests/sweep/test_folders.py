@@ -7,6 +7,7 @@ import pytest
 from omegaconf import open_dict
 from toy_sweep import ToySweep
 
+from harness.config.build import build, resolved
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.sources import sweep_of
@@ -76,6 +77,22 @@ def test_a_record_that_came_meanwhile_stays(tmp_path: Path) -> None:
     assert RunRecord.read(theirs).identity == "another"
     assert RunRecord.read(point.folder).identity == "own"
     assert point.folder.parent == theirs.parent
+
+
+def test_the_record_of_a_point_that_could_not_write_its_own_has_each_value_of_its_type(tmp_path: Path) -> None:
+    """As the run itself would have written it, so that reports take both for one configuration."""
+    experiment = compose("config", ["method=lora", "train.epochs=2", "tracking=none"])
+    point = points.Point(1, [], tmp_path / "typed", settings=resolved(experiment), identity="own")
+    point.settle(Outcome("failed", "its worker died"))
+    points.write_record(point)
+    config = RunRecord.read(point.folder).config
+    assert config == build(experiment).resolved
+    assert (type(config["train"]["epochs"]), type(config["method"]["alpha"])) == (float, float)
+    told = {**resolved(experiment), "seed": -1}
+    wrong = points.Point(2, [], tmp_path / "wrong", settings=told, identity="other")
+    wrong.settle(Outcome("failed", "no seed"))
+    points.write_record(wrong)
+    assert RunRecord.read(wrong.folder).config == told
 
 
 def test_a_point_that_can_not_be_written_is_told_of_and_the_others_run(toy: ToySweep) -> None:
