@@ -4,14 +4,14 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import models
 from harness.adapters import hub
-from harness.adapters.trained import STORE, URI_KEY, TrainedRun, find
-from harness.config.command import carry_out, key_values, options, writing
+from harness.adapters.trained import STORE, TrainedRun, find, parse_options
+from harness.config.command import carry_out, writing
 from harness.config.errors import ConfigError
 from harness.methods import CONFIG_FILE, EARLIER, WEIGHTS_FILE
 from harness.methods import saved as saving
@@ -76,14 +76,8 @@ def parse(arguments: Sequence[str]) -> Options:
     Raises:
         ConfigError: One is missing, unknown, or of another type.
     """
-    names = [field.name for field in fields(Options) if field.name != "uri"]
-    given = key_values(arguments, [*names, URI_KEY])
-    uri = given.pop(URI_KEY, STORE)
-    found = replace(options(Options, given), uri=uri)
-    for name, what in {"adapter": "a run directory or id", "out": "a folder to write"}.items():
-        if not getattr(found, name):
-            raise ConfigError(f"{name}=: {what} is needed; harness-export --help has examples")
-    return found
+    needed = {"adapter": "a run directory or id", "out": "a folder to write"}
+    return parse_options(Options, arguments, needed, "harness-export")
 
 
 def export(arguments: list[str]) -> None:

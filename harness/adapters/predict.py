@@ -5,13 +5,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.adapters.trained import STORE, URI_KEY, find
-from harness.config.command import carry_out, key_values, options, writing
+from harness.adapters.trained import STORE, find, parse_options
+from harness.config.command import carry_out, writing
 from harness.config.errors import ConfigError, near_misses
 from harness.config.schema import Device
 from harness.tasks import files
@@ -77,13 +77,8 @@ def parse(arguments: Sequence[str]) -> Options:
     Raises:
         ConfigError: One is missing, unknown, or of another type.
     """
-    names = [field.name for field in fields(Options) if field.name != "uri"]
-    given = key_values(arguments, [*names, URI_KEY])
-    uri = given.pop(URI_KEY, STORE)
-    found = replace(options(Options, given), uri=uri)
-    for name, what in {"adapter": "a run directory or id", "data": "a file of rows", "out": "a file to write"}.items():
-        if not getattr(found, name):
-            raise ConfigError(f"{name}=: {what} is needed; harness-predict --help has examples")
+    needed = {"adapter": "a run directory or id", "data": "a file of rows", "out": "a file to write"}
+    found = parse_options(Options, arguments, needed, "harness-predict")
     for name in ("batch_size", "window", "max_new_tokens"):
         value = getattr(found, name)
         if value is not None and value < 1:

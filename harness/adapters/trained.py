@@ -1,12 +1,14 @@
 """A run whose adapter was kept: found by its folder or in a store, and brought back on its backbone."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from harness import methods, models, tracking
 from harness.config.build import component
+from harness.config.command import key_values, options
 from harness.config.errors import ConfigError
 from harness.config.schema import Precision
 from harness.methods import saved as saving
@@ -18,6 +20,8 @@ from harness.training.evaluation import Subject
 
 # The store of a run that was told of none, and the key that names another.
 STORE, URI_KEY = "sqlite:///mlflow.db", "tracking.uri"
+
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,28 @@ class TrainedRun:
             raise ConfigError(
                 f"adapter={self.told}: its record is of another version of this package; {error}"
             ) from error
+
+
+def parse_options(schema: type[Options], arguments: Sequence[str], needed: dict[str, str], command: str) -> Options:
+    """The options of a command on a trained run, each of its type; `uri` is given as `tracking.uri`.
+
+    Args:
+        schema: The options as declared, `uri` among them; those that are needed are empty there.
+        arguments: As they were given.
+        needed: What each option is that has to be given.
+        command: Whose --help has examples.
+
+    Raises:
+        ConfigError: One is missing, unknown, or of another type.
+    """
+    names = [field.name for field in fields(schema) if field.name != "uri"]  # type: ignore[arg-type]
+    given = key_values(arguments, [*names, URI_KEY])
+    uri = given.pop(URI_KEY, STORE)
+    found = replace(options(schema, given), uri=uri)  # type: ignore[type-var]
+    for name, what in needed.items():
+        if not getattr(found, name):
+            raise ConfigError(f"{name}=: {what} is needed; {command} --help has examples")
+    return found
 
 
 def find(told: str, store: str) -> TrainedRun:

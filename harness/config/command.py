@@ -38,11 +38,17 @@ def carry_out(
     """
     write_anywhere()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if {"-h", "--help"} & set(arguments):
-        print(usage)
-        return DONE
     try:
-        return command(arguments) or DONE
+        if {"-h", "--help"} & set(arguments):
+            print(usage, flush=True)
+            return DONE
+        status = command(arguments) or DONE
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Who reads, such as `head`, has read enough; Python would complain once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except (ConfigError, ConnectionError) as error:
         if traces_wanted:
             raise

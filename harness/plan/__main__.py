@@ -1,6 +1,5 @@
 """The same experiment without weights: what it will train and hold in memory, counted on the architecture alone."""
 
-import os
 import sys
 from collections.abc import Iterator
 from itertools import chain, product
@@ -10,7 +9,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
-from harness.config.command import DONE, FAILED, MISTAKEN, carry_out, interrupted, key_value
+from harness.config.command import DONE, MISTAKEN, carry_out, interrupted, key_value
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.plan.costs import PLAN_KEYS, PlanSettings, plan_point, read_settings
@@ -66,10 +65,6 @@ def print_plan(arguments: list[str]) -> int:
                     drawn.append(point)
         if drawn:
             draw(drawn, Path(str(settings.picture)))
-    except BrokenPipeError:
-        # Whoever reads has read enough; Python would complain once more when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     except KeyboardInterrupt:
         return interrupted(f"stopped after {planned + refused} points")
     return MISTAKEN if refused and not planned else DONE

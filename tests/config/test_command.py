@@ -1,5 +1,8 @@
 """Every command parses its arguments and ends in one way: by an exit status, and by a sentence for a mistake."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,3 +97,18 @@ def test_a_file_that_can_not_be_written_is_told_by_its_key() -> None:
     sentence = r"^out=somewhere: /proc/none can't be written \(.+\)$"
     with pytest.raises(ConfigError, match=sentence), writing("out", "somewhere"):
         Path("/proc/none").write_text("")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], []])
+def test_a_reader_that_has_read_enough_costs_no_trace(arguments: list[str]) -> None:
+    """As in `harness-doctor | head -1`: whatever is printed after that goes nowhere."""
+    program = (
+        "import sys\nfrom harness.config.command import carry_out\n"
+        "sys.exit(carry_out(lambda given: print('line\\n' * 100_000), 'usage', sys.argv[1:]))"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    told = [sys.executable, "-c", program, *arguments]
+    ended = subprocess.run(told, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, "")
