@@ -42,9 +42,10 @@ LIVE_TAG, HEARTBEAT_TAG, STOP_TAG = "harness.live", "harness.heartbeat", "harnes
 RUNNING = "RUNNING"
 # A run that is over sooner is sent when it has ended, and no one would have watched it.
 FIRST_BEAT_SECONDS = 2.0
-# Between beats; longer where one takes so much processor time that they would be more than this share of the run's. The
-# first, which begins the page, is as much again in a run of a minute.
-BEAT_SECONDS, LONGEST_PAUSE, SHARE = 5.0, 60.0, 0.005
+# Between beats; longer where one takes so much processor time that they would be more than this share of the run's (the
+# first, which begins the page, is as much again in a run of a minute), or where a crowded store takes so long to answer
+# that they would keep it busy for more than that share.
+BEAT_SECONDS, LONGEST_PAUSE, SHARE, STORE_SHARE = 5.0, 60.0, 0.005, 0.1
 # Without a beat for so long, a run is taken for killed wherever it ran: beats are a minute apart at most.
 SILENT_SECONDS = 600.0
 CLOSING_SECONDS = 10.0
@@ -139,7 +140,7 @@ class LiveRun:
     def _feed(self) -> None:
         pause = FIRST_BEAT_SECONDS
         while not self._closing.wait(pause):
-            computed = time.thread_time()
+            began, computed = time.monotonic(), time.thread_time()
             beginning = self.run_id is None
             try:
                 self._beat()
@@ -153,7 +154,8 @@ class LiveRun:
                 return
             computed = time.thread_time() - computed
             self.seconds += computed
-            pause = BEAT_SECONDS if beginning else min(max(BEAT_SECONDS, computed / SHARE), LONGEST_PAUSE)
+            pause = max(BEAT_SECONDS, (time.monotonic() - began) / STORE_SHARE, 0 if beginning else computed / SHARE)
+            pause = min(pause, LONGEST_PAUSE)
 
     def _beat(self) -> None:
         """Send what is new, and see whether someone asked the run to stop."""

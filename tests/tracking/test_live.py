@@ -34,6 +34,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "FIRST_BEAT_SECONDS", 0.01)
     monkeypatch.setattr(live, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(live, "SHARE", 100.0)
+    monkeypatch.setattr(live, "STORE_SHARE", 100.0)
 
 
 @pytest.fixture
