@@ -7,9 +7,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,30 @@ def test_a_run_that_was_taken_for_dead_says_that_it_lives(uri: str) -> None:
         connection.execute("UPDATE runs SET status = 'KILLED' WHERE run_uuid = ?", (page.run_id,))
     until(lambda: tracking.running(uri))
     page.close()
+
+
+def test_a_beat_that_outlives_its_run_does_not_begin_it_anew(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a crowd, the last beat may wait for the store until after the run has ended and was sent."""
+    page, record = begun(uri)
+    late, sent = threading.Event(), threading.Event()
+
+    @contextmanager
+    def taken(_: Any) -> Iterator[None]:
+        late.set()
+        assert sent.wait(60)
+        yield
+
+    monkeypatch.setattr(live, "_lock", taken)
+    monkeypatch.setattr(live, "CLOSING_SECONDS", 0.01)
+    assert late.wait(60)
+    page.close()
+    record.write(tmp_path)
+    assert tracking.send(tmp_path, uri, "tests") == page.run_id
+    sent.set()
+    page._thread.join(60)
+    assert stored(uri, "SELECT status FROM runs WHERE name NOT LIKE 'sweep%'") == [("FINISHED",)]
 
 
 def test_a_store_that_is_away_costs_nothing_and_is_caught_up(
