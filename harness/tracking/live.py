@@ -168,8 +168,8 @@ class LiveRun:
         with _lock(self.store) if self.store.path else nullcontext(), _client(self.store) as client:
             self._send(client, self.run_id)
             run = client.get_run(self.run_id)
-            # Someone took this process for dead; or the run has ended and was sent, while this beat waited longer for the
-            # store than `close` waits for it.
+            # Someone took this process for dead; or the run has ended and was sent, while this beat waited for the
+            # store longer than `close` waits.
             if run.info.status != RUNNING and not self._closing.is_set():
                 client.update_run(self.run_id, status=RUNNING)
             self.stop_asked = STOP_TAG in run.data.tags

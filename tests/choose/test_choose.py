@@ -232,6 +232,7 @@ def test_a_choice_is_interrupted_goes_on_and_ends_with_what_to_do(tmp_path: Path
     """From a table to a page whose commands are commands; done once more, nothing is run again."""
     tickets(tmp_path / "tickets.csv")
     arguments = [*TABLE, "methods=head,lora,adaption_prompt", "hours=1", "train.epochs=1", "forgetting.text=null"]
+    arguments += ["hydra.launcher.workers=1"]  # its start is most of what these runs take
     told = [sys.executable, "-m", "harness.choose", *arguments]
     begun = subprocess.Popen(told, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     until(lambda: list(tmp_path.glob("runs/choose-*/*/*/result.json")), 600)
