@@ -143,9 +143,10 @@ def _send(client: Any, store: Store, run_dir: Path, record: RunRecord, experimen
     _log(client, store, run_id, run_dir, record, started, ended, lines_of(begun[0]) if begun else 0)
     # Of all costs the only one that the record can't have: it was written before anything was sent.
     client.log_metric(run_id, "cost.track_seconds", time.perf_counter() - start, timestamp=ended)
-    # What a kill left, and what a server made twice because a request was repeated that it had not answered in time.
+    # What a kill left, and what a server made twice because a request was repeated that it had not answered in time: it
+    # may have come to that since.
     pending = client.search_runs([experiment_id], f"tags.`{PENDING_TAG}` = {_quoted(record.run_id)}")
-    for rest in (*pending, *begun):
+    for rest in (*pending, *(find_live(client, experiment_id, record.run_id) if begun else ())):
         if rest.info.run_id != run_id:
             for model in client.search_logged_models([experiment_id], f"source_run_id = '{rest.info.run_id}'"):
                 client.delete_logged_model(model.model_id)
