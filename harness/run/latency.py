@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 # Latency may take this share of the training time, but is measured at least so often.
-LATENCY_SHARE = 0.01
+LATENCY_SHARE = 0.006
 FEWEST_REPEATS, MOST_REPEATS = 3, 50
 
 
