@@ -42,9 +42,9 @@ LIVE_TAG, HEARTBEAT_TAG, STOP_TAG = "harness.live", "harness.heartbeat", "harnes
 RUNNING = "RUNNING"
 # A run that is over sooner is sent when it has ended, and no one would have watched it.
 FIRST_BEAT_SECONDS = 2.0
-# Between beats; longer where one takes so much processor time that they would be more than this share of the run's (the
-# first, which begins the page, is as much again in a run of a minute), or where a crowded store takes so long to answer
-# that they would keep it busy for more than that share.
+# Between beats; longer where one takes so much processor time that they would be more than SHARE of the run's (the
+# first, which begins the page, is as much again in a run of a minute), or where a crowded store answers so slowly that
+# they would keep it busy for more than STORE_SHARE of the time.
 BEAT_SECONDS, LONGEST_PAUSE, SHARE, STORE_SHARE = 5.0, 60.0, 0.005, 0.1
 # Without a beat for so long, a run is taken for killed wherever it ran: beats are a minute apart at most.
 SILENT_SECONDS = 600.0
