@@ -77,7 +77,14 @@ TINY_LLAMA = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
-SHAPES = {"1B": "llama_3_2_1b", "8B": "llama_3_8b"}
+TINY_BERT = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
+SHAPES = {"1B": "llama_3_2_1b", "8B": "llama_3_8b", "BERT": "bert_base"}
 
 
 @dataclass(frozen=True)
@@ -148,9 +155,10 @@ def environment(setting: Setting) -> dict[str, Any]:
 
 
 def shape_of(size: str, dry: bool) -> list[str]:
-    """Overrides that name a Llama shape by its published dimensions; a dry run's is tiny."""
-    tiny = [f"model.architecture.{name}={value}" for name, value in TINY_LLAMA.items()] if dry else []
-    return [f"model={SHAPES[size]}", *tiny, "task=lm/micro", "tracking=none"]
+    """Overrides that name a shape by its published dimensions, and a task for it; a dry run's is tiny."""
+    sizes, task = (TINY_BERT, "micro/sentiment") if size == "BERT" else (TINY_LLAMA, "lm/micro")
+    tiny = [f"model.architecture.{name}={value}" for name, value in sizes.items()] if dry else []
+    return [f"model={SHAPES[size]}", *tiny, f"task={task}", "tracking=none"]
 
 
 def random_backbone(experiment: Experiment, device: torch.device, autocast: torch.dtype | None) -> Backbone:
@@ -190,15 +198,20 @@ def attach(experiment: Experiment, backbone: Backbone, device: torch.device) -> 
     return adapter
 
 
-def random_rows(vocabulary: int, count: int, length: int) -> list[dict[str, Any]]:
-    """Encoded rows of random tokens, each a token shorter than the one before: every batch has some padding."""
+def random_rows(vocabulary: int, count: int, length: int, classes: int | None = None) -> list[dict[str, Any]]:
+    """Encoded rows of random tokens, each a token shorter than the one before: every batch has some padding.
+
+    Their labels are the tokens, or one of so many classes.
+    """
     draw = torch.Generator().manual_seed(0)
     rows = []
     for number in range(count):
         ids = torch.randint(vocabulary, (length - number % (length // 2),), generator=draw).tolist()
-        labels = [IGNORED, *ids[1:]]
-        row = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
-        rows.append({**row, "length": len(ids), "weight": len(ids) - 1})
+        row = {"input_ids": ids, "attention_mask": [1] * len(ids), "length": len(ids)}
+        if classes is None:
+            rows.append({**row, "labels": [IGNORED, *ids[1:]], "weight": len(ids) - 1})
+        else:
+            rows.append({**row, "label": number % classes, "weight": 1})
     return rows
 
 

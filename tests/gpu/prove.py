@@ -22,7 +22,8 @@ from typing import Any
 
 from page import RESULTS, STEPS, write_page
 
-# Seconds of each step on a GPU; what one leaves over the later ones have, and the last takes all that is left.
+# Seconds of each step on a GPU, in proportion where the whole has other than `SECONDS`; what one leaves over the later
+# ones have, and the last takes all that is left.
 LIMITS = {"tests": 60, "costs": 170, "time": 60, "sweep": 90, "latency": 60, "glue": 600}
 MODULES = {"costs": "step_costs", "time": "step_time", "sweep": "step_sweep", "latency": "step_latency"}
 MODULES |= {"glue": "step_glue"}
@@ -110,7 +111,8 @@ def _unpack(bundle: Path | None, folder: Path) -> dict[str, Path]:
 def _carry_out(told: argparse.Namespace, name: str, end: float, unpacked: Any) -> bool:
     """Start a step's process, wait for it no longer than its limit, and note how it ended."""
     left = end - RESERVE - time.time()
-    limit = left if told.dry_run else min(left, LIMITS.get(name, left))
+    share = (told.seconds or SECONDS) / SECONDS
+    limit = left if told.dry_run or name not in LIMITS else min(left, share * LIMITS[name])
     if limit <= 0:
         _write(told.out, step="end", name=name, status="not run", seconds=0.0, error="the time was over")
         return False

@@ -1,4 +1,4 @@
-"""Bytes, time and energy of training steps on Llama shapes of random weights, and the plan beside them."""
+"""Bytes, time and energy of training steps on shapes with random weights, and the plan beside them."""
 
 import math
 from dataclasses import replace
@@ -30,14 +30,16 @@ from parts import (
 )
 
 POINTS = [("1B", method, kept) for method in ("full", "lora", "qlora", "lora_int8") for kept in (False, True)]
+POINTS += [("BERT", method, False) for method in ("full", "lora", "houlsby")]
 POINTS += [("8B", method, kept) for method in ("qlora", "lora", "lora_int8", "full") for kept in (False, True)]
 # The last one is the real shape, whose plan says that it does not fit.
 DRY_POINTS = [("1B", "full", False), ("1B", "lora", False), ("1B", "qlora", True), ("1B", "lora_int8", True)]
-DRY_POINTS += [("8B", "full", False)]
+DRY_POINTS += [("BERT", "lora", False), ("8B", "full", False)]
 # What a dry run takes for the memory of the device.
 DRY_ROOM = 24 * 10**9
-ROWS, LENGTH, STEPS = 4, 1024, 10
-DRY_ROWS, DRY_LENGTH, DRY_STEPS = 2, 64, 2
+# Rows, and tokens of each.
+BATCHES, DRY_BATCH = {"1B": (4, 1024), "8B": (4, 1024), "BERT": (32, 128)}, (2, 64)
+STEPS, DRY_STEPS = 10, 2
 # The first step makes the optimizer's state, the second is counted.
 COUNTED_STEPS = 2
 
@@ -61,7 +63,9 @@ def _key(line: dict[str, Any]) -> tuple[Any, ...]:
 
 def _measure(setting: Setting, line: dict[str, Any]) -> None:
     device = setting.device
-    rows, length, steps = (DRY_ROWS, DRY_LENGTH, DRY_STEPS) if setting.dry else (ROWS, LENGTH, STEPS)
+    rows, length = DRY_BATCH if setting.dry else BATCHES[line["size"]]
+    steps = DRY_STEPS if setting.dry else STEPS
+    classes, stride = (2, []) if line["size"] == "BERT" else (None, ["task.stride=32"])
     experiment = build(
         compose(
             "config",
@@ -70,7 +74,7 @@ def _measure(setting: Setting, line: dict[str, Any]) -> None:
                 f"method={line['method']}",
                 f"train.batch_size={rows}",
                 f"task.max_length={length}",
-                "task.stride=32",
+                *stride,
                 f"train.gradient_checkpointing={line['checkpointing']}",
             ],
         )
@@ -84,7 +88,7 @@ def _measure(setting: Setting, line: dict[str, Any]) -> None:
         return
     backbone = random_backbone(experiment, device, setting.autocast)
     adapter = attach(experiment, backbone, device)
-    features = random_rows(backbone.model.config.vocab_size, rows * max(steps, COUNTED_STEPS), length)
+    features = random_rows(backbone.model.config.vocab_size, rows * max(steps, COUNTED_STEPS), length, classes)
     collate = text_collator(device)
     line["weight_bytes"] = measure.weight_bytes(adapter.model)
     energy: list[Any] = []

@@ -1,5 +1,6 @@
 """The tests that are marked `gpu`; in a dry run those that do the same in bfloat16 on the CPU."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from parts import Setting
 
 TESTS = Path(__file__).resolve().parents[1]
 MARK = "pytest.mark.gpu"
+PROCESSES = 8
 
 
 class Recorder:
@@ -33,7 +35,10 @@ def main(setting: Setting) -> bool:
     # A warning that only this machine gives must not hide what the tests say.
     recorder = Recorder(setting)
     # Nor must options of plugins that are not here.
-    options = ["-q", "-o", "addopts=", "-W", "default", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    options = ["-q", "-o", "addopts=", "-W", "default", "-p", "no:cacheprovider"]
+    # One process would leave the GPU idle: each test is a run of tiny steps.
+    side_by_side = not setting.dry and importlib.util.find_spec("xdist") is not None
+    options += ["-n", str(PROCESSES)] if side_by_side else ["-p", "no:xdist"]
     options += [f"--rootdir={TESTS.parent}"]
     options += [f"--config-file={TESTS.parent / 'pyproject.toml'}", f"--basetemp={setting.work / 'pytest'}"]
     return pytest.main([*options, *chosen], plugins=[recorder]) == 0 and recorder.counted > 0
