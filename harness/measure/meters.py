@@ -232,10 +232,14 @@ class StepMeter:
         model: What is trained.
         optimizer: Its state is there before the step.
         costs: Filled in.
+
+    Attributes:
+        peaks: Weights, optimizer state, and the most that lived beside them at once, in each part of the step.
     """
 
     def __init__(self, model: "nn.Module", optimizer: "Optimizer", costs: StepCosts) -> None:
         self.model, self.optimizer, self.costs = model, optimizer, costs
+        self.peaks: list[int] = []
         self._held = [*_weight_tensors(model), *_tensors(list(optimizer.state.values()))]
         self._live = live_bytes(self._held)
         self._flops = flop_counter()
@@ -255,6 +259,12 @@ class StepMeter:
 
     def forward_ended(self) -> None:
         self.costs.activation_bytes = max(self.costs.activation_bytes, self._live.live - self._before)
+        self.part_ended()
+
+    def part_ended(self) -> None:
+        """Count the largest moment of what follows by itself."""
+        self.peaks.append(storage_bytes(self._held) + self._live.peak)
+        self._live.peak = self._live.live
 
     def step_ended(self) -> None:
         """Call while the gradients are still there."""
@@ -266,7 +276,8 @@ class StepMeter:
 
         self._live.__exit__(*exception)
         self._flops.__exit__(*exception)
-        self.costs.train_peak_bytes = storage_bytes(self._held) + self._live.peak
+        self.part_ended()
+        self.costs.train_peak_bytes = max(self.peaks)
         self.costs.flops = self._flops.get_total_flops()
         if torch.cuda.is_available():
             self.costs.cuda_allocated_bytes = torch.cuda.max_memory_allocated()

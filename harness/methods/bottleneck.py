@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -238,7 +239,7 @@ def modules(backbone: "Backbone", *names: str) -> list[str]:
 class AddedModules(SelectedWeights):
     """Modules hooked into a frozen backbone, as its submodule `adapters`; they and the head are trained.
 
-    Without training they add zero, so that switching back to their first values switches them off.
+    Switched off, they are unhooked: the backbone's own latency must not hold theirs.
     """
 
     def __init__(self, backbone: "Backbone", method: Any, modules: "dict[str, Bottleneck]") -> None:
@@ -249,7 +250,21 @@ class AddedModules(SelectedWeights):
         backbone.model.add_module(MODULE, added)
         own = method.selects(backbone)
         super().__init__(backbone, method, lambda name: name.startswith(f"{MODULE}.") or name in own)
-        self._handles = [h for site, module in modules.items() for h in method.connect(backbone, site, module)]
+        self._connect = lambda: [h for site, module in modules.items() for h in method.connect(backbone, site, module)]
+        self._handles = self._connect()
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        with super().disabled():
+            self._disconnect()
+            try:
+                yield
+            finally:
+                self._handles = self._connect()
+
+    def _disconnect(self) -> None:
+        for handle in self._handles:
+            handle.remove()
 
     def reference_bytes(self) -> int:
         # Of the added modules no copy is needed: switched off they add nothing.
@@ -271,6 +286,5 @@ class AddedModules(SelectedWeights):
 
     def detach(self) -> None:
         super().detach()
-        for handle in self._handles:
-            handle.remove()
+        self._disconnect()
         delattr(self.model, MODULE)

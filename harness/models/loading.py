@@ -8,7 +8,12 @@ from harness.config.errors import ConfigError
 from harness.config.schema import Experiment, Quantization
 from harness.models import checkpoints, tokenization
 from harness.models.architectures import Architecture, Backbone, Kind, architecture
-from harness.models.precision import choose_quantization, keep_trainable, quantization_config
+from harness.models.precision import (
+    attend_without_plans,
+    choose_quantization,
+    keep_trainable,
+    quantization_config,
+)
 from harness.models.transformers_inner import has_class
 
 if TYPE_CHECKING:
@@ -123,6 +128,7 @@ def load_model(folder: Path, config: "PretrainedConfig", experiment: Experiment,
     Raises:
         ConfigError: The weights are damaged, or are not this architecture's.
     """
+    attend_without_plans()
     arch, quantization, kind = architecture(config), choose_quantization(experiment), experiment.task.kind
     factory = model_class(kind)
     if not experiment.model.pretrained:

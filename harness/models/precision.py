@@ -63,6 +63,18 @@ def choose_device(wanted: str) -> "Device":
     return torch.device(wanted)
 
 
+def attend_without_plans() -> None:
+    """Keep cuDNN out of attention, which torch prefers on new GPUs (2.11 on an H200).
+
+    It makes a plan for each new pair of rows and length, up to a second each (pytorch/pytorch#155958), and batches of
+    texts come in many lengths: a first epoch took several times as long as the second. The other fused kernels need
+    none.
+    """
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def choose_precision(precision: Precision, device: "Device") -> "Dtype | None":
     """Type to compute in where it is smaller than float32; null for float32.
 

@@ -21,6 +21,7 @@ from harness.methods.optimizer import make_optimizer
 from harness.models import choose_precision, choose_quantization, empty_model, never_quantized, set_checkpointing
 from harness.models.architectures import Backbone, Kind
 from harness.models.transformers_inner import classify_last, is_converted
+from harness.run.gpu_kernels import as_on_a_gpu
 from harness.training.batches import Batch, plain_inputs
 
 if TYPE_CHECKING:
@@ -64,15 +65,18 @@ class Step:
 class Counted:
     """Bytes and operations of one predicted step.
 
-    Two moments may be the step's largest: one of the passes, or the optimizer's. Which it is can change with the number
-    of layers, so each is carried on to the full depth by itself.
+    Its largest moment may lie in the forward pass, where autocast's copies of weights are there; in the backward pass
+    through the layers; behind them, when all gradients are there and that of the embeddings is summed up; or in the
+    optimizer. Which it is can change with the number of layers, so each is carried on to the full depth by itself.
     """
 
     weight_bytes: float
     gradient_bytes: float
     optimizer_bytes: float
     activation_bytes: float
-    passes_peak_bytes: float
+    forward_peak_bytes: float
+    backward_peak_bytes: float
+    embeddings_peak_bytes: float
     optimizer_peak_bytes: float
     adapter_file_bytes: float
     train_flops: float
@@ -94,8 +98,11 @@ def predict(experiment: Experiment, configuration: "PretrainedConfig", step: Ste
         counted = [_count(experiment, with_layers(configuration, depth), step) for depth in sampled]
     whole = at_full_depth([vars(each) for each in counted], sampled, configuration.num_hidden_layers)
     figures = {name: round(value) for name, value in whole.items()}
-    figures["train_peak_bytes"] = max(figures.pop("passes_peak_bytes"), figures.pop("optimizer_peak_bytes"))
+    figures["train_peak_bytes"] = max(figures.pop(name) for name in PEAKS)
     return {**figures, "train_flops_per_token": figures["train_flops"] / step.tokens}
+
+
+PEAKS = [name for name in Counted.__dataclass_fields__ if name.endswith("_peak_bytes")]
 
 
 class Unpredictable(Exception):
@@ -172,8 +179,6 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
     quantization = choose_quantization(experiment)
     backbone = empty_model(configuration, kind, quantization, autocast, "meta" if fake else "cpu")
     model = backbone.model
-    if step.device == "cuda":
-        _attend_as_on_a_gpu(model)
     if backbone.architecture.pair and kind is Kind.classification:
         classify_last(model, backbone.architecture.head[0])
     set_checkpointing(model, experiment.train.gradient_checkpointing)
@@ -183,7 +188,9 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
         if fake:
             # Attached without values, then given tensors that stand for memory on a device.
             _give_memory(adapter.model)
-        return _one_step(experiment, adapter, backbone, packed, step)
+        quantized = backbone.quantization is not Quantization.none
+        with as_on_a_gpu(adapter.model, quantized) if step.device == "cuda" else nullcontext():
+            return _one_step(experiment, adapter, backbone, packed, step)
 
 
 def _one_step(
@@ -207,6 +214,7 @@ def _one_step(
     if backbone.quantization is Quantization.int8:
         _keep_inputs(backbone.model, packed)
     with measure.StepMeter(adapter.model, optimizer, costs) as meter:
+        _watch_embeddings(backbone.model, meter)
         meter.forward_begins()
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
             loss = experiment.task.rehearse(adapter, batch)
@@ -223,6 +231,7 @@ def _one_step(
         optimizer.step()
     weights = measure.weight_bytes(adapter.model)
     saved = sum(plain - small for plain, small in packed.values())
+    forward, *backward = meter.peaks
     # A packed matrix is unpacked for the while that it is multiplied with.
     unpacked = max((plain for plain, _ in packed.values()), default=0)
     return Counted(
@@ -230,11 +239,23 @@ def _one_step(
         gradient_bytes=gradients,
         optimizer_bytes=state,
         activation_bytes=costs.activation_bytes,
-        passes_peak_bytes=costs.train_peak_bytes + unpacked - saved + state,
+        forward_peak_bytes=forward + unpacked - saved + state,
+        backward_peak_bytes=max(backward[:-1] or backward) + unpacked - saved + state,
+        embeddings_peak_bytes=backward[-1] - saved + state,
         optimizer_peak_bytes=weights + gradients + beside.peak - saved + state,
         adapter_file_bytes=file_bytes,
         train_flops=costs.flops,
     )
+
+
+def _watch_embeddings(model: Any, meter: measure.StepMeter) -> None:
+    """Have the meter count anew from where the backward pass has come through all layers."""
+
+    def watch(module: Any, inputs: Any, output: Any) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda gradient: meter.part_ended())
+
+    model.get_input_embeddings().register_forward_hook(watch)
 
 
 def packed_weights(backbone: Backbone, double: bool) -> dict[str, tuple[int, int]]:
@@ -318,11 +339,3 @@ def _inputs(backbone: Backbone, step: Step) -> "dict[str, Tensor]":
     if "token_type_ids" in inspect.signature(backbone.model.forward).parameters:
         inputs["token_type_ids"] = inputs["input_ids"].clone()
     return inputs
-
-
-def _attend_as_on_a_gpu(model: Any) -> None:
-    """Switch attention's dropout off: a GPU's fused kernels drop inside, a CPU's keep every probability for it."""
-    for module in model.modules():
-        for name in ("attention_dropout", "dropout_prob", "attention_probs_dropout_prob"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)

@@ -45,6 +45,8 @@ def latency(adapter: "Adapter", batches: "list[Batch]", seconds: float, device: 
         batches: One or more batches of different size.
         seconds: About how long to measure in all; each figure is measured at least three times whatever it takes.
     """
+    import torch
+
     share = seconds / (3 * len(batches))
     result = Latency({"base": {}, "attached": {}, "merged": {}}, {}, MOST_REPEATS)
     adapter.model.eval()
@@ -59,7 +61,9 @@ def latency(adapter: "Adapter", batches: "list[Batch]", seconds: float, device: 
             result.milliseconds[name][rows] = _median_milliseconds(measured)
         result.repeats = min(result.repeats, len(times["base"]) - 1)
     try:
-        merged = adapter.merge()
+        # Sums of weights are made in their own precision, whatever the passes are computed in.
+        with torch.autocast(device.type, enabled=False):
+            merged = adapter.merge()
     except ValueError as error:
         del result.milliseconds["merged"]
         result.missing["merged"] = str(error)

@@ -26,7 +26,7 @@ from harness.measure.energy import Energy
 from harness.methods import trained_parameters
 from harness.methods.skeleton import architecture_of
 from harness.models.architectures import Backbone
-from harness.models.precision import quantization_config
+from harness.models.precision import attend_without_plans, quantization_config
 from harness.plan.costs import CONTEXT_BYTES, costs
 from harness.run.estimate import Step
 from harness.run.inputs import prepare
@@ -167,6 +167,7 @@ def random_backbone(experiment: Experiment, device: torch.device, autocast: torc
     Nothing is read from a disk, and an 8B shape is not drawn by the CPU. transformers packs the weights as it does
     when it loads a checkpoint.
     """
+    attend_without_plans()
     configuration, quantization = architecture_of(experiment), models.choose_quantization(experiment)
     dtype = autocast or torch.float32
     torch.manual_seed(experiment.seed)

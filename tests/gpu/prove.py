@@ -24,7 +24,7 @@ from page import RESULTS, STEPS, write_page
 
 # Seconds of each step on a GPU, in proportion where the whole has other than `SECONDS`; what one leaves over the later
 # ones have, and the last takes all that is left.
-LIMITS = {"tests": 60, "costs": 170, "time": 60, "sweep": 90, "latency": 60, "glue": 600}
+LIMITS = {"tests": 90, "costs": 170, "time": 60, "sweep": 60, "latency": 40, "glue": 600}
 MODULES = {"costs": "step_costs", "time": "step_time", "sweep": "step_sweep", "latency": "step_latency"}
 MODULES |= {"glue": "step_glue"}
 SECONDS, DRY_SECONDS = 570, 900

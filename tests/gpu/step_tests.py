@@ -27,7 +27,7 @@ class Recorder:
 
 
 def main(setting: Setting) -> bool:
-    chosen = ["-m", "not gpu", "-k", "bfloat16 and lora", str(TESTS / "run" / "test_run.py")]
+    chosen = ["-m", "not gpu", f"{TESTS / 'run' / 'test_run.py'}::test_a_run_in_bfloat16_measures_everything[lora]"]
     if not setting.dry:
         # Not all of them: modules that need packages which only the store or the pages need can't be imported there.
         files = [str(path) for path in TESTS.rglob("test_*.py") if MARK in path.read_text()]
