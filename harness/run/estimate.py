@@ -22,6 +22,7 @@ from harness.models import choose_precision, choose_quantization, empty_model, n
 from harness.models.architectures import Backbone, Kind
 from harness.models.transformers_inner import classify_last, is_converted
 from harness.run.gpu_kernels import as_on_a_gpu
+from harness.run.stand_ins import stand_ins
 from harness.training.batches import Batch, plain_inputs
 
 if TYPE_CHECKING:
@@ -189,7 +190,8 @@ def _run(experiment: Experiment, configuration: "PretrainedConfig", step: Step, 
             # Attached without values, then given tensors that stand for memory on a device.
             _give_memory(adapter.model)
         quantized = backbone.quantization is not Quantization.none
-        with as_on_a_gpu(adapter.model, quantized) if step.device == "cuda" else nullcontext():
+        kernels = as_on_a_gpu(adapter.model, quantized) if step.device == "cuda" else nullcontext()
+        with stand_ins(fake), kernels:
             return _one_step(experiment, adapter, backbone, packed, step)
 
 

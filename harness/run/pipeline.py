@@ -366,6 +366,8 @@ def _judge(error: Exception) -> tuple[Status, str]:
         return Status.diverged, sentence
     allocation_failed = isinstance(error, RuntimeError) and "allocate memory" in str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or allocation_failed:
+        # What a GPU's allocator goes on to say is of its innards.
+        sentence = sentence.partition(" Including non-PyTorch memory")[0].rstrip(".")
         advice = "a smaller train.batch_size or task.max_length, or train.gradient_checkpointing=true, needs less"
         return Status.out_of_memory, f"{sentence}; {advice}"
     return Status.failed, f"{type(error).__name__}: {sentence}"

@@ -92,8 +92,16 @@ def _last(lines: list[Line], *names: str) -> list[Line]:
 
 
 def _tests(lines: list[Line]) -> list[str]:
-    rows = [[line["test"], line["outcome"], f"{line['seconds']:.1f}"] for line in _last(lines, "test")]
-    return [table(["test", "outcome", "seconds"], rows)]
+    lines = _last(lines, "test")
+    passed = [line for line in lines if line["outcome"] == "passed"]
+    rows = [[line["test"], line["outcome"], f"{line['seconds']:.1f}"] for line in lines if line not in passed]
+    names: dict[str, list[str]] = {}
+    for line in passed:
+        name, _, case = line["test"].rstrip("]").partition("[")
+        names.setdefault(name, []).append(case)
+    told = [f"{len(passed)} of {len(lines)} passed."]
+    told += [f"* {name}: {', '.join(sorted(cases))}" for name, cases in names.items()]
+    return ["\n".join(told[:1]), "\n".join(told[1:]), table(["test", "outcome", "seconds"], rows) if rows else ""]
 
 
 def _costs(lines: list[Line]) -> list[str]:
@@ -156,7 +164,9 @@ def _time(lines: list[Line]) -> list[str]:
             line["model"],
             str(line["rows"]),
             str(line["steps"]),
-            *(_number(line[f"{name}_seconds"], ".2f", 1e-3) for name in ("harness", "bare", "harness_mean", "trainer")),
+            *(_number(line[f"{name}_seconds"], ".2f", 1e-3) for name in ("harness", "bare")),
+            _number(line["against_trainer"] * line["trainer_seconds"], ".2f", 1e-3),
+            _number(line["trainer_seconds"], ".2f", 1e-3),
             f"{line['against_bare']:.3f}",
             f"{line['against_trainer']:.3f}",
         ]

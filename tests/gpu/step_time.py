@@ -26,7 +26,9 @@ from parts import (
 )
 from training_steps import bare_step, harness_step
 
-BLOCKS, STEPS_A_BLOCK, WARM_UP = 7, 20, 10
+# The steps of 1B are long: fewer of them are as steady.
+BLOCKS, STEPS_A_BLOCK, WARM_UP = 7, {"1B": 5}, 10
+SHORT_STEPS_A_BLOCK = 20
 DRY_BLOCKS, DRY_STEPS_A_BLOCK, DRY_WARM_UP = 2, 2, 1
 
 
@@ -95,9 +97,9 @@ def _compare(
     autocast: torch.dtype | None,
 ) -> None:
     device = setting.device
-    blocks, steps, warm_up = (
-        (DRY_BLOCKS, DRY_STEPS_A_BLOCK, DRY_WARM_UP) if setting.dry else (BLOCKS, STEPS_A_BLOCK, WARM_UP)
-    )
+    blocks, steps, warm_up = BLOCKS, STEPS_A_BLOCK.get(line["model"], SHORT_STEPS_A_BLOCK), WARM_UP
+    if setting.dry:
+        blocks, steps, warm_up = DRY_BLOCKS, DRY_STEPS_A_BLOCK, DRY_WARM_UP
     trainer = Trainer(
         adapter=adapter,
         features=features,
@@ -142,8 +144,8 @@ def _compare(
     line["against_bare"] = median(ours / plain for ours, plain in zip(*seconds.values(), strict=True))
     line["trainer_seconds"] = _trainer_seconds(setting, theirs, batches, warm_up, autocast)
     # Blocks of one and of the other may see another machine: its own mean against Trainer's.
-    line["harness_mean_seconds"] = sum(seconds["harness"]) / blocks
-    line["against_trainer"] = line["harness_mean_seconds"] / line["trainer_seconds"]
+    mean = sum(seconds["harness"]) / blocks
+    line["against_trainer"] = mean / line["trainer_seconds"]
 
 
 def _trainer_seconds(

@@ -234,3 +234,15 @@ class TestDryRun:
         points = [line["point"] for line in read_lines(tmp_path / "out" / RESULTS) if line["step"] == "glue"]
         assert sorted(points) == sorted(line["point"] for line in lines if line["step"] == "glue")
         assert points[-1] == lost["point"]
+
+
+def test_tests_that_passed_are_named_in_a_line_and_others_have_a_row() -> None:
+    """Fifty rows that say "passed" hide the one that does not."""
+    lines = [
+        {"step": "tests", "device": "H200", "test": f"test_a_run[{case}]", "outcome": outcome, "seconds": 1.0}
+        for case, outcome in (("lora", "passed"), ("full", "passed"), ("adamss", "failed"))
+    ]
+    written = page(lines)
+    assert "2 of 3 passed." in written
+    assert "* test_a_run: full, lora" in written
+    assert rows_of(written, STEPS["tests"])[-1] == ["test_a_run[adamss]", "failed", "1.0"]

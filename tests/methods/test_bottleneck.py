@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from tiny import random_backbone
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 
 from harness import methods, models
@@ -361,3 +362,35 @@ def test_quantization_is_left_to_the_model() -> None:
     """Bottlenecks take any weights, diff pruning only unquantized ones."""
     assert all(method_of(name).quantization() is None for name in METHODS[:4])
     assert method_of("diff_pruning").quantization() is Quantization.none
+
+
+class Operators(TorchDispatchMode):
+    """Counts what is computed inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_switched_off_nothing_of_it_is_computed(name: str) -> None:
+    """Not even zeros to add: the latency of the backbone alone is measured so, and it is computed again afterwards."""
+    backbone = backbone_of("bert")
+    given = inputs(backbone.kind, backbone.model.config)
+    backbone.model.eval()
+
+    def operators() -> int:
+        with torch.no_grad(), Operators() as counted:
+            backbone.model(**given)
+        return counted.count
+
+    alone = operators()
+    adapter = method_of(name).attach(backbone)
+    attached = operators()
+    with adapter.disabled():
+        assert operators() == alone
+    assert operators() == attached > alone

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from harness.models.architectures import Kind
 from harness.models.sizes import logical_parameters
 from harness.plan import __main__ as planner
 from harness.plan import costs, display
+from harness.run import estimate
 from harness.run.estimate import Step
 
 MODELS = sorted(path.stem for path in (conf_root() / "conf/model").glob("*.yaml"))
@@ -417,3 +419,53 @@ def test_running_text_is_planned_without_any_and_a_wrong_column_is_refused(
         costs.plan_point("config", ["task=table", "task.file=here.csv", "task.text=txt", "task.label=label"])
     assert planner.print_plan(["task=table", "task.labels=[a,b,c]"]) == 0
     assert "task.labels=[a,b,c]" in capsys.readouterr().out
+
+
+MEASURED_ON_A_GPU = [
+    json.loads(line)
+    for line in (Path(__file__).parents[2] / "reports/gpu/h200/results.jsonl").read_text().splitlines()
+    if '"step": "costs"' in line
+]
+QUICK_ON_A_GPU = {("BERT", "full", False), ("BERT", "lora", False), ("1B", "full", True), ("1B", "qlora", False)}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(
+            line,
+            id=f"{line['size']}-{line['method']}-{line['checkpointing']}",
+            marks=[] if (line["size"], line["method"], line["checkpointing"]) in QUICK_ON_A_GPU else pytest.mark.slow,
+        )
+        for line in MEASURED_ON_A_GPU
+    ],
+)
+def test_a_plan_for_a_gpu_is_what_one_measured(line: dict[str, Any]) -> None:
+    """Made without a GPU, of whole steps that were counted on an H200 (reports/gpu/h200)."""
+    model = {"1B": "llama_3_2_1b", "8B": "llama_3_8b", "BERT": "bert_base"}[line["size"]]
+    task = ["task=micro/sentiment", "task.max_length=128"] if line["size"] == "BERT" else ["task=lm/micro"]
+    point = [f"model={model}", f"method={line['method']}", *task, f"train.batch_size={line['rows']}"]
+    experiment = build(compose("config", [*point, f"train.gradient_checkpointing={line['checkpointing']}"]))
+    planned, why_not = costs.costs(experiment, Step(line["rows"], line["length"], "cuda"))
+    assert not {name for name in why_not if name.endswith("_bytes")}
+    for name in ("weight_bytes", "gradient_bytes", "optimizer_bytes"):
+        assert planned[name] == pytest.approx(line[name], rel=0.001), name
+    assert planned["activation_bytes"] == pytest.approx(line["activation_bytes"], rel=0.04)
+    assert planned["train_peak_bytes"] == pytest.approx(line["train_peak_bytes"], rel=0.015)
+
+
+def test_a_draw_needs_no_values() -> None:
+    """LoHa draws a number to switch its modules off: a backbone too large for values is planned all the same."""
+    point = ["model=llama_3_8b", "method=loha", "task=lm/micro"]
+    planned, why_not = costs.costs(build(compose("config", point)), Step(2, 64, "cpu"))
+    assert planned["train_peak_bytes"] > planned["weight_bytes"] > 0
+    assert "train_peak_bytes" not in why_not
+
+
+def test_products_without_values_take_the_memory_of_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a step needs tensors with values, their products are not computed, and its figures are the same."""
+    experiment = build(compose("config", ["model=micro_encoder", "method=vblora", "task=micro/sentiment"]))
+    step = Step(4, 16, "cpu")
+    without = costs.costs(experiment, step)[0]
+    monkeypatch.setattr(estimate, "stand_ins", lambda fake: nullcontext())
+    assert costs.costs(experiment, step)[0] == without

@@ -205,6 +205,18 @@ def test_running_out_of_memory_is_recorded_with_advice(
     assert "smaller train.batch_size" in str(result.error)
 
 
+def test_what_a_gpu_says_of_its_allocator_is_cut() -> None:
+    """One sentence of what was wanted and what there is, and what needs less."""
+    said = (
+        "CUDA out of memory. Tried to allocate 11.58 GiB. GPU 0 has a total capacity of 139.80 GiB of which 10.98 GiB "
+        "is free. Including non-PyTorch memory, this process has 128.81 GiB memory in use. Of the allocated memory ..."
+    )
+    status, sentence = pipeline._judge(torch.OutOfMemoryError(said))
+    assert status is Status.out_of_memory
+    assert "10.98 GiB is free; a smaller train.batch_size" in sentence
+    assert "non-PyTorch" not in sentence
+
+
 def test_memory_that_no_machine_has_is_out_of_memory(tiny_experiment: list[str], tmp_path: Path) -> None:
     """The allocator's own error, not one of ours: a batch of 10^15 numbers."""
     with pytest.raises(RuntimeError) as caught:
