@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -242,7 +242,7 @@ class AddedModules(SelectedWeights):
     Switched off, they are unhooked: the backbone's own latency must not hold theirs.
     """
 
-    def __init__(self, backbone: "Backbone", method: Any, modules: "dict[str, Bottleneck]") -> None:
+    def __init__(self, backbone: "Backbone", method: Any, modules: "Mapping[str, nn.Module]") -> None:
         from torch import nn
 
         # Names of modules can't hold dots.

@@ -76,3 +76,47 @@ class PHMLinear(nn.Module):
         """From ... x inputs to ... x outputs."""
         weight = torch.einsum("iab,ip,iq->bqap", self.rule, self.left, self.right)
         return functional.linear(x, weight.reshape(self.right.numel(), self.left.numel()), self.bias)
+
+
+class PrefixNetwork(nn.Module):
+    """tanh(E W + b): the first layer of a network that makes prefixes, which all layers of a backbone share.
+
+    Args:
+        tokens: Rows of E.
+        hidden: Columns of E.
+        inner: Width of what comes out.
+    """
+
+    def __init__(self, tokens: int, hidden: int, inner: int, device: torch.device) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.randn(tokens, hidden, device=device))
+        self.inner = nn.Linear(hidden, inner, device=device, dtype=torch.float32)
+
+    def forward(self) -> Tensor:
+        """Tokens x inner."""
+        return self.inner(self.tokens).tanh()
+
+
+class Prefix(nn.Module):
+    """Learned keys and values of one attention module.
+
+    Args:
+        tokens: How many.
+        width: Width of each, all heads side by side.
+        network: What makes them from; null where they are parameters.
+    """
+
+    def __init__(self, tokens: int, width: int, network: PrefixNetwork | None, device: torch.device) -> None:
+        super().__init__()
+        self.network = network
+        if network is None:
+            self.states = nn.Parameter(torch.randn(2, tokens, width, device=device))
+        else:
+            inner = network.inner.out_features
+            self.outer = nn.Linear(inner, 2 * width, device=device, dtype=torch.float32)
+
+    def forward(self) -> Tensor:
+        """Keys and values, 2 x tokens x width."""
+        if self.network is None:
+            return self.states
+        return self.outer(self.network()).unflatten(1, (2, -1)).transpose(0, 1)

@@ -5,9 +5,13 @@ before it was `past_key_values`.
 """
 
 import inspect
+import sys
+from copy import copy
 from typing import Any
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")
+# The name under which attention with a prefix is known to transformers.
+WITH_PREFIX = "harness_prefix"
 
 
 def cache_argument(model: Any) -> str | None:
@@ -94,3 +98,78 @@ def classify_last(model: Any, head: str) -> None:
         return SequenceClassifierOutput(loss=cross_entropy(logits.float(), labels), logits=logits)
 
     model.forward = forward
+
+
+def takes_prefix(attention: Any) -> bool:
+    """Whether a module computes attention by a function that its configuration names, so that it can be another."""
+    return hasattr(attention, "config") and hasattr(_file_of(attention), "ALL_ATTENTION_FUNCTIONS")
+
+
+def is_causal(attention: Any) -> bool:
+    """Whether a module's queries see the keys of the past alone; where it does not say so, they do."""
+    return getattr(attention, "is_causal", True)
+
+
+class PrefixHandle:
+    """Keys and values in front of those that an attention module computes, until they are removed.
+
+    They come in where the module's own are ready, behind positions and cache, so that neither knows of them.
+
+    Args:
+        attention: Reads the name of its function in a configuration of its own from now on, in place of the model's.
+        prefix: A module whose output is keys and values, 2 x tokens x width, all heads side by side.
+    """
+
+    def __init__(self, attention: Any, prefix: Any) -> None:
+        from transformers import AttentionInterface
+
+        AttentionInterface.register(WITH_PREFIX, attend_with_prefixes)
+        if not hasattr(attention, "prefixes"):
+            # A list, since a module that is an attribute would be the attention's own; several methods may put one.
+            attention.prefixes, attention.config_without = [], attention.config
+            attention.config = copy(attention.config)
+            attention.config._attn_implementation_internal = WITH_PREFIX
+        attention.prefixes.append(prefix)
+        self._attention, self._prefix = attention, prefix
+
+    def remove(self) -> None:
+        attention = self._attention
+        attention.prefixes.remove(self._prefix)
+        if not attention.prefixes:
+            attention.config = attention.config_without
+            del attention.prefixes, attention.config_without
+
+
+def attend_with_prefixes(
+    attention: Any, query: Any, key: Any, value: Any, mask: Any, position_bias: Any = None, **further: Any
+) -> Any:
+    """The attention that a module would compute, every query seeing the prefixes too.
+
+    Args:
+        query: Batch x heads x queries x head width.
+        key: Batch x key heads x keys x head width; `value` too.
+        mask: Batch x heads x queries x keys, or 1 for one of the first two; null for all, or for the past.
+        position_bias: The same shape; zero for a prefix.
+    """
+    import torch
+    from torch.nn.functional import pad
+
+    name, file = attention.config_without._attn_implementation, _file_of(attention)
+    attend = file.ALL_ATTENTION_FUNCTIONS.get_interface(name, file.eager_attention_forward)
+    states = torch.cat([prefix() for prefix in attention.prefixes], dim=1)
+    tokens, (rows, heads, keys, _), queries = states.shape[1], key.shape, query.shape[2]
+    in_front = states.to(key.dtype).unflatten(2, (heads, -1)).transpose(1, 2).unsqueeze(1).expand(2, rows, -1, -1, -1)
+    causal = further.get("is_causal")
+    if mask is None and queries > 1 and name != "eager" and (is_causal(attention) if causal is None else causal):
+        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=key.device).tril()
+    if mask is not None:
+        mask = pad(mask, (tokens, 0), value=mask.dtype is torch.bool)
+    if position_bias is not None:
+        further["position_bias"] = pad(position_bias, (tokens, 0))
+    key, value = (torch.cat(both, dim=2) for both in zip(in_front, (key, value), strict=True))
+    return attend(attention, query, key, value, mask, **further)
+
+
+def _file_of(module: Any) -> Any:
+    """The file of transformers that defines a module's class."""
+    return sys.modules[type(module).__module__]

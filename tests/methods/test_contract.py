@@ -39,8 +39,18 @@ TABLE = [
     for model_type, kind in backbones()
 ]
 # Of an encoder with a decoder, and of architectures that are like another one, so many stand for the rest.
-FEW = {"full", "bitfit", "lora", "ia3", "houlsby", "pfeiffer", "prompt_tuning", "prefix_tuning"}
-FEWER = {"full", "lora", "houlsby", "prefix_tuning"}
+FEW = {
+    "full",
+    "bitfit",
+    "lora",
+    "ia3",
+    "houlsby",
+    "pfeiffer",
+    "prompt_tuning",
+    "prefix_tuning",
+    "prefix_tuning_attention",
+}
+FEWER = {"full", "lora", "houlsby", "prefix_tuning", "prefix_tuning_attention"}
 LIKE_ANOTHER = {"xlm-roberta", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt_neox", "mt5"}
 QUICK_TABLE = [
     row
@@ -61,7 +71,15 @@ SLOW_TABLE = [row for row in TABLE if row not in QUICK_TABLE and stands_for_itse
 UNIVERSAL = {"full", "lora", "rslora", "dora", "houlsby", "pfeiffer", "parallel_adapter", "compacter", "diff_pruning"}
 LANGUAGE_MODELS_ONLY = {"adaption_prompt", "trainable_tokens"}
 # Learned vectors in front of the text, and vectors shared by all layers, change the output before anything is learned.
-CHANGED_BY_ATTACHING = {"prompt_tuning", "p_tuning", "prefix_tuning", "prefix_tuning_projected", "vblora", "unilora"}
+CHANGED_BY_ATTACHING = {
+    "prompt_tuning",
+    "p_tuning",
+    "prefix_tuning",
+    "prefix_tuning_attention",
+    "prefix_tuning_projected",
+    "vblora",
+    "unilora",
+}
 # Small enough for a step to lead downhill: AdamW's are as long whatever the gradient. ModernBERT's head, which every
 # method trains, norms its features anew, and those of a random model are near zero, so that any step is a long one.
 SMALL_RATE = 1e-3
