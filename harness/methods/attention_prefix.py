@@ -32,10 +32,11 @@ class Block(Enum):
 class AttentionPrefix(MethodDefaults):
     """softmax(q [P_K; K]^T) [P_V; V] with P_K and P_V learned in each layer (Li and Liang 2021, arXiv 2101.00190).
 
-    Section 4.1 has a prefix for the encoder and one for the decoder; the authors' code for BART has three, one each for
-    the encoder's self-attention, the decoder's and the decoder's attention to the encoder. Section 4.3 makes them by a
-    network. A prefix has no position, so texts keep their own, and it lies in no cache. It starts from random numbers,
-    not from the keys and values of words as section 7.4 has it for few examples.
+    Section 4.1 has a prefix for the encoder and one for the decoder. The authors' code for BART (in their repository
+    XiangLi1999/PrefixTuning, seq2seq/prefixTuning.py) has three, for the encoder's self-attention, the decoder's, and
+    the decoder's attention to the encoder, each made by a network of its own as in section 4.3. A prefix has no
+    position, so texts keep theirs, and it lies in no cache. It starts from random numbers, not from the keys and values
+    of words as section 7.4 has it for few examples.
 
     Attributes:
         num_virtual_tokens: Length of each prefix.

@@ -153,7 +153,8 @@ def test_a_language_model_is_scored_itself(model_type, language_model):
     check_architecture(language_model(model_type), True, Kind.causal_lm)
 
 
-METHODS = ["head", "bitfit", "houlsby", "lora", "ia3", "prompt_tuning", "p_tuning", "prefix_tuning", "diff_pruning"]
+METHODS = ["head", "bitfit", "houlsby", "lora", "ia3", "prompt_tuning", "p_tuning", "prefix_tuning"]
+METHODS += ["prefix_tuning_attention", "diff_pruning"]
 
 
 @pytest.mark.filterwarnings("ignore")  # peft warns of what does not matter here
@@ -194,7 +195,7 @@ def test_a_prompt_stands_in_front_and_is_not_asked_about(language_model):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["prompt_tuning", "prefix_tuning", "houlsby"])
+@pytest.mark.parametrize("name", ["prompt_tuning", "prefix_tuning", "prefix_tuning_attention", "houlsby"])
 def test_a_passage_counts_the_same_beside_others_and_alone(name, language_model):
     """Padding beside a longer passage is not seen."""
     folder = language_model("bert")

@@ -35,7 +35,7 @@ from harness.training.generation import generate
 CPU = torch.device("cpu")
 PAIRS = ["t5", "mt5", "bart"]
 # A method of each kind on T5 in every test run; the rest is marked slow.
-QUICK = {("t5", "lora"), ("t5", "prompt_tuning"), ("t5", "prefix_tuning")}
+QUICK = {("t5", "lora"), ("t5", "prompt_tuning"), ("t5", "prefix_tuning"), ("t5", "prefix_tuning_attention")}
 
 
 def on_pairs(*methods: str) -> pytest.MarkDecorator:
@@ -138,7 +138,7 @@ def test_the_shift_is_the_models_own(model_type: str, tiny_model: TinyModel) -> 
 
 
 @pytest.mark.filterwarnings("ignore")
-@on_pairs("lora", "prompt_tuning", "prefix_tuning", "houlsby")
+@on_pairs("lora", "prompt_tuning", "prefix_tuning", "prefix_tuning_attention", "houlsby")
 def test_the_likelihood_of_an_answer_does_not_depend_on_the_rows_beside_it(
     model_type: str, name: str, tiny_model: TinyModel
 ) -> None:
@@ -190,7 +190,7 @@ def mean_likelihood(model: Any, prompt: list[int], answer: list[int], end: int) 
 
 
 @pytest.mark.filterwarnings("ignore")
-@on_pairs("lora", "houlsby", "prompt_tuning", "p_tuning", "prefix_tuning")
+@on_pairs("lora", "houlsby", "prompt_tuning", "p_tuning", "prefix_tuning", "prefix_tuning_attention")
 def test_a_generated_answer_is_the_likeliest_token_each_time(model_type: str, name: str, tiny_model: TinyModel) -> None:
     """Whatever else is in the batch; a beam finds an answer that is no less likely."""
     folder = tiny_model(model_type)
@@ -341,6 +341,7 @@ def carry_out(folder: Path, *overrides: str) -> RunRecord:
         pytest.param("bart", "lora", 0.02, marks=pytest.mark.slow),
         pytest.param("t5", "prompt_tuning", 0.3, marks=pytest.mark.slow),
         pytest.param("bart", "prefix_tuning", 0.1, marks=pytest.mark.slow),
+        pytest.param("t5", "prefix_tuning_attention", 0.1, marks=pytest.mark.slow),
         pytest.param("mt5", "houlsby", 0.01, marks=pytest.mark.slow),
     ],
 )
