@@ -221,10 +221,10 @@ def _one_step(
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
             loss = experiment.task.rehearse(adapter, batch)
         meter.forward_ended()
-        loss.backward()
+        _backward(loss)
         penalty = adapter.penalty()
         if penalty is not None:
-            penalty.backward()
+            _backward(penalty)
         gradients = measure.gradient_bytes(adapter.model)
     # The first step makes the optimizer's state, the second shows what it takes beside it.
     optimizer.step()
@@ -248,6 +248,18 @@ def _one_step(
         adapter_file_bytes=file_bytes,
         train_flops=costs.flops,
     )
+
+
+def _backward(loss: "Tensor") -> None:
+    """The engine behind `loss.backward()`, in which torch switches off what replaces functions.
+
+    What checkpointing computes again must be computed as it was the first time.
+    """
+    import torch
+
+    engine: Any = torch.autograd.Variable._execution_engine
+    ways = {"keep_graph": False, "create_graph": False, "allow_unreachable": True, "accumulate_grad": True}
+    engine.run_backward((loss,), (torch.ones_like(loss),), inputs=(), **ways)
 
 
 def _watch_embeddings(model: Any, meter: measure.StepMeter) -> None:

@@ -456,7 +456,7 @@ def test_a_plan_for_a_gpu_is_what_one_measured(line: dict[str, Any]) -> None:
 
 def test_a_draw_needs_no_values() -> None:
     """LoHa draws a number to switch its modules off: a backbone too large for values is planned all the same."""
-    point = ["model=llama_3_8b", "method=loha", "task=lm/micro"]
+    point = ["model=llama_3_2_1b", "method=loha", "task=lm/micro"]
     planned, why_not = costs.costs(build(compose("config", point)), Step(2, 64, "cpu"))
     assert planned["train_peak_bytes"] > planned["weight_bytes"] > 0
     assert "train_peak_bytes" not in why_not
@@ -469,3 +469,28 @@ def test_products_without_values_take_the_memory_of_real_ones(monkeypatch: pytes
     without = costs.costs(experiment, step)[0]
     monkeypatch.setattr(estimate, "stand_ins", lambda fake: nullcontext())
     assert costs.costs(experiment, step)[0] == without
+
+
+@pytest.mark.parametrize("named", ["model=gpt2 method=lora task=lm/micro", "model=bert_base method=loha"])
+def test_what_checkpointing_computes_again_on_a_gpu_is_planned(named: str) -> None:
+    """With dropout, whose masks a GPU keeps otherwise than a CPU, and with a method that draws."""
+    point = [*named.split(), "train.gradient_checkpointing="]
+    kept, again = (
+        costs.costs(build(compose("config", [*point[:-1], f"{point[-1]}{value}"])), Step(4, 128, "cuda"))[0]
+        for value in ("false", "true")
+    )
+    assert again["activation_bytes"] < kept["activation_bytes"] / 2
+    assert again["train_peak_bytes"] < kept["train_peak_bytes"]
+
+
+@pytest.mark.parametrize("model", ["llama_3_2_1b", pytest.param("gpt2_large", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_a_deep_backbone_is_planned_as_if_all_of_its_layers_were_built(
+    model: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest moment of few layers need not be that of many."""
+    point = [f"model={model}", "method=full", "task=lm/micro", f"train.gradient_checkpointing={checkpointing}"]
+    experiment, step = build(compose("config", point)), Step(8, 256, "cuda")
+    carried_on = costs.costs(experiment, step)[0]
+    monkeypatch.setattr(estimate, "SHALLOW", 1000)
+    assert carried_on["train_peak_bytes"] == pytest.approx(costs.costs(experiment, step)[0]["train_peak_bytes"], 1e-3)
