@@ -35,7 +35,10 @@ DRY_BLOCKS, DRY_STEPS_A_BLOCK, DRY_WARM_UP = 2, 2, 1
 def main(setting: Setting) -> bool:
     done = [(line["model"], line["device"]) for line in setting.written("time") if line["status"] == "finished"]
     ended_well = True
-    for name, make in (("encoder", _encoder), ("1B", _decoder), ("encoder, attention by cuDNN", _encoder_by_cudnn)):
+    chosen = [("encoder", _encoder), ("1B", _decoder)]
+    if not setting.dry:
+        chosen.append(("encoder, attention by cuDNN", _encoder_by_cudnn))
+    for name, make in chosen:
         if (name, setting.device_name) in done:
             continue
         with recorded(setting, "time", model=name) as line:
