@@ -8,8 +8,9 @@ from typing import Any
 
 @contextmanager
 def as_on_a_gpu(model: Any, quantized: bool) -> Iterator[None]:
-    """Have a step on CPU tensors hold the memory that it holds on a GPU. Found by comparing the two operator by
-    operator on an H200 (torch 2.11, peft 0.21).
+    """Have a step on CPU tensors hold the memory that it holds on a GPU.
+
+    What differs was found by comparing the two operator by operator on an H200 (torch 2.11, peft 0.21).
 
     Args:
         model: With the method attached.
