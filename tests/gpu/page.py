@@ -99,9 +99,9 @@ def _tests(lines: list[Line]) -> list[str]:
     for line in passed:
         name, _, case = line["test"].rstrip("]").partition("[")
         names.setdefault(name, []).append(case)
-    told = [f"{len(passed)} of {len(lines)} passed."]
-    told += [f"* {name}: {', '.join(sorted(cases))}" for name, cases in names.items()]
-    return ["\n".join(told[:1]), "\n".join(told[1:]), table(["test", "outcome", "seconds"], rows) if rows else ""]
+    listed = "\n".join(f"* {name}: {', '.join(sorted(cases))}" for name, cases in names.items())
+    rest = table(["test", "outcome", "seconds"], rows) if rows else ""
+    return [f"{len(passed)} of {len(lines)} passed.", listed, rest]
 
 
 def _costs(lines: list[Line]) -> list[str]:
