@@ -18,7 +18,7 @@ from harness.models.architectures import Backbone
 from harness.run.after_training import UNTOUCHED, Trained
 from harness.run.inputs import Inputs, on_its_backbone
 from harness.run.loading import Loaded, load
-from harness.run.recording import begin, describe, why_null, write_config, write_steps
+from harness.run.recording import begin, describe, why_null, write_config, write_outcomes, write_steps
 from harness.run.watching import RunWatch, watching
 from harness.tasks.scoring import evaluate, write_predictions
 from harness.tracking import record
@@ -228,6 +228,8 @@ def _train(course: Course, loaded: Loaded, subject: Subject, score: "Callable[[s
     finally:
         if course.processes.is_first and trainer.checkpoint.is_file():
             checkpoint.note(trainer.checkpoint, decisive)
+        if course.processes.is_first:
+            write_outcomes(course.run_dir, trainer.state.outcomes, loaded.data.splits["development"])
         write_steps(course.run_dir, trainer.state.history)
         result.cost |= trainer.costs()
         counted = trainer.state.step_costs
