@@ -75,8 +75,8 @@ def send(run_dir: Path, uri: str, experiment: str) -> str:
     """Send one run directory, unless the store has it; return the MLflow run's id.
 
     A store that is busy is asked again for some minutes. Only `result.json` must exist; `config.yaml`, `steps.jsonl`,
-    `predictions.parquet`, `development.parquet`, `adapter/` and `run.log` go along where they do. `tracked.json` in the run directory then
-    says where the run went.
+    `predictions.parquet`, `development.parquet`, `adapter/` and `run.log` go along where they do. `tracked.json` in the
+    run directory then says where the run went.
 
     Raises:
         ConfigError: The store cannot be used (see `check`).

@@ -129,8 +129,8 @@ def outcomes_of_rows(columns: Mapping[str, list[Any]], metric: str) -> dict[str,
         metric: The metric's name. Perplexity needs the loss.
 
     Returns:
-        `score`, with `tokens` where the mean is over tokens; or `prediction` and `label`, where the metric is of all rows
-        at once; with `idx` where the rows are numbered by the evaluation. Empty where the columns have neither.
+        `score`, with `tokens` where the mean is over tokens; or `prediction` and `label`, where the metric is of all
+        rows at once; with `idx` where the rows are numbered by the evaluation. Empty where the columns have neither.
     """
     column = "loss" if metric == "perplexity" and metric not in columns else metric
     scores = per_row_scores(columns, column)
