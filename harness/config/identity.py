@@ -15,6 +15,8 @@ NOT_IDENTITY = {
     "method": ("learning_rate", "learning_rates", "second_range", "config_file"),
     "forgetting": ("text",),
 }
+# Keys that came later: a run without them is the one that it was before.
+ONLY_WHERE_TRUE = (("train", "all_rows"),)
 
 
 def identity(experiment: Experiment, revisions: dict[str, str]) -> str:
@@ -37,6 +39,9 @@ def decisive(experiment: Experiment, revisions: dict[str, str]) -> dict[str, Any
         for section, values in experiment.resolved.items()
         if section not in ("measure", "tracking", "sweep")
     }
+    for section, key in ONLY_WHERE_TRUE:
+        if not config[section].get(key):
+            config[section].pop(key, None)
     content: dict[str, Any] = {"config": config, **revisions, "version": RESULTS_VERSION}
     if experiment.sweep.stop_share is not None:
         content["stop_share"] = experiment.sweep.stop_share
