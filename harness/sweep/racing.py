@@ -13,7 +13,8 @@ group-sequential test with Bonferroni's boundary, which needs no independence, s
 (Jennison and Turnbull 2000, Group Sequential Methods, has others, where the looks' correlation is known). A round's
 share is parted among the K - 1 trials that could drop the best. So the race may be stopped at any round. It is exact
 where rows are right or wrong and drawn independently, and where two equal trials are exchangeable row by row; for
-pseudo-values it holds as the rows become many.
+pseudo-values it holds as the rows become many. Tested are the weights that a round ends with, which no development row
+chose, and not the best so far, which the rows did.
 
 What is not guaranteed: that the best at a round is the best at the end. A high rate may look bad until the schedule has
 brought it down. `python -m harness.replay` measures how often that costs the choice, on sweeps that ran to their ends.
