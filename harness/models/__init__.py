@@ -20,8 +20,10 @@ from harness.models.precision import (
     choose_device,
     choose_precision,
     choose_quantization,
+    device_type,
     keep_trainable,
     never_quantized,
+    settled,
 )
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "choose_quantization",
+    "device_type",
     "digest",
     "empty_model",
     "keep_trainable",
@@ -46,5 +49,6 @@ __all__ = [
     "resolve",
     "revision",
     "set_checkpointing",
+    "settled",
     "with_start",
 ]

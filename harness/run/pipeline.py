@@ -122,6 +122,8 @@ def _carry_out(course: Course) -> None:
     autocast = models.choose_precision(experiment.train.precision, device)
     seeds = {"seed": experiment.seed, "data_seed": experiment.data_seed}
     result.provenance = provenance(device, autocast or torch.float32, seeds, inputs.revisions)
+    precision = experiment.train.precision.name
+    result.provenance["precision"] = {"taken": precision, "why": inputs.why_precision}
     result.provenance["again"] = list(inputs.again)
     result.provenance["processes"] = processes.count
     result.provenance["distributed"] = experiment.train.distributed.value
