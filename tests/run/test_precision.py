@@ -8,6 +8,7 @@ from harness import run as runner
 from harness.__main__ import main
 from harness.config.build import resolved
 from harness.config.compose import compose
+from harness.measure import speed
 from harness.models.cpu_precision import VARIABLE
 from harness.run import Identities, identify
 from harness.tracking.entries import run_params, run_provenance
@@ -60,6 +61,19 @@ def test_the_record_says_what_was_taken_and_why(
     assert run_params(taken.config)["train.precision"] == run_params(named.config)["train.precision"] == "float32"
     assert run_provenance(taken)["provenance.precision"] == "float32: HARNESS_CPU_PRECISION fixes it"
     assert "provenance.precision" not in run_provenance(named)
+
+
+def test_the_ceiling_is_asked_for_at_several_moments_and_no_step_is_above_it(
+    tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the precision of the run; where products were slowed more than steps, the steps themselves are the ceiling."""
+    asked = []
+    monkeypatch.setattr(speed, "flops_ceiling", lambda device, dtype: asked.append(str(dtype)) or 1.0)
+    options = [*tiny_experiment, "train.max_steps=3", "forgetting.text=null", "measure.predict=false"]
+    record = runner.run(runner.prepare(compose("config", options)), tmp_path / "run")
+    assert record.cost["flops_ceiling_share"] == 1
+    assert asked == ["torch.float32"] * 3
+    assert record.provenance["flops_ceiling"] == 1.0
 
 
 @pytest.mark.slow
