@@ -1,5 +1,6 @@
 """Backbones: found, fingerprinted, loaded, described and counted; may import `config`."""
 
+from harness.models.dropout import fast_dropout
 from harness.models.hub import WEIGHTS, digest, resolve, revision
 from harness.models.loading import (
     MODEL_CLASSES,
@@ -38,6 +39,7 @@ __all__ = [
     "device_type",
     "digest",
     "empty_model",
+    "fast_dropout",
     "keep_trainable",
     "load_config",
     "load_model",

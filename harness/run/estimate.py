@@ -22,6 +22,7 @@ from harness.models import (
     choose_precision,
     choose_quantization,
     empty_model,
+    fast_dropout,
     never_quantized,
     set_checkpointing,
     settled,
@@ -226,7 +227,7 @@ def _one_step(
     with measure.StepMeter(adapter.model, optimizer, costs) as meter:
         _watch_embeddings(backbone.model, meter)
         meter.forward_begins()
-        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+        with torch.autocast("cpu", autocast, enabled=autocast is not None), fast_dropout(step.device):
             loss = experiment.task.rehearse(adapter, batch)
         meter.forward_ended()
         _backward(loss)
