@@ -122,6 +122,8 @@ def _carry_out(course: Course) -> None:
     autocast = models.choose_precision(experiment.train.precision, device)
     seeds = {"seed": experiment.seed, "data_seed": experiment.data_seed}
     result.provenance = provenance(device, autocast or torch.float32, seeds, inputs.revisions)
+    precision = experiment.train.precision.name
+    result.provenance["precision"] = {"taken": precision, "why": inputs.why_precision}
     result.provenance["again"] = list(inputs.again)
     result.provenance["processes"] = processes.count
     result.provenance["distributed"] = experiment.train.distributed.value
@@ -139,10 +141,18 @@ def _carry_out(course: Course) -> None:
     def score(split: str, meter: "measure.ForwardMeter | None" = None) -> "Evaluation":
         return evaluate(experiment.task, subject, loaded.features[split], loaded.data.splits[split], meter)
 
+    def sample_ceiling() -> None:
+        # At the end a GPU is asked once: before, its products would count in the peaks of its memory.
+        if experiment.measure.costs and device.type == "cpu":
+            with speed.timed(result.cost, "measure_seconds"):
+                speed.flops_ceiling(device, autocast or torch.float32)
+
     # -> train
+    sample_ceiling()
     trainer = _train(course, loaded, subject, score)
     if not (processes.is_first or processes.spread):
         return
+    sample_ceiling()
     # -> evaluate
     meter = measure.ForwardMeter(subject.model) if experiment.measure.costs else None
     evaluations = _evaluate(course, loaded, subject, trainer, score, meter)

@@ -22,6 +22,7 @@ from harness.config.schema import TrainConfig
 from harness.measure.speed import SystemLoad
 from harness.methods import Adapter, trained_parameters
 from harness.methods.optimizer import make_optimizer
+from harness.models import fast_dropout
 from harness.training import checkpoint
 from harness.training.batches import Batch, Collate, Features, bucketed
 from harness.training.evaluation import Evaluation, outcomes_of_rows
@@ -223,7 +224,8 @@ class Trainer:
         for batch in micro_batches:
             if meter:
                 meter.forward_begins()
-            with torch.autocast(self.collate.device.type, self.autocast, enabled=self.autocast is not None):
+            device = self.collate.device.type
+            with torch.autocast(device, self.autocast, enabled=self.autocast is not None), fast_dropout(device):
                 # Weighted, so that accumulated batches give the gradient of one large batch.
                 part = self.loss(batch) * (batch.weight / weight)
             if meter:
