@@ -11,10 +11,15 @@ from harness.config.version import RESULTS_VERSION
 NOT_IDENTITY = {
     "model": ("name", "path", "revision"),
     "task": ("data_dir", "file"),
-    "train": ("resume", "checkpoint_dir", "checkpoint_minutes", "keep_adapter", "device", "distributed", "processes"),
+    "train": (
+        *("resume", "checkpoint_dir", "checkpoint_minutes", "keep_adapter", "device", "distributed", "processes"),
+        *("features_dir", "features_gigabytes"),
+    ),
     "method": ("learning_rate", "learning_rates", "second_range", "config_file"),
     "forgetting": ("text",),
 }
+# Keys that came later, at the value with which a run is what it was before they came.
+WITHOUT_EFFECT = {"train.cache_features": False}
 
 
 def identity(experiment: Experiment, revisions: dict[str, str]) -> str:
@@ -31,7 +36,7 @@ def identity(experiment: Experiment, revisions: dict[str, str]) -> str:
 def decisive(experiment: Experiment, revisions: dict[str, str]) -> dict[str, Any]:
     """Everything that decides a run's result: its configuration, the hashes of its files, the version of results."""
     config = {
-        section: {key: value for key, value in values.items() if key not in NOT_IDENTITY.get(section, ())}
+        section: {key: value for key, value in values.items() if _decides(section, key, value)}
         if isinstance(values, dict)
         else values
         for section, values in experiment.resolved.items()
@@ -41,3 +46,9 @@ def decisive(experiment: Experiment, revisions: dict[str, str]) -> dict[str, Any
     if experiment.sweep.stop_share is not None:
         content["stop_share"] = experiment.sweep.stop_share
     return content
+
+
+def _decides(section: str, key: str, value: Any) -> bool:
+    dotted = f"{section}.{key}"
+    is_as_before = dotted in WITHOUT_EFFECT and value == WITHOUT_EFFECT[dotted]
+    return key not in NOT_IDENTITY.get(section, ()) and not is_as_before

@@ -120,6 +120,9 @@ class TrainConfig:
     checkpoint_dir: str
     checkpoint_minutes: float
     keep_adapter: bool
+    cache_features: bool
+    features_dir: str
+    features_gigabytes: float
 
 
 @dataclass

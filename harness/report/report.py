@@ -58,7 +58,18 @@ def build(
     Raises:
         ConfigError: A column, the baseline or a picture that was asked for is not there.
     """
-    from harness.report import across, finding, markdown, noise, pairwise, scores, sections, single_scores, undertrained
+    from harness.report import (
+        across,
+        finding,
+        markdown,
+        noise,
+        pairwise,
+        predicted,
+        scores,
+        sections,
+        single_scores,
+        undertrained,
+    )
     from harness.report import tables as render
     from harness.report import tuning as report_tuning
     from harness.report.plots import chosen as pictures
@@ -79,7 +90,7 @@ def build(
         options=scores.options(frame),
         costs=scores.costs(frame),
         noise=noise.noise(frame),
-        predictions=scores.predictions(frame),
+        predictions=predicted.predictions(frame),
         tuning=tuning,
         failures=failures,
         columns=definition.columns,

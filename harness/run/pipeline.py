@@ -15,6 +15,7 @@ from harness.measure import speed
 from harness.measure.energy import Energy
 from harness.methods import card, earlier, saved
 from harness.models.architectures import Backbone
+from harness.run import cached_features
 from harness.run.after_training import UNTOUCHED, Trained
 from harness.run.inputs import Inputs, on_its_backbone
 from harness.run.loading import Loaded, load
@@ -139,13 +140,15 @@ def _carry_out(course: Course) -> None:
     def score(split: str, meter: "measure.ForwardMeter | None" = None) -> "Evaluation":
         return evaluate(experiment.task, subject, loaded.features[split], loaded.data.splits[split], meter)
 
+    features = cached_features.begin(experiment, loaded, subject, backbone, result)
     # -> train
     trainer = _train(course, loaded, subject, score)
     if not (processes.is_first or processes.spread):
         return
     # -> evaluate
-    meter = measure.ForwardMeter(subject.model) if experiment.measure.costs else None
+    meter = measure.ForwardMeter(subject.model, features.off) if experiment.measure.costs else None
     evaluations = _evaluate(course, loaded, subject, trainer, score, meter)
+    features.end()
     # -> measure
     result.cost["process_peak_bytes"] = speed.peak_resident_bytes() if resident_from_here else None
     _save(course, loaded, subject, backbone, evaluations)

@@ -75,6 +75,7 @@ def run_provenance(record: RunRecord) -> dict[str, str]:
         "untested": "; ".join((record.provenance.get("untested") or {}).values()) or None,
         "device": record.provenance.get("device_type"),
         "dtype": record.provenance.get("dtype"),
+        "cached_features": (record.provenance.get("cached_features") or {}).get("behind"),
         **{f"version.{name}": packages.get(name) for name in DECIDING},
     }
     return {PROVENANCE + key: str(value) for key, value in made.items() if value is not None}

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from run_directories import store_of, write_run
 
-from harness.report import scores
+from harness.report import predicted, scores
 from harness.report import tuning as report_tuning
 from harness.tracking.record import MEMORY
 
@@ -236,7 +236,7 @@ def test_predictions_are_held_against_what_was_measured(tmp_path: Path) -> None:
         write_run(tmp_path / "runs", seed=1, cost={**measured, "predicted": {**measured, "train_peak_bytes": 95}}),
         write_run(tmp_path / "runs", seed=2, cost=measured),
     ]
-    [row] = scores.predictions(frame_of(tmp_path, *runs)).to_dict("records")
+    [row] = predicted.predictions(frame_of(tmp_path, *runs)).to_dict("records")
     assert row["deviation.train_peak_bytes"] == pytest.approx(-0.05)
     assert row["deviation.weight_bytes"] == 0
-    assert scores.predictions(frame_of(tmp_path, runs[2])).empty
+    assert predicted.predictions(frame_of(tmp_path, runs[2])).empty
