@@ -208,8 +208,8 @@ def label(frame: pd.DataFrame, without: tuple[str, ...] = ()) -> pd.Series:
         ]
         labels[rows] = [" ".join([str(method), *row]) for row in zip(*parts, strict=True)] if parts else str(method)
     if "cached_features" in frame:
-        apart = (frame["cached_features"] != "").to_numpy() & [CACHED not in one for one in labels]
-        labels[apart] = labels[apart] + f" {CACHED}"
+        for place in np.flatnonzero(frame["cached_features"].fillna("").to_numpy() != ""):
+            labels[place] += f" {CACHED}" * (CACHED not in labels[place])
     return pd.Series(labels, index=frame.index, dtype=object)
 
 

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,7 +155,8 @@ class _Keeping:
             log.warning("%s; it is computed anew", error)
             path.unlink()
             return None
-        os.utime(path)  # what was used longest ago goes first
+        with suppress(OSError):  # another process may have made room meanwhile: what is mapped stays
+            os.utime(path)  # what was used longest ago goes first
         self.needed.add(path)
         return size
 

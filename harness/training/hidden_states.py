@@ -170,14 +170,19 @@ class Folder:
         Raises:
             NoRoom: It would not fit even so.
         """
-        there = [path for path in self.path.glob(f"*{ENDING}") if path not in needed]
-        kept = sum(path.stat().st_size for path in needed)
+        kept, stale = 0, []
+        for path in self.path.glob(f"*{ENDING}"):
+            with suppress(FileNotFoundError):  # another process makes room too
+                found = path.stat()
+                if path in needed:
+                    kept += found.st_size
+                else:
+                    stale.append((found.st_mtime, found.st_size, path))
         free = int((1 - SPARED) * shutil.disk_usage(self.path).free)
-        stale = sorted(there, key=lambda path: path.stat().st_mtime)
-        used = kept + sum(path.stat().st_size for path in stale)
-        while stale and (used + size > self.most or size > free):
-            oldest = stale.pop(0)
-            bytes_of = oldest.stat().st_size
+        used = kept + sum(bytes_of for _, bytes_of, _ in stale)
+        for _, bytes_of, oldest in sorted(stale):
+            if used + size <= self.most and size <= free:
+                break
             log.info("%s is removed: other features need its %.2f GB", oldest, bytes_of / GIGABYTE)
             oldest.unlink(missing_ok=True)
             used, free = used - bytes_of, free + bytes_of

@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 ROWS = int(os.environ.get("HARNESS_FEATURE_ROWS", "160"))
 SEEDS = 3 if ROWS >= 1000 else 2
 EPOCHS = 3 if ROWS >= 1000 else 1
-# The least that a step must be faster by. With the topmost of MiniLM's six layers trained, a step has six forward passes
-# of a layer and a backward one, of twice the time; features leave one and that, which is 8 against 3.
+# The least that a step must be faster by. With the topmost of MiniLM's six layers trained, a step has six forward
+# passes of a layer and a backward one, of twice the time; features leave one and that, which is 8 against 3.
 METHODS = {"head": 10.0, "last_layers": 2.0}
 
 
