@@ -248,6 +248,16 @@ def check_values(built: dict[str, Any]) -> list[str]:
         )
     if sweep.stop_share is not None and not 0 < sweep.stop_share < 1:
         mistakes.append(f"sweep.stop_share={sweep.stop_share}: a share between 0 and 1 is allowed")
+    needed = {
+        "train.early_stopping_patience": train.early_stopping_patience,
+        "measure.target_score": measure.target_score,
+        "sweep.stop_share": sweep.stop_share,
+    }
+    mistakes += [
+        f"{key}={value}: with train.all_rows=true there are no development rows to go by; null is needed"
+        for key, value in needed.items()
+        if train.all_rows and value is not None
+    ]
     if not 0 <= train.weight_decay < float("inf"):
         mistakes.append(f"train.weight_decay={train.weight_decay}: zero or a positive number is allowed")
     return mistakes

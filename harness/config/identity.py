@@ -18,8 +18,8 @@ NOT_IDENTITY = {
     "method": ("learning_rate", "learning_rates", "second_range", "config_file"),
     "forgetting": ("text",),
 }
-# Keys that came later, at the value with which a run is what it was before they came.
-WITHOUT_EFFECT = {"train.cache_features": False}
+# Keys that came later: a run without them is the one that it was before.
+ONLY_WHERE_TRUE = (("train", "all_rows"), ("train", "cache_features"))
 
 
 def identity(experiment: Experiment, revisions: dict[str, str]) -> str:
@@ -36,19 +36,16 @@ def identity(experiment: Experiment, revisions: dict[str, str]) -> str:
 def decisive(experiment: Experiment, revisions: dict[str, str]) -> dict[str, Any]:
     """Everything that decides a run's result: its configuration, the hashes of its files, the version of results."""
     config = {
-        section: {key: value for key, value in values.items() if _decides(section, key, value)}
+        section: {key: value for key, value in values.items() if key not in NOT_IDENTITY.get(section, ())}
         if isinstance(values, dict)
         else values
         for section, values in experiment.resolved.items()
         if section not in ("measure", "tracking", "sweep")
     }
+    for section, key in ONLY_WHERE_TRUE:
+        if not config[section].get(key):
+            config[section].pop(key, None)
     content: dict[str, Any] = {"config": config, **revisions, "version": RESULTS_VERSION}
     if experiment.sweep.stop_share is not None:
         content["stop_share"] = experiment.sweep.stop_share
     return content
-
-
-def _decides(section: str, key: str, value: Any) -> bool:
-    dotted = f"{section}.{key}"
-    is_as_before = dotted in WITHOUT_EFFECT and value == WITHOUT_EFFECT[dotted]
-    return key not in NOT_IDENTITY.get(section, ()) and not is_as_before

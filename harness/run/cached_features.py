@@ -91,8 +91,10 @@ def begin(
 
 def _splits(experiment: Experiment, loaded: "Loaded") -> "dict[str, list[Features]]":
     """The encoded rows that the run goes through."""
-    splits = {"train": loaded.trained_on, "development": loaded.features["development"]}
-    if experiment.evaluate.validation:
+    splits = {"train": loaded.trained_on}
+    if not experiment.train.all_rows:
+        splits["development"] = loaded.features["development"]
+    if not experiment.untouched:
         splits |= {split: rows for split, rows in loaded.features.items() if split not in ("train", "development")}
     return splits
 

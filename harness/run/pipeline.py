@@ -16,7 +16,7 @@ from harness.measure.energy import Energy
 from harness.methods import card, earlier, saved
 from harness.models.architectures import Backbone
 from harness.run import cached_features
-from harness.run.after_training import UNTOUCHED, Trained
+from harness.run.after_training import Trained
 from harness.run.inputs import Inputs, on_its_backbone
 from harness.run.loading import Loaded, load
 from harness.run.recording import begin, describe, why_null, write_config, write_steps
@@ -215,7 +215,7 @@ def _train(course: Course, loaded: Loaded, subject: Subject, score: "Callable[[s
         data_seed=experiment.data_seed,
         autocast=subject.autocast,
         loss=lambda batch: experiment.task.loss(subject.adapter, batch),
-        score=lambda: score("development"),
+        score=None if experiment.train.all_rows else lambda: score("development"),
         primary_metric=experiment.task.primary_metric,
         identity=course.inputs.whole,
         metered=experiment.measure.costs,
@@ -255,13 +255,15 @@ def _evaluate(
 ) -> "dict[str, Evaluation]":
     """The scores of the trained model, and of the backbone alone where it can answer."""
     experiment, result, splits = course.experiment, course.result, loaded.data.splits
-    evaluations = {"development": trainer.best_evaluation or score("development")}
-    if experiment.evaluate.validation:
+    evaluations: dict[str, Evaluation] = {}
+    if not experiment.train.all_rows:
+        evaluations["development"] = trainer.best_evaluation or score("development")
+    if not experiment.untouched:
         evaluations |= {split: score(split, meter) for split in splits if split not in ("train", "development")}
         seconds = sum(e.seconds for split, e in evaluations.items() if split != "development")
         result.cost["evaluation_seconds"] += seconds
         result.cost |= evaluations["validation"].costs
-    result.scores |= gather_scores(experiment.task, loaded.data, evaluations, result.unmeasured)
+    result.scores |= gather_scores(experiment, loaded.data, evaluations, result.unmeasured)
     with speed.timed(result.cost, "measure_seconds"):
         result.scores["base"] = _score_base(experiment, subject.adapter, score, result)
     return evaluations
@@ -272,8 +274,9 @@ def _save(
 ) -> None:
     """Write the predictions, and the adapter with what brings it back."""
     with speed.timed(course.result.cost, "save_seconds"):
-        rows = {split: loaded.data.splits[split] for split in evaluations}
-        write_predictions(course.run_dir / record.PREDICTIONS_FILE, evaluations, rows)
+        if evaluations:
+            rows = {split: loaded.data.splits[split] for split in evaluations}
+            write_predictions(course.run_dir / record.PREDICTIONS_FILE, evaluations, rows)
         folder = course.run_dir / record.ADAPTER_FOLDER
         _save_adapter(subject.adapter, backbone.head, folder, course.inputs, course.result)
 
@@ -319,9 +322,10 @@ def _score_base(
         result.unmeasured["scores.base"] = "the task needs a new head, which the backbone alone has not"
     elif experiment.task.against_backbone():
         result.unmeasured["scores.base"] = "the scores are held against the backbone alone already"
-    elif not (experiment.evaluate.validation and experiment.evaluate.base):
-        which = "base" if experiment.evaluate.validation else "validation"
-        result.unmeasured["scores.base"] = f"evaluate.{which}=false"
+    elif experiment.untouched:
+        result.unmeasured["scores.base"] = experiment.untouched
+    elif not experiment.evaluate.base:
+        result.unmeasured["scores.base"] = "evaluate.base=false"
     else:
         with adapter.disabled():
             return score("validation").scores
@@ -344,17 +348,21 @@ def _save_adapter(adapter: "Adapter", head: tuple[str, ...], folder: Path, input
 
 
 def gather_scores(
-    task: Any, data: "TaskData", evaluations: "dict[str, Evaluation]", unmeasured: dict[str, str]
+    experiment: Experiment, data: "TaskData", evaluations: "dict[str, Evaluation]", unmeasured: dict[str, str]
 ) -> dict[str, Any]:
     """Scores by split; further evaluation splits are validation metrics with the split's name in front."""
-    scores: dict[str, Any] = {"development": evaluations["development"].scores, "validation": None, "majority": None}
+    development = evaluations["development"].scores if "development" in evaluations else None
+    scores: dict[str, Any] = {"development": development, "validation": None, "majority": None}
+    missing = [] if development else ["development"]
     if "validation" not in evaluations:
-        unmeasured |= {"scores.validation": UNTOUCHED, "scores.majority": UNTOUCHED}
+        missing += ["validation", "majority"]
+    unmeasured |= {f"scores.{name}": experiment.untouched for name in missing}
+    if "validation" not in evaluations:
         return scores
     validation = dict(evaluations["validation"].scores)
     for split in sorted(set(evaluations) - {"development", "validation"}):
         validation |= {f"{split}.{name}": value for name, value in evaluations[split].scores.items()}
-    majority = task.majority(data, "validation")
+    majority = experiment.task.majority(data, "validation")
     if majority is None:
         unmeasured["scores.majority"] = "no one answer is common to the rows"
     return {**scores, "validation": validation, "majority": majority}

@@ -42,6 +42,7 @@ def describe(result: RunRecord) -> str:
     """Where a finished run ended, in one line."""
     metric, cost = result.scores["primary_metric"], result.cost
     split = "validation" if result.scores["validation"] else "development"
+    scored = f"{split} {metric} {result.scores[split][metric]:.3f}" if result.scores[split] else "not scored"
     against = "".join(
         f" ({name} {scores[metric]:.3f})"
         for name in ("majority", "base")
@@ -49,7 +50,7 @@ def describe(result: RunRecord) -> str:
     )
     share = cost["trainable_parameters"] / cost["total_parameters"]
     return (
-        f"{split} {metric} {result.scores[split][metric]:.3f}{against}; "
+        f"{scored}{against}; "
         f"{cost['trainable_parameters']:,} parameters trained, {share:.3%} of the model, "
         f"in {cost['train_seconds']:.0f} s at {cost['tokens_per_second']:,.0f} tokens/s"
     )

@@ -34,6 +34,7 @@ DECIDED = {
     "train.learning_rate": "method.learning_rates of each method's YAML",
     "seed": "hydra.sweeper.tuning_seed and hydra.sweeper.seeds",
     "evaluate.validation": "nothing: trials leave it untouched, final runs score it",
+    "train.all_rows": "nothing: trials and final runs need rows to be scored on",
     "sweep.stage": "nothing: it is tune, then final",
     "sweep.stop_share": "hydra.sweeper.rungs",
 }

@@ -56,7 +56,7 @@ class Trainer:
         data_seed: Decides the order of the rows.
         autocast: Lower precision to compute in; null computes in the weights' own.
         loss: The loss of a batch, a mean over what its weight counts.
-        score: Scores the development split.
+        score: Scores the development split; null: nothing is scored, and the last weights stay.
         primary_metric: The metric that chooses the best weights.
         identity: Names the checkpoint, so that the same experiment finds it again.
         metered: Count the memory and the operations of one step; the scores are the same bits without.
@@ -75,7 +75,7 @@ class Trainer:
         data_seed: int,
         autocast: "Dtype | None",
         loss: "Callable[[Batch], Tensor]",
-        score: Callable[[], Evaluation],
+        score: Callable[[], Evaluation] | None,
         primary_metric: str,
         identity: str,
         metered: bool = True,
@@ -249,7 +249,8 @@ class Trainer:
         return loss
 
     def _evaluation_is_due(self) -> bool:
-        return self.state.step == self.steps.total or self.state.step % self.steps.evaluation == 0
+        last, due = self.state.step == self.steps.total, self.state.step % self.steps.evaluation == 0
+        return self.score is not None and (last or due)
 
     def _report_is_due(self) -> bool:
         return self.state.step % LOG_STEPS == 0 or self.state.step in (1, self.steps.total)
@@ -291,6 +292,7 @@ class Trainer:
         bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
 
     def _evaluate(self) -> None:
+        assert self.score is not None
         evaluation = self.score()
         evaluation.scores = self.processes.of_first(evaluation.scores)
         self.adapter.model.train()
