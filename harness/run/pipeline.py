@@ -15,6 +15,7 @@ from harness.measure import speed
 from harness.measure.energy import Energy
 from harness.methods import card, earlier, saved
 from harness.models.architectures import Backbone
+from harness.run import cached_features
 from harness.run.after_training import Trained
 from harness.run.inputs import Inputs, on_its_backbone
 from harness.run.loading import Loaded, load
@@ -147,6 +148,7 @@ def _carry_out(course: Course) -> None:
             with speed.timed(result.cost, "measure_seconds"):
                 speed.flops_ceiling(device, autocast or torch.float32)
 
+    features = cached_features.begin(experiment, loaded, subject, backbone, result)
     # -> train
     sample_ceiling()
     trainer = _train(course, loaded, subject, score)
@@ -154,8 +156,9 @@ def _carry_out(course: Course) -> None:
         return
     sample_ceiling()
     # -> evaluate
-    meter = measure.ForwardMeter(subject.model) if experiment.measure.costs else None
+    meter = measure.ForwardMeter(subject.model, features.off) if experiment.measure.costs else None
     evaluations = _evaluate(course, loaded, subject, trainer, score, meter)
+    features.end()
     # -> measure
     result.cost["process_peak_bytes"] = speed.peak_resident_bytes() if resident_from_here else None
     _save(course, loaded, subject, backbone, evaluations)

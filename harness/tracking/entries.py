@@ -76,6 +76,7 @@ def run_provenance(record: RunRecord) -> dict[str, str]:
         "device": record.provenance.get("device_type"),
         "dtype": record.provenance.get("dtype"),
         "precision": _precision(record.provenance.get("precision") or {}),
+        "cached_features": (record.provenance.get("cached_features") or {}).get("behind"),
         **{f"version.{name}": packages.get(name) for name in DECIDING},
     }
     return {PROVENANCE + key: str(value) for key, value in made.items() if value is not None}

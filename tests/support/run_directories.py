@@ -62,6 +62,7 @@ class SampleRun:
     cost: dict[str, Any] = field(default_factory=dict)
     steps: list[dict[str, Any]] | None = None
     ended_at: str | None = None
+    cached_features: dict[str, Any] | None = None
 
     def write(self, folder: Path) -> Path:
         """Write one run directory below `folder`; every call makes a run of its own, later than those before."""
@@ -92,6 +93,7 @@ class SampleRun:
                 "results_version": RESULTS_VERSION,
                 "device_type": "cpu",
                 "dtype": "float32",
+                "cached_features": self.cached_features,
             },
             started_at="2026-11-01T10:00:00+00:00",
             ended_at=self.ended_at or f"2026-11-01T11:{number // 60 % 60:02d}:{number % 60:02d}+00:00",
