@@ -294,8 +294,7 @@ class Trainer:
         bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
 
     def _evaluate(self) -> None:
-        assert self.score is not None
-        evaluation = self.score()
+        evaluation = self.score()  # type: ignore[misc]  # due only where there is one
         evaluation.scores = self.processes.of_first(evaluation.scores)
         self.adapter.model.train()
         primary = evaluation.scores[self.primary_metric]
