@@ -187,8 +187,7 @@ class Trainer:
         order = bucketed(self.lengths, self.settings.batch_size, self.data_seed, 0)
         computed = [len(rows) * max(self.lengths[row] for row in rows) for rows in order]
         largest = [max(computed[first : first + size]) for first in range(0, len(computed), size)]
-        candidates = range(1, min(len(largest), self.steps.total)) or range(1)
-        return max(candidates, key=largest.__getitem__)
+        return max(range(1, min(len(largest), self.steps.total)) or range(1), key=largest.__getitem__)
 
     def _meter(self, micro_batches: list[Batch]) -> "measure.StepMeter | nullcontext[None]":
         """The meter of this step, if this is the one to count."""
