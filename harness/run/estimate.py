@@ -18,7 +18,15 @@ from harness.config.errors import ConfigError
 from harness.config.schema import Experiment, Quantization
 from harness.methods import Adapter, prepare_trained
 from harness.methods.optimizer import make_optimizer
-from harness.models import choose_precision, choose_quantization, empty_model, never_quantized, set_checkpointing
+from harness.models import (
+    choose_precision,
+    choose_quantization,
+    empty_model,
+    fast_dropout,
+    never_quantized,
+    set_checkpointing,
+    settled,
+)
 from harness.models.architectures import Backbone, Kind
 from harness.models.transformers_inner import classify_last, is_converted
 from harness.run.gpu_kernels import as_on_a_gpu
@@ -93,6 +101,7 @@ def predict(experiment: Experiment, configuration: "PretrainedConfig", step: Ste
     """
     import torch
 
+    experiment, _ = settled(experiment, step.device)
     sampled = depths(experiment, configuration)
     # A plan must not move the generator of whoever asks. Outside of the fake tensors, whose states would be fake.
     with torch.random.fork_rng(devices=[]):
@@ -221,7 +230,7 @@ def _one_step(
     with measure.StepMeter(adapter.model, optimizer, costs) as meter:
         _watch_embeddings(backbone.model, meter)
         meter.forward_begins()
-        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+        with torch.autocast("cpu", autocast, enabled=autocast is not None), fast_dropout(step.device):
             loss = experiment.task.rehearse(adapter, batch)
         meter.forward_ended()
         _backward(loss)

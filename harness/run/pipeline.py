@@ -19,7 +19,7 @@ from harness.run import cached_features
 from harness.run.after_training import Trained
 from harness.run.inputs import Inputs, on_its_backbone
 from harness.run.loading import Loaded, load
-from harness.run.recording import begin, describe, why_null, write_config, write_steps
+from harness.run.recording import begin, describe, why_null, write_config, write_outcomes, write_steps
 from harness.run.watching import RunWatch, watching
 from harness.tasks.scoring import evaluate, write_predictions
 from harness.tracking import record
@@ -123,6 +123,8 @@ def _carry_out(course: Course) -> None:
     autocast = models.choose_precision(experiment.train.precision, device)
     seeds = {"seed": experiment.seed, "data_seed": experiment.data_seed}
     result.provenance = provenance(device, autocast or torch.float32, seeds, inputs.revisions)
+    precision = experiment.train.precision.name
+    result.provenance["precision"] = {"taken": precision, "why": inputs.why_precision}
     result.provenance["again"] = list(inputs.again)
     result.provenance["processes"] = processes.count
     result.provenance["distributed"] = experiment.train.distributed.value
@@ -140,11 +142,19 @@ def _carry_out(course: Course) -> None:
     def score(split: str, meter: "measure.ForwardMeter | None" = None) -> "Evaluation":
         return evaluate(experiment.task, subject, loaded.features[split], loaded.data.splits[split], meter)
 
+    def sample_ceiling() -> None:
+        # At the end a GPU is asked once: before, its products would count in the peaks of its memory.
+        if experiment.measure.costs and device.type == "cpu":
+            with speed.timed(result.cost, "measure_seconds"):
+                speed.flops_ceiling(device, autocast or torch.float32)
+
     features = cached_features.begin(experiment, loaded, subject, backbone, result)
     # -> train
+    sample_ceiling()
     trainer = _train(course, loaded, subject, score)
     if not (processes.is_first or processes.spread):
         return
+    sample_ceiling()
     # -> evaluate
     meter = measure.ForwardMeter(subject.model, features.off) if experiment.measure.costs else None
     evaluations = _evaluate(course, loaded, subject, trainer, score, meter)
@@ -231,6 +241,8 @@ def _train(course: Course, loaded: Loaded, subject: Subject, score: "Callable[[s
     finally:
         if course.processes.is_first and trainer.checkpoint.is_file():
             checkpoint.note(trainer.checkpoint, decisive)
+        if course.processes.is_first:
+            write_outcomes(course.run_dir, trainer.state.outcomes, loaded.data.splits["development"])
         write_steps(course.run_dir, trainer.state.history)
         result.cost |= trainer.costs()
         counted = trainer.state.step_costs

@@ -12,6 +12,7 @@ from harness.config.schema import Experiment
 from harness.run.inputs import Inputs
 from harness.tracking import record, uri
 from harness.tracking.record import RunRecord, Status
+from harness.training.batches import Row
 
 NOT_MEASURED = "not measured by this version"
 
@@ -71,3 +72,17 @@ def write_config(run_dir: Path, resolved: dict[str, Any]) -> None:
 def write_steps(run_dir: Path, history: list[dict[str, float]]) -> None:
     lines = [json.dumps(record.finite(line)) + "\n" for line in history]
     record.write_atomically(run_dir / record.STEPS_FILE, "".join(lines))
+
+
+def write_outcomes(run_dir: Path, outcomes: list[dict[str, Any]], rows: list[Row]) -> None:
+    """Write what the rows of the development split came to at each evaluation: step, idx, and what the metric needs."""
+    found = [dict(one) for one in outcomes if len(one) > 1]
+    if not found:
+        return
+    import pandas as pd
+
+    idx = [row.get("idx", number) for number, row in enumerate(rows)]
+    frame = pd.concat([pd.DataFrame({"step": one.pop("step"), "idx": one.pop("idx", idx), **one}) for one in found])
+    if not pd.api.types.is_integer_dtype(frame["idx"]):
+        frame["idx"] = frame["idx"].map(str)
+    frame.to_parquet(run_dir / record.DEVELOPMENT_FILE, index=False)

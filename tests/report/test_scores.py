@@ -188,6 +188,25 @@ def test_drawn_trials_are_held_against_the_range_they_were_drawn_from(tmp_path: 
     assert table.rows[0][-1] == "highest of its range: the best may lie beyond; 1 stopped on the way"
 
 
+def test_what_stopping_trials_saved_is_told_in_tokens(tmp_path: Path) -> None:
+    """A trial that went on counts once, with its last record; where one record lacks its tokens nothing is claimed."""
+    runs, quarter = tmp_path / "runs", {"train_seconds": 2.5, "tokens_per_second": 2000.0}
+    trials = [write_run(runs, stage="tune", learning_rate=rate, development=rate) for rate in (0.2, 0.4)]
+    trials += [
+        write_run(runs, stage="tune", learning_rate=rate, status="stopped", cost=quarter) for rate in (0.1, 0.2, 0.3)
+    ]
+    frame = frame_of(tmp_path, *trials)
+    found = report_tuning.tuning(frame)
+    [row] = found.to_dict("records")
+    assert (row["trials"], row["stopped"]) == (4, 2)
+    assert row["spent"] == pytest.approx((1 + 1 + 0.25 + 0.25) / 4)
+    table = report_tuning.tuning_table(found)
+    assert table is not None
+    assert "2 stopped on the way, 62% of the tokens of whole trials" in table.rows[0][-1]
+    frame.loc[frame["param.train.learning_rate"] == "0.1", "cost.train_seconds"] = float("nan")
+    assert report_tuning.tuning(frame)["spent"].isna().all()
+
+
 def test_rates_beyond_the_declared_grid_are_counted_and_a_failed_one_is_no_edge(tmp_path: Path) -> None:
     """Declared are 1e-4 and 1e-3; of the rates past them 1e-1 failed and bounds nothing."""
     trials = [

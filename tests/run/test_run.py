@@ -61,6 +61,7 @@ def test_a_run_is_recorded_whole(method: str, tiny_experiment: list[str], tmp_pa
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "adapter",
         "config.yaml",
+        "development.parquet",
         "predictions.parquet",
         "result.json",
         "steps.jsonl",

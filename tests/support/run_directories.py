@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import tracking
+from harness.config.version import RESULTS_VERSION, __version__
 from harness.tracking.record import RESULT_FILE, STEPS_FILE, RunRecord, empty_cost
 
 _numbers = itertools.count(1)
@@ -88,7 +89,8 @@ class SampleRun:
             cost=empty_cost() | (MEASURED if done else {}) | self.cost,
             provenance={
                 "git": {"commit": "0123abc", "dirty": False},
-                "harness": "0.1.0",
+                "harness": __version__,
+                "results_version": RESULTS_VERSION,
                 "device_type": "cpu",
                 "dtype": "float32",
                 "cached_features": self.cached_features,
