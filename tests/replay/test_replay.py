@@ -97,7 +97,7 @@ def test_the_command_writes_page_table_and_picture(tmp_path: Path, monkeypatch: 
         "replay.csv",
         "report.md",
     }
-    assert "2 races of a method's learning rates on a task, each replayed 4 times." in page
+    assert "2 races of a method's learning rates on a task, replayed 4 times each." in page
     assert "35% of the tokens with a choice as good in at least 95%" in page
     assert "full (4 rates), lora (4 rates)" in page.replace("\\", "")
     table = pd.read_csv(tmp_path / "out/replay.csv")
