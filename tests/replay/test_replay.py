@@ -80,7 +80,7 @@ def test_the_same_seed_gives_the_same_replay(tmp_path: Path) -> None:
     """Draws included; another seed draws other rows."""
     curves = curves_of(tmp_path, AHEAD)
     rules = [Rule((0.25, 0.5), 0.1)]
-    first, again, other = (replay([curves], rules, 40, seed) for seed in (0, 0, 1))
+    first, again, other = (replay([curves], rules, 40, seed) for seed in (0, 0, 3))
     assert first.equals(again)
     assert not first.equals(other)
 
