@@ -11,12 +11,15 @@ from harness.config.version import RESULTS_VERSION
 NOT_IDENTITY = {
     "model": ("name", "path", "revision"),
     "task": ("data_dir", "file"),
-    "train": ("resume", "checkpoint_dir", "checkpoint_minutes", "keep_adapter", "device", "distributed", "processes"),
+    "train": (
+        *("resume", "checkpoint_dir", "checkpoint_minutes", "keep_adapter", "device", "distributed", "processes"),
+        *("features_dir", "features_gigabytes"),
+    ),
     "method": ("learning_rate", "learning_rates", "second_range", "config_file"),
     "forgetting": ("text",),
 }
 # Keys that came later: a run without them is the one that it was before.
-ONLY_WHERE_TRUE = (("train", "all_rows"),)
+ONLY_WHERE_TRUE = (("train", "all_rows"), ("train", "cache_features"))
 
 
 def identity(experiment: Experiment, revisions: dict[str, str]) -> str:

@@ -121,6 +121,9 @@ class TrainConfig:
     checkpoint_minutes: float
     keep_adapter: bool
     all_rows: bool = False
+    cache_features: bool = False
+    features_dir: str = "runs/features"
+    features_gigabytes: float = 20
 
 
 @dataclass

@@ -30,7 +30,10 @@ PIPELINES = {
     Kind.seq2seq_lm: "text-generation",
 }
 # Sections and keys that say where things go and not what is computed; a store's address may hold a password.
-NOT_REPRODUCED = ("tracking", "sweep", "train.resume", "train.checkpoint_dir", "train.checkpoint_minutes")
+NOT_REPRODUCED = (
+    *("tracking", "sweep", "train.resume", "train.checkpoint_dir", "train.checkpoint_minutes"),
+    *("train.features_dir", "train.features_gigabytes"),
+)
 # Names of language models' output layers, whose weights are often those of the embeddings.
 OUTPUT_LAYERS = {"lm_head", "embed_out", "output_layer"}
 GROUPS = ("model", "task", "method")
@@ -124,11 +127,9 @@ def _front_matter(manifest: Manifest, result: RunRecord, peft_type: str | None, 
         tags=[_line(method), "peft-harness", *([_line(peft_type.lower())] if peft_type else [])],
         datasets=[_line(dataset)] if hub else None,
         metrics=[name for name in result.scores["development"] or {} if name != "loss"] or None,
-        model_name=_line(f"{method} on {model.name} for {task.name}"),
+        model_name=_line(f"{method} on {model.name} for {task.name}") if results else None,
         eval_results=results or None,
     )
-    if not results:
-        data.pop("model_name")
     return data.to_yaml()
 
 
@@ -144,8 +145,7 @@ def _by_split(result: RunRecord) -> dict[str, dict[str, float]]:
 def _scores(result: RunRecord) -> str:
     splits, rows = _by_split(result), result.provenance["data"]["rows"]
     if not splits:
-        trained = result.provenance["data"]["trained_rows"]
-        return f"None: all {trained} rows were trained on, and none was left to score."
+        return f"None: all {sum(rows.values())} rows were trained on, and none was left to score."
     names = list(splits["development"])
     lines = [["split", "rows", *names]]
     lines += [

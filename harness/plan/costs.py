@@ -10,7 +10,7 @@ from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment, TrainConfig
 from harness.methods.skeleton import architecture_of, on_its_backbone, skeleton
-from harness.models import check_positions, choose_device
+from harness.models import check_positions, choose_device, settled
 from harness.models.sizes import logical_parameters
 from harness.run.estimate import Step, Unpredictable, at_full_depth, depths, predict, with_layers
 from harness.tracking.record import empty_cost
@@ -161,9 +161,11 @@ def plan_point(name: str, overrides: list[str], settings: PlanSettings | None = 
     ):
         settings = replace(settings, length=suited_length(experiment))
     step = step_of(experiment, settings)
+    experiment, why = settled(experiment, step.device)
     cost, unmeasured = costs(experiment, step)
     return {
         "step": vars(step),
+        "precision": {"taken": experiment.train.precision.name, "why": why},
         "cost": cost,
         "unmeasured": unmeasured,
         "assumed": assumed,

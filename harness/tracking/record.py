@@ -46,6 +46,9 @@ COST_FIELDS = (
     "adapter_file_bytes",
     "load_seconds",
     "tokenize_seconds",
+    # Of `train.cache_features`: to have the features at hand, computed or found, and the files they lie in.
+    "features_seconds",
+    "features_bytes",
     "train_seconds",
     "evaluation_seconds",
     "save_seconds",

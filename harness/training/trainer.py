@@ -22,6 +22,7 @@ from harness.config.schema import TrainConfig
 from harness.measure.speed import SystemLoad
 from harness.methods import Adapter, trained_parameters
 from harness.methods.optimizer import make_optimizer
+from harness.models import fast_dropout
 from harness.training import checkpoint
 from harness.training.batches import Batch, Collate, Features, bucketed
 from harness.training.evaluation import Evaluation, outcomes_of_rows
@@ -223,7 +224,8 @@ class Trainer:
         for batch in micro_batches:
             if meter:
                 meter.forward_begins()
-            with torch.autocast(self.collate.device.type, self.autocast, enabled=self.autocast is not None):
+            device = self.collate.device.type
+            with torch.autocast(device, self.autocast, enabled=self.autocast is not None), fast_dropout(device):
                 # Weighted, so that accumulated batches give the gradient of one large batch.
                 part = self.loss(batch) * (batch.weight / weight)
             if meter:
@@ -292,8 +294,7 @@ class Trainer:
         bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
 
     def _evaluate(self) -> None:
-        assert self.score is not None
-        evaluation = self.score()
+        evaluation = self.score()  # type: ignore[misc]  # due only where there is one
         evaluation.scores = self.processes.of_first(evaluation.scores)
         self.adapter.model.train()
         primary = evaluation.scores[self.primary_metric]

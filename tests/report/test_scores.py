@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from run_directories import store_of, write_run
 
-from harness.report import scores
+from harness.report import predicted, scores, tables
 from harness.report import tuning as report_tuning
+from harness.report.cells import NONE
 from harness.tracking.record import MEMORY
 
 
@@ -255,7 +256,31 @@ def test_predictions_are_held_against_what_was_measured(tmp_path: Path) -> None:
         write_run(tmp_path / "runs", seed=1, cost={**measured, "predicted": {**measured, "train_peak_bytes": 95}}),
         write_run(tmp_path / "runs", seed=2, cost=measured),
     ]
-    [row] = scores.predictions(frame_of(tmp_path, *runs)).to_dict("records")
+    [row] = predicted.predictions(frame_of(tmp_path, *runs)).to_dict("records")
     assert row["deviation.train_peak_bytes"] == pytest.approx(-0.05)
     assert row["deviation.weight_bytes"] == 0
-    assert scores.predictions(frame_of(tmp_path, runs[2])).empty
+    assert predicted.predictions(frame_of(tmp_path, runs[2])).empty
+
+
+def test_a_row_that_trained_on_cached_features_is_named_so(tmp_path: Path) -> None:
+    """Its costs are not those of the rows beside it; a run that found nothing to cache is one as ever."""
+    runs = [
+        write_run(tmp_path, "head", cost={"features_bytes": 10**6, "features_seconds": 3}, cached_features=told)
+        for told in ({"used": True, "behind": "encoder.layer.5"}, {"used": True, "behind": "encoder.layer.5"})
+    ]
+    runs.append(
+        write_run(
+            tmp_path,
+            "lora",
+            cost={"step_seconds": 0.1},
+            cached_features={"used": False, "reason": "it trains everywhere"},
+        )
+    )
+    frame = frame_of(tmp_path, *runs)
+    assert set(scores.summary(frame)["configuration"]) >= {"head cache_features=true", "lora"}
+    [table] = tables.cost_tables(scores.costs(frame))
+    assert table.columns[-2:] == ("features", "s features")
+    assert [row[-1] for row in table.rows] == ["3.0", NONE]
+    assert "not to be held against" in table.caption
+    [without] = tables.cost_tables(scores.costs(frame[frame["method"] == "lora"]))
+    assert "features" not in without.columns

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,18 @@ def record(cfg: DictConfig, status: str) -> RunRecord:
     return RunRecord("0" * 32, status, None, "i", {}, {}, scores={"primary_metric": "x", "validation": {"x": 0.75}})
 
 
+class ToyIdentities:
+    """Identities of points that name no precision."""
+
+    def __init__(self, device: Callable[[str], str] | None = None) -> None: ...
+
+    def settle(self, plain: dict[str, Any]) -> tuple[dict[str, Any], None]:
+        return plain, None
+
+    def __call__(self, plain: dict[str, Any]) -> str:
+        return identity(plain)
+
+
 class ToySweep:
     """Launches points and holds what the store was sent."""
 
@@ -139,7 +152,7 @@ class ToySweep:
         self.stored: dict[str, dict[str, Any]] = {}
         self.questions = 0
         self.asked: list[tuple[list[str], str]] = []
-        monkeypatch.setattr(composing, "identities", lambda: identity)
+        monkeypatch.setattr(composing, "identities", ToyIdentities)
         resolve = composing.Composer.points
         monkeypatch.setattr(composing.Composer, "points", lambda *given: self._note(resolve(*given)))
         monkeypatch.setattr(tracking, "check", lambda uri: None)

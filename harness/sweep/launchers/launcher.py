@@ -52,7 +52,7 @@ class SweepLauncher(Launcher):
         if not job_overrides:
             raise ConfigError(EMPTY)
         self.workers.begin(self.config)
-        composer = Composer(self.context, self.config)
+        composer = Composer(self.context, self.config, self.workers.device)
         points = composer.points(job_overrides, initial_job_idx)
         _refuse_if_all_are_wrong(points)
         folder = Path(self.config.hydra.sweep.dir)
