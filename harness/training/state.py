@@ -26,12 +26,16 @@ class TrainingState:
     step_costs: dict[str, Any] = field(default_factory=dict)
     step_seconds: list[float] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
+    # How many runs trained together at most, this one among them; 0 where it trained alone.
+    packed: int = 0
 
     def costs(self) -> dict[str, Any]:
         """Costs of the training so far, with the names of `RunRecord.cost`."""
         seconds = {"train_seconds": self.train_seconds, "evaluation_seconds": self.evaluation_seconds}
         if not self.step:
             return seconds
+        if self.packed:
+            return {**seconds, "train_seconds": None, "padding_share": 1 - self.tokens / self.padded_tokens}
         times = self.step_seconds[WARM_UP_STEPS:] or self.step_seconds
         costs = {
             **seconds,
