@@ -11,6 +11,7 @@ from harness.config import identity as config_identity
 from harness.config.schema import Experiment
 from harness.methods import earlier
 from harness.models import checkpoints, load_config
+from harness.run import packing
 from harness.tasks import forgetting
 
 if TYPE_CHECKING:
@@ -112,6 +113,17 @@ class Identities:
         Raises:
             ConfigError: Something in it, or a file that it names, is wrong.
         """
+        return config_identity.identity(*self._experiment(plain))
+
+    def pack_key(self, plain: dict[str, Any]) -> str | None:
+        """What the runs of resolved configurations share that may train in one pack; null for one that trains alone.
+
+        Raises:
+            ConfigError: As for the identity.
+        """
+        return packing.key(*self._experiment(plain))
+
+    def _experiment(self, plain: dict[str, Any]) -> tuple[Experiment, dict[str, str]]:
         if (plain.get("sweep") or {}).get("budget") is not None:
             plain = self._within_budget(plain)
         experiment = build.assemble(plain, self._section)
@@ -119,7 +131,7 @@ class Identities:
         folder, model = self._once("backbone", resolved["model"], lambda: _backbone(experiment))
         experiment = _as_stored(experiment, folder)
         texts = self._once("texts", (resolved["task"], resolved["forgetting"]), lambda: _texts(experiment))
-        return config_identity.identity(experiment, {"model": model, **texts})
+        return experiment, {"model": model, **texts}
 
     def _section(self, key: str, values: Any) -> tuple[Any, Any]:
         return self._once(key, values, lambda: build.make_section(key, values))

@@ -1,21 +1,20 @@
 """Composition of the points of a sweep: quickly to learn what each is, with Hydra where one is about to run."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from harness.config.build import resolved
+from harness.config.compose import hydra_config, without_hydra
 from harness.config.errors import ConfigError
 from harness.config.mistakes import MISTAKES, explain, key_of, not_made
 from harness.config.sources import sweep_of
 from harness.sweep.outcome import failed
-from harness.sweep.points import Point, check_folders, check_rerun, defining_overrides, without_hydra
+from harness.sweep.points import Point, check_folders, check_rerun, defining_overrides
 from harness.sweep.resolve import Inseparable, Resolution
 
 # hydra.sweep.subdir of conf/config.yaml, which every point can be told without composing it.
@@ -32,7 +31,8 @@ class Composer:
 
     def __init__(self, context: HydraContext, config: DictConfig) -> None:
         self.loader, self.config = context.config_loader, config
-        self.identify = identities()
+        self.identities = identities()
+        self.identify: Callable[[dict[str, Any]], str] = self.identities
 
     def points(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Point]:
         """The points with their identities; one that is wrong has its sentence as outcome."""
@@ -73,6 +73,10 @@ class Composer:
         except MISTAKES as error:
             point.settle(failed(explain(error, overrides, self._compose_alone)))
 
+    def pack_key(self, point: Point) -> str | None:
+        """What points share that may train in one pack; null for one that trains alone."""
+        return self.identities.pack_key(point.settings) if point.settings else None
+
     def make_folder(self, points: list[Point]) -> None:
         """Make the sweep's folder, in which no point may write where another, or an earlier run, does.
 
@@ -94,8 +98,8 @@ class Composer:
         return self.loader.load_configuration(self.config.hydra.job.config_name, overrides, RunMode.RUN)
 
 
-def identities() -> Callable[[dict[str, Any]], str]:
-    """The function that gives the identities of resolved configurations."""
+def identities() -> Any:
+    """`harness.run.Identities`: the identities of resolved configurations."""
     from harness.run import Identities
 
     return Identities()
@@ -108,14 +112,3 @@ def _goes_on(config: DictConfig, overrides: list[str]) -> bool:
     """
     said = any(key_of(override) == "train.resume" for override in overrides)
     return not said and str(config.sweep.rerun) != "all" and OmegaConf.select(config, "train.resume") is False
-
-
-@contextmanager
-def hydra_config(config: DictConfig) -> Iterator[None]:
-    """Let `${hydra:...}` in a point's configuration mean that point's."""
-    before = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(config)
-    try:
-        yield
-    finally:
-        HydraConfig.instance().cfg = before
