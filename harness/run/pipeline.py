@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from torch import device as Device
     from torch import dtype as Dtype
 
-    from harness import measure
     from harness.methods import Adapter
     from harness.tasks import TaskData
     from harness.training.evaluation import Evaluation

@@ -13,7 +13,7 @@ from harness.run.inputs import Inputs
 from harness.tracking import record, uri
 from harness.tracking.record import RunRecord, Status
 from harness.training.memory import is_out_of_memory
-from harness.training.trainer import Diverged
+from harness.training.state import Diverged
 
 # Of a run in a pack, what is of itself: counts, and its file.
 OWN_COSTS = (

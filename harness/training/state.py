@@ -10,6 +10,10 @@ from harness.tracking.record import CUDA_MEMORY, STEP_MEMORY
 WARM_UP_STEPS = 3
 
 
+class Diverged(Exception):
+    """The loss is not a finite number."""
+
+
 @dataclass
 class TrainingState:
     """Where a training run stands; all of it goes into a checkpoint."""

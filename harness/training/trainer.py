@@ -30,7 +30,7 @@ from harness.training.metered import largest_step, meter_of
 from harness.training.metrics import higher_is_better
 from harness.training.processes import Processes
 from harness.training.schedule import Steps, make_schedule
-from harness.training.state import TrainingState
+from harness.training.state import Diverged, TrainingState
 from harness.training.watch import Pace, Unwatched, Watch
 
 if TYPE_CHECKING:
@@ -40,10 +40,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOG_STEPS = 10
-
-
-class Diverged(Exception):
-    """The loss is not a finite number."""
 
 
 class Trainer:
@@ -120,7 +116,8 @@ class Trainer:
                 evaluation, were finished first and a checkpoint written, unless a signal came twice.
         """
         self.begin()
-        with deferred_interrupts() as interrupted, self.bar() as bar, logging_redirect_tqdm():
+        bar = tqdm(total=self.steps.total, initial=self.state.step, desc="train", unit="step", disable=None)
+        with deferred_interrupts() as interrupted, bar, logging_redirect_tqdm():
             pace = Pace(self.state.step, self.steps.total)
             start = time.perf_counter()
             for micro_batches, weight in self.remaining():
@@ -145,19 +142,12 @@ class Trainer:
         self.adapter.model.train()
         self.watch.begin(self.state.history, self.steps.total)
 
-    def bar(self) -> Any:
-        """A bar that shows where training stands, if there is a terminal."""
-        return tqdm(total=self.steps.total, initial=self.state.step, desc="train", unit="step", disable=None)
-
     def took_step(self, loss: "Tensor", batches: list[Batch], interrupted: bool) -> bool:
-        """Take an optimizer step with the gradients that are there, as one of several runs in a pack.
+        """Take a step along the gradients that are there, as one of several runs in a pack; whether it was the last.
 
         Args:
             loss: Of the batches that the gradients are of, a mean.
             interrupted: Whether a signal came.
-
-        Returns:
-            Whether training is over.
 
         Raises:
             Diverged, KeyboardInterrupt: As `fit`.
