@@ -15,6 +15,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # One thread a test process: tests run side by side, and the same thread count gives the same bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What train.precision=auto takes on a CPU depends on its instructions, and figures on what it takes.
+os.environ.setdefault("HARNESS_CPU_PRECISION", "float32")
 # A shell starts background processes with Ctrl-C ignored, and Python then leaves it so: tests of Ctrl-C would wait for
 # ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)

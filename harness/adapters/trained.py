@@ -52,7 +52,9 @@ class TrainedRun:
 
         config = self.result.config
         place = models.choose_device(device)
-        autocast = models.choose_precision(Precision(config["train"]["precision"]), place)
+        # What auto took where the run was need not be what is fast here.
+        asked = Precision.auto if self._took_precision() else Precision(config["train"]["precision"])
+        autocast = models.choose_precision(asked, place, models.choose_quantization(self.saved))  # type: ignore[arg-type]
         task = self.task()
         try:
             backbone, tokenizer = load_backbone(self.saved, model, autocast or torch.float32)
@@ -67,6 +69,10 @@ class TrainedRun:
         task = task.on(backbone.model.config)
         collate = task.collator(backbone, tokenizer, place)
         return task, Subject(adapter, tokenizer, collate, config["evaluate"]["batch_size"], autocast)
+
+    def _took_precision(self) -> bool:
+        """Whether `train.precision=auto` chose the precision that the record has."""
+        return (self.result.provenance.get("precision") or {}).get("why") is not None
 
     def task(self) -> Any:
         """The task as the run has recorded it; its files need not be there.

@@ -134,7 +134,7 @@ def choose(arguments: list[str]) -> int | None:
 
 def race(choice: Choice, out: Path, hours: float, deadline: float, uri: str) -> int | None:
     """Time the methods, tune and score them, and answer."""
-    from harness.report import terminal
+    from harness.report import curves, terminal
     from harness.report.report import write
 
     if any(one.run_seconds is None for one in choice.left):
@@ -161,7 +161,7 @@ def race(choice: Choice, out: Path, hours: float, deadline: float, uri: str) -> 
             return too_early()
         raise ConfigError("no method could be tuned and scored; the tables above say why")
     frame = answer.finals(uri, choice.sweep)
-    advice = answer.advise(frame)
+    advice = answer.advise(frame, curves.load(uri, choice.sweep))
     found = answer.report(choice, frame, advice, size)
     if not ended:
         found.notes.insert(0, "The hours ended before all runs; the same command goes on from here.")
@@ -243,7 +243,7 @@ def run_harness(arguments: list[str], deadline: float) -> bool:
     try:
         status = process.wait(left)
     except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # which a process that was started in the background obeys too
         try:
             process.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:

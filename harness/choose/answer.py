@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from harness.choose.budget import FIRST_SEED, SIZES, Size
 from harness.choose.state import Choice
 from harness.config.errors import ConfigError
+from harness.config.mistakes import key_of
 from harness.report.definitions import Definition, Pairs
 
 if TYPE_CHECKING:
@@ -22,6 +23,14 @@ SERVED = {
     "merged": "cost.latency_ms.merged.1",
 }
 
+# What only a comparison needs: fewer rows than there are, and what goes by the development score.
+FOR_SCORES = (
+    "task.max_train_rows",
+    "task.max_validation_rows",
+    "train.early_stopping_patience",
+    "measure.target_score",
+)
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -32,6 +41,7 @@ class Advice:
         level: The methods that can't be distinguished from the best, it among them; empty where nothing was tested.
         learning_rate: The one that was chosen for it.
         run: The id of its best final run by the development score.
+        length: The overrides that train for as long as that run did until its weights were best.
         row: Its row of the main table.
         seconds: Of training, the mean of its final runs.
         milliseconds: To answer one row, their mean, for each way that was measured.
@@ -42,6 +52,7 @@ class Advice:
     level: tuple[str, ...]
     learning_rate: str
     run: str
+    length: tuple[str, ...]
     row: "pd.Series[Any]"
     seconds: float
     milliseconds: dict[str, float]
@@ -77,8 +88,13 @@ def surviving(frame: "pd.DataFrame", count: int) -> list[str]:
     return sorted(ranked.index[(ranked >= last) if higher else (ranked <= last)])
 
 
-def advise(frame: "pd.DataFrame") -> Advice:
-    """Take the cheapest of the methods that can't be told from the best; where nothing is tested, the highest."""
+def advise(frame: "pd.DataFrame", curves: "pd.DataFrame") -> Advice:
+    """Take the cheapest of the methods that can't be told from the best; where nothing is tested, the highest.
+
+    Args:
+        frame: One row per run.
+        curves: Of `harness.report.curves.load`.
+    """
     from harness.report import finding, pairwise, scores
     from harness.training.metrics import higher_is_better
 
@@ -95,6 +111,7 @@ def advise(frame: "pd.DataFrame") -> Advice:
         level=tuple(level["configuration"]) if tested else (),
         learning_rate=str(best["param.train.learning_rate"]),
         run=str(best["run_id"]),
+        length=length_of(best, curves),
         row=row,
         seconds=float(runs["cost.train_seconds"].mean()),
         milliseconds={
@@ -104,6 +121,22 @@ def advise(frame: "pd.DataFrame") -> Advice:
         },
         nothing_learned=finding.beaten(rows, summary[summary["configuration"] == scores.MAJORITY], found),
     )
+
+
+def length_of(run: "pd.Series[Any]", curves: "pd.DataFrame") -> tuple[str, ...]:
+    """The override that trains as long as a run did until its development score was best; none for all of its steps."""
+    from harness.training.metrics import higher_is_better
+
+    metric = str(run["primary_metric"])
+    line = curves[(curves["run_id"] == run["run_id"]) & (curves["name"] == metric)].sort_values("step", kind="stable")
+    if len(line) < 2:
+        return ()
+    best = int(line["step"][line["value"].idxmax() if higher_is_better(metric) else line["value"].idxmin()])
+    if run.get("param.train.max_steps", "None") not in ("None", "null"):
+        return (f"train.max_steps={best}",)
+    # The first evaluation ends an epoch, or one of its equal parts.
+    epochs = best / (int(line["step"].iloc[0]) * float(run["param.train.evaluations_per_epoch"]))
+    return (f"train.epochs={epochs:.3g}",) if epochs < float(run["param.train.epochs"]) else ()
 
 
 def report(choice: Choice, frame: "pd.DataFrame", advice: Advice, size: Size) -> "Report":
@@ -136,7 +169,8 @@ def report(choice: Choice, frame: "pd.DataFrame", advice: Advice, size: Size) ->
         "What to do next",
         ("step", "command"),
         commands(advice, choice.asked["overrides"], choice.sweep),
-        "The id is that of the run of this comparison with the best development score, whose adapter was kept.",
+        "Trained on all rows, development and validation too, it can't be scored; it trains for as long as the run of "
+        "this comparison with the best development score did until then. The id is that run's, whose adapter was kept.",
         ("step", "command"),
         ("command",),
     )
@@ -157,14 +191,14 @@ def report(choice: Choice, frame: "pd.DataFrame", advice: Advice, size: Size) ->
 
 def commands(advice: Advice, overrides: list[str], sweep: str) -> list[tuple[str, str]]:
     """What a practitioner types next."""
-    own = [*overrides, f"method={advice.method}", f"train.learning_rate={advice.learning_rate}", "seed=1"]
-    # A table is split here, and a run needs something to score: nearly all of its rows are trained on.
-    if "task=table" in overrides:
-        own += ["task.validation_share=0.05", "task.development_share=0.05"]
+    kept = [one for one in overrides if key_of(one) not in FOR_SCORES]
+    length = {key_of(one): one for one in advice.length}
+    own = [*(one for one in kept if key_of(one) not in length), *length.values()]
+    own += [f"method={advice.method}", f"train.learning_rate={advice.learning_rate}", "train.all_rows=true"]
     store = [one for one in overrides if one.startswith("tracking.uri=")]
     run = f"adapter={advice.run[:12]}"
     told = {
-        "train on nearly all rows": ["harness", *own],
+        "train on all rows": ["harness", *own],
         "predict": ["harness-predict", run, "data=NEW.csv", "out=answers.parquet", *store],
         "export": ["harness-export", run, "out=exported", *store],
         "look closer": ["harness-report", f"sweep={sweep}", *store],

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.errors import ConfigError, near_misses
-from harness.config.schema import COMPONENTS, LARGEST_SEED, SECTIONS, Experiment
+from harness.config.schema import COMPONENTS, LARGEST_SEED, SECTIONS, Distributed, Experiment
 from harness.config.sources import register_resolvers
 
 TRUSTED_PACKAGES = ("harness.", "peft.")
@@ -226,6 +226,7 @@ def check_values(built: dict[str, Any]) -> list[str]:
         "train.evaluations_per_epoch": train.evaluations_per_epoch,
         "train.early_stopping_patience": train.early_stopping_patience,
         "train.checkpoint_minutes": train.checkpoint_minutes,
+        "train.features_gigabytes": train.features_gigabytes,
         "evaluate.batch_size": evaluate.batch_size,
         "forgetting.tokens": built["forgetting"].tokens,
         "measure.latency_batch_size": measure.latency_batch_size,
@@ -241,8 +242,23 @@ def check_values(built: dict[str, Any]) -> list[str]:
     ]
     if not 0 <= train.warmup_share <= 1:
         mistakes.append(f"train.warmup_share={train.warmup_share}: a share from 0 to 1 is allowed")
+    if train.cache_features and train.distributed is not Distributed.none:
+        mistakes.append(
+            f"train.cache_features=true: features are cached by runs of one process, and train.distributed="
+            f"{train.distributed.value} asks for several; one of the two can be left out"
+        )
     if sweep.stop_share is not None and not 0 < sweep.stop_share < 1:
         mistakes.append(f"sweep.stop_share={sweep.stop_share}: a share between 0 and 1 is allowed")
+    needed = {
+        "train.early_stopping_patience": train.early_stopping_patience,
+        "measure.target_score": measure.target_score,
+        "sweep.stop_share": sweep.stop_share,
+    }
+    mistakes += [
+        f"{key}={value}: with train.all_rows=true there are no development rows to go by; null is needed"
+        for key, value in needed.items()
+        if train.all_rows and value is not None
+    ]
     if not 0 <= train.weight_decay < float("inf"):
         mistakes.append(f"train.weight_decay={train.weight_decay}: zero or a positive number is allowed")
     return mistakes

@@ -11,10 +11,15 @@ from harness.config.version import RESULTS_VERSION
 NOT_IDENTITY = {
     "model": ("name", "path", "revision"),
     "task": ("data_dir", "file"),
-    "train": ("resume", "checkpoint_dir", "checkpoint_minutes", "keep_adapter", "device", "distributed", "processes"),
+    "train": (
+        *("resume", "checkpoint_dir", "checkpoint_minutes", "keep_adapter", "device", "distributed", "processes"),
+        *("features_dir", "features_gigabytes"),
+    ),
     "method": ("learning_rate", "learning_rates", "second_range", "config_file"),
     "forgetting": ("text",),
 }
+# Keys that came later: a run without them is the one that it was before.
+ONLY_WHERE_TRUE = (("train", "all_rows"), ("train", "cache_features"))
 
 
 def identity(experiment: Experiment, revisions: dict[str, str]) -> str:
@@ -37,6 +42,9 @@ def decisive(experiment: Experiment, revisions: dict[str, str]) -> dict[str, Any
         for section, values in experiment.resolved.items()
         if section not in ("measure", "tracking", "sweep")
     }
+    for section, key in ONLY_WHERE_TRUE:
+        if not config[section].get(key):
+            config[section].pop(key, None)
     content: dict[str, Any] = {"config": config, **revisions, "version": RESULTS_VERSION}
     if experiment.sweep.stop_share is not None:
         content["stop_share"] = experiment.sweep.stop_share

@@ -120,6 +120,10 @@ class TrainConfig:
     checkpoint_dir: str
     checkpoint_minutes: float
     keep_adapter: bool
+    all_rows: bool = False
+    cache_features: bool = False
+    features_dir: str = "runs/features"
+    features_gigabytes: float = 20
 
 
 @dataclass
@@ -192,6 +196,13 @@ class Experiment:
     seed: int
     data_seed: int
     resolved: dict[str, Any]
+
+    @property
+    def untouched(self) -> str:
+        """Why the run scores no validation row; empty where it does."""
+        if self.train.all_rows:
+            return "train.all_rows=true: no row is left to score"
+        return "" if self.evaluate.validation else "evaluate.validation=false: this trial only chooses hyper-parameters"
 
 
 SECTIONS: dict[str, type] = {

@@ -2,14 +2,12 @@
 
 import os
 import platform
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.schema import Quantization
 from harness.config.version import __version__
 from harness.config.versions import installed_versions, untested
-from harness.models import choose_device, keep_trainable
+from harness.models import choose_device, cpu_precision, keep_trainable
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -34,6 +32,7 @@ def machine() -> dict[str, Any]:
         "memory_bytes": memory.total,
         "available_memory_bytes": memory.available,
         "instructions": instructions(),
+        "precision": str(cpu_precision.choose()),
         "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
     }
 
@@ -43,12 +42,11 @@ def instructions() -> dict[str, bool]:
     import torch
 
     capability = torch.backends.cpu.get_cpu_capability()
-    path = Path("/proc/cpuinfo")
-    flags = set(re.findall(r"\w+", path.read_text())) if path.is_file() else set()
+    here = cpu_precision.processor()
     return {
         "AVX2": capability.startswith(("AVX2", "AVX512")),
         "AVX-512": capability.startswith("AVX512"),
-        "bfloat16": bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}),
+        "bfloat16": here is not None and bool(here.flags & cpu_precision.INSTRUCTIONS),
     }
 
 
@@ -106,11 +104,12 @@ def summary() -> dict[str, str]:
     here, versions = machine(), installed_versions()
     able = ", ".join(name if has else f"no {name}" for name, has in here["instructions"].items())
     memory = f"{here['memory_bytes'] / GIB:.1f} GiB of memory, {here['available_memory_bytes'] / GIB:.1f} free"
+    precision = f"train.precision=auto takes {here['precision']}"
     gpus = [f"{gpu['name']}, {gpu['memory_bytes'] / GIB:.1f} GiB" for gpu in here["gpus"]]
     return {
         "harness": f"{__version__} on Python {platform.python_version()}, {here['platform']}",
         "packages": ", ".join(f"{name} {found or 'not installed'}" for name, found in versions.items()),
-        "CPU": f"{here['cores']} cores, {here['torch_threads']} threads in torch, {memory}; {able}",
+        "CPU": f"{here['cores']} cores, {here['torch_threads']} threads in torch, {memory}; {able}; {precision}",
         "GPU": "; ".join(gpus) or "none that torch sees",
         **quantized_support(),
         **({"untested": "; ".join([*untested().values(), WITHOUT_TRYING])} if untested() else {}),

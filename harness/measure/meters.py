@@ -3,8 +3,8 @@
 import math
 import sys
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -287,13 +287,16 @@ class StepMeter:
 class ForwardMeter:
     """Counts one forward pass of an evaluation in passing.
 
+    Args:
+        whole: Has the pass inside of it be one on texts that nothing is known of beforehand.
+
     Attributes:
         peak_bytes: Weights, and the most that lived beside them at once.
         flops_per_token: Operations a real token.
     """
 
-    def __init__(self, model: "nn.Module") -> None:
-        self.model = model
+    def __init__(self, model: "nn.Module", whole: "Callable[[], AbstractContextManager[None]]" = nullcontext) -> None:
+        self.model, self.whole = model, whole
         self.peak_bytes: int | None = None
         self.flops_per_token: float | None = None
 
@@ -302,7 +305,7 @@ class ForwardMeter:
         """Count what happens inside; `tokens` are the batch's real ones."""
         held = list(_weight_tensors(self.model))
         live, flops = live_bytes(held), flop_counter()
-        with flops, live:
+        with self.whole(), flops, live:
             yield
         self.peak_bytes = storage_bytes(held) + live.peak
         self.flops_per_token = flops.get_total_flops() / tokens

@@ -30,7 +30,10 @@ PIPELINES = {
     Kind.seq2seq_lm: "text-generation",
 }
 # Sections and keys that say where things go and not what is computed; a store's address may hold a password.
-NOT_REPRODUCED = ("tracking", "sweep", "train.resume", "train.checkpoint_dir", "train.checkpoint_minutes")
+NOT_REPRODUCED = (
+    *("tracking", "sweep", "train.resume", "train.checkpoint_dir", "train.checkpoint_minutes"),
+    *("train.features_dir", "train.features_gigabytes"),
+)
 # Names of language models' output layers, whose weights are often those of the embeddings.
 OUTPUT_LAYERS = {"lm_head", "embed_out", "output_layer"}
 GROUPS = ("model", "task", "method")
@@ -123,7 +126,7 @@ def _front_matter(manifest: Manifest, result: RunRecord, peft_type: str | None, 
         pipeline_tag=PIPELINES[task.kind],
         tags=[_line(method), "peft-harness", *([_line(peft_type.lower())] if peft_type else [])],
         datasets=[_line(dataset)] if hub else None,
-        metrics=[name for name in result.scores["development"] if name != "loss"],
+        metrics=[name for name in result.scores["development"] or {} if name != "loss"] or None,
         model_name=_line(f"{method} on {model.name} for {task.name}"),
         eval_results=results or None,
     )
@@ -134,7 +137,7 @@ def _front_matter(manifest: Manifest, result: RunRecord, peft_type: str | None, 
 
 def _by_split(result: RunRecord) -> dict[str, dict[str, float]]:
     """Scores of each split; a further split's stand among validation's with its name in front."""
-    found = {"development": dict(result.scores["development"])}
+    found = {"development": dict(result.scores["development"])} if result.scores["development"] else {}
     for key, value in (result.scores["validation"] or {}).items():
         split, _, name = key.rpartition(".")
         found.setdefault(split or "validation", {})[name] = value
@@ -143,6 +146,9 @@ def _by_split(result: RunRecord) -> dict[str, dict[str, float]]:
 
 def _scores(result: RunRecord) -> str:
     splits, rows = _by_split(result), result.provenance["data"]["rows"]
+    if not splits:
+        trained = result.provenance["data"]["trained_rows"]
+        return f"None: all {trained} rows were trained on, and none was left to score."
     names = list(splits["development"])
     lines = [["split", "rows", *names]]
     lines += [

@@ -1,5 +1,6 @@
 """Backbones: found, fingerprinted, loaded, described and counted; may import `config`."""
 
+from harness.models.dropout import fast_dropout
 from harness.models.hub import WEIGHTS, digest, resolve, revision
 from harness.models.loading import (
     MODEL_CLASSES,
@@ -20,8 +21,10 @@ from harness.models.precision import (
     choose_device,
     choose_precision,
     choose_quantization,
+    device_type,
     keep_trainable,
     never_quantized,
+    settled,
 )
 
 __all__ = [
@@ -33,8 +36,10 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "choose_quantization",
+    "device_type",
     "digest",
     "empty_model",
+    "fast_dropout",
     "keep_trainable",
     "load_config",
     "load_model",
@@ -46,5 +51,6 @@ __all__ = [
     "resolve",
     "revision",
     "set_checkpointing",
+    "settled",
     "with_start",
 ]

@@ -8,6 +8,7 @@ from harness.config.errors import ConfigError
 from harness.config.schema import Experiment, Quantization
 from harness.models import checkpoints, tokenization
 from harness.models.architectures import Architecture, Backbone, Kind, architecture
+from harness.models.dropout import as_in_the_forward_pass
 from harness.models.precision import (
     attend_without_plans,
     choose_quantization,
@@ -251,7 +252,7 @@ def _new_modules(folder: Path, model: "PreTrainedModel", head: tuple[str, ...], 
 def set_checkpointing(model: "PreTrainedModel", wanted: bool) -> None:
     """Have activations computed again in the backward pass instead of kept."""
     if wanted:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": as_in_the_forward_pass})
 
 
 def quiet_libraries() -> None:

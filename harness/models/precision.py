@@ -1,11 +1,14 @@
 """Device, precision and quantization of a backbone."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from harness.config.errors import ConfigError
 from harness.config.schema import Experiment, Precision, Quantization
+from harness.models import cpu_precision
 from harness.models.architectures import Architecture
+from harness.models.cpu_precision import Choice
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -48,6 +51,11 @@ def keep_trainable(model: "nn.Module") -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
+def device_type(wanted: str) -> str:
+    """What `train.device` comes to on this machine, cpu or cuda; torch is asked only where there is a question."""
+    return choose_device(wanted).type if wanted == "auto" else wanted
+
+
 def choose_device(wanted: str) -> "Device":
     """The device to compute on.
 
@@ -75,20 +83,64 @@ def attend_without_plans() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def choose_precision(precision: Precision, device: "Device") -> "Dtype | None":
+def choose_precision(
+    precision: Precision, device: "Device", quantization: Quantization = Quantization.none
+) -> "Dtype | None":
     """Type to compute in where it is smaller than float32; null for float32.
 
-    bfloat16 is 20 to 30 times slower than float32 on a CPU without instructions for it. A GPU that is not here, as a
-    plan may ask for, is taken for one that has it.
+    Args:
+        quantization: Of the backbone, whose packed weights a CPU unpacks into float32.
+
+    Raises:
+        ConfigError: The environment fixes the precision of CPUs to something else than one.
     """
     import torch
 
-    if precision is Precision.float32:
-        return None
-    if precision is Precision.bfloat16:
-        return torch.bfloat16
-    able = device.type == "cuda" and (not torch.cuda.is_available() or torch.cuda.is_bf16_supported())
-    return torch.bfloat16 if able else None
+    if precision is Precision.auto:
+        precision = automatic(device.type, quantization).precision
+    return torch.bfloat16 if precision is Precision.bfloat16 else None
+
+
+def automatic(device: str, quantization: Quantization) -> Choice:
+    """What `train.precision=auto` takes on a kind of device, and why.
+
+    bfloat16 is 20 to 30 times slower than float32 on a CPU without instructions for it. A GPU that is not here, as a
+    plan may ask for, is taken for one that has it.
+
+    Args:
+        device: cpu or cuda.
+
+    Raises:
+        ConfigError: The environment fixes the precision of CPUs to something else than one.
+    """
+    if device == "cpu":
+        if quantization is not Quantization.none:
+            return Choice(Precision.float32, f"{quantization.value} weights are unpacked into it on a CPU")
+        return cpu_precision.choose()
+    import torch
+
+    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        return Choice(Precision.float32, "this GPU has no bfloat16")
+    return Choice(Precision.bfloat16, "a GPU has it")
+
+
+def settled(experiment: Experiment, device: str) -> tuple[Experiment, str | None]:
+    """The experiment with the precision that it computes in on a kind of device, and why that is what auto took.
+
+    Identities and records hold what was taken: two machines that take different ones must not mix their runs. Null for
+    a precision that was asked for by its name.
+
+    Raises:
+        ConfigError: The environment fixes the precision of CPUs to something else than one.
+    """
+    if experiment.train.precision is not Precision.auto:
+        return experiment, None
+    taken = automatic(device, choose_quantization(experiment))
+    train = replace(experiment.train, precision=taken.precision)
+    recorded = experiment.resolved
+    if "train" in recorded:
+        recorded = {**recorded, "train": {**recorded["train"], "precision": taken.precision.name}}
+    return replace(experiment, train=train, resolved=recorded), taken.why
 
 
 def choose_quantization(experiment: Experiment) -> Quantization:

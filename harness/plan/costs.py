@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from harness.config.build import assemble, locate, resolved
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
-from harness.config.schema import Experiment
+from harness.config.schema import Experiment, TrainConfig
 from harness.methods.skeleton import architecture_of, on_its_backbone, skeleton
-from harness.models import check_positions, choose_device
+from harness.models import check_positions, choose_device, settled
 from harness.models.sizes import logical_parameters
 from harness.run.estimate import Step, Unpredictable, at_full_depth, depths, predict, with_layers
 from harness.tracking.record import empty_cost
@@ -124,15 +124,23 @@ def steps(experiment: Experiment) -> tuple[int | None, str]:
     train, task = experiment.train, experiment.task
     if train.max_steps is not None:
         return train.max_steps, ""
-    rows = task.max_train_rows
     made = getattr(task, "generator_rows", None)
+    if train.all_rows:
+        rows = sum(made.values()) if made and task.max_train_rows is None and task.max_validation_rows is None else None
+        return _steps_of(rows, train)
+    rows = task.max_train_rows
     if made and "train" in made:
         there = made["train"]
         if "development" not in made:
             there -= min(task.max_development_rows, round(task.development_share * there))
         rows = min(rows or there, there)
+    return _steps_of(rows, train)
+
+
+def _steps_of(rows: int | None, train: TrainConfig) -> tuple[int | None, str]:
     if rows is None:
-        return None, "the number of rows is not known without the data; task.max_train_rows or train.max_steps tells it"
+        known = "train.max_steps" if train.all_rows else "task.max_train_rows or train.max_steps"
+        return None, f"the number of rows is not known without the data; {known} tells it"
     return math.ceil(train.epochs * math.ceil(rows / (train.batch_size * train.gradient_accumulation_steps))), ""
 
 
@@ -153,9 +161,11 @@ def plan_point(name: str, overrides: list[str], settings: PlanSettings | None = 
     ):
         settings = replace(settings, length=suited_length(experiment))
     step = step_of(experiment, settings)
+    experiment, why = settled(experiment, step.device)
     cost, unmeasured = costs(experiment, step)
     return {
         "step": vars(step),
+        "precision": {"taken": experiment.train.precision.name, "why": why},
         "cost": cost,
         "unmeasured": unmeasured,
         "assumed": assumed,

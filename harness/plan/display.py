@@ -71,7 +71,9 @@ def print_table(points: list[dict[str, Any]]) -> None:
 
 
 def _print_one(point: dict[str, Any]) -> None:
-    """Lines below a single point's row: devices, storage, and what is not known."""
+    """Lines below a single point's row: precision, devices, storage, and what is not known."""
+    if point["precision"]["why"]:
+        print(f" train.precision=auto takes {point['precision']['taken']}: {point['precision']['why']}")
     for device in point["fits"]:
         answer = f"batches up to {device['largest_batch']}" if device["largest_batch"] else "does not fit"
         print(f" {device['gigabytes']:>4} GB: {answer}")

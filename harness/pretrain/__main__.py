@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -322,11 +323,17 @@ def folder_of(config: Pretraining) -> Path:
 
 
 def write(config: Pretraining, model: Any, tokenizer: Any, record: dict[str, Any]) -> Path:
-    """Writes weights, configuration, tokenizer and record to the folder and returns it."""
+    """Writes weights, configuration, tokenizer and record to the folder and returns it.
+
+    Each file takes its place whole: runs that have the weights there before mapped into their memory keep those.
+    """
     folder = folder_of(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    with TemporaryDirectory(dir=folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (Path(partial) / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        for path in Path(partial).iterdir():
+            path.replace(folder / path.name)
     return folder
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from harness.config.errors import ConfigError
 from harness.report.stats import CONFIDENCE, PLACES, RESAMPLES, TAILS, holm, summarize
 from harness.tracking.record import PREDICTIONS_FILE
-from harness.training.text_metrics import PER_ROW
+from harness.training.evaluation import per_row_scores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -263,23 +263,6 @@ def read_predictions(path: Path, split: str = "validation") -> "pd.DataFrame":
     if rows["idx"].duplicated().any():
         raise ConfigError(f"{file}: idx {rows['idx'][rows['idx'].duplicated()].iloc[0]} comes twice on {split}")
     return rows.drop(columns="split").set_index("idx").sort_index()
-
-
-def per_row_scores(predictions: "pd.DataFrame", metric: str) -> np.ndarray | None:
-    """Score each example by itself, in the order of the frame; None where the metric is of all rows at once.
-
-    A column of the metric's name holds them; else accuracy, also of pairs, is 1 where the prediction is the label and 0
-    elsewhere, and a metric of texts holds each prediction against its label.
-    """
-    if metric in predictions:
-        return predictions[metric].to_numpy(dtype=float)
-    if not {"prediction", "label"} <= set(predictions):
-        return None
-    if metric in ("accuracy", "reward_accuracy"):
-        return (predictions["prediction"] == predictions["label"]).to_numpy(dtype=float)
-    if metric in PER_ROW:
-        return np.array(list(map(PER_ROW[metric], predictions["prediction"], predictions["label"])), dtype=float)
-    return None
 
 
 def resample_methods(

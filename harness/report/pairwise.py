@@ -264,17 +264,12 @@ def predictions_of(artifact_uri: str, mlflow_run_id: str = "", server: str | Non
     Raises:
         ConfigError: There are none.
     """
-    parts = urlsplit(artifact_uri)
-    if parts.scheme in ("", "file"):
-        file = Path(unquote(parts.path) if parts.scheme else artifact_uri) / PREDICTIONS_FILE
-        if artifact_uri and file.is_file():
-            return file
+    file = tracking.artifact(artifact_uri, mlflow_run_id, server, PREDICTIONS_FILE)
+    if file is not None:
+        return file
     if server is not None and mlflow_run_id:
-        try:
-            return tracking.download(server, mlflow_run_id, PREDICTIONS_FILE)
-        except (ConnectionError, OSError, ValueError):
-            raise ConfigError("the server has no predictions of it, or does not give them away") from None
-    if parts.scheme not in ("", "file"):
+        raise ConfigError("the server has no predictions of it, or does not give them away")
+    if urlsplit(artifact_uri).scheme not in ("", "file"):
         raise ConfigError("its predictions are with a server and not on this machine")
     raise ConfigError("it kept no predictions, or they are no longer where the store says")
 

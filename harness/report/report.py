@@ -62,13 +62,13 @@ def build(
     from harness.report import tables as render
     from harness.report import tuning as report_tuning
     from harness.report.plots import chosen as pictures
+    from harness.report.predicted import predictions
 
     summary, tuning, failures = scores.summary(frame), report_tuning.tuning(frame), scores.failures(frame)
     summary = undertrained.undertrained(frame, summary, curves)
     if definition.columns is not None:
         summary = render.with_figures(summary, frame, definition.columns)
-    chosen = (definition.pairs, definition.analysis)
-    found = pairwise.compare_tasks(frame, summary, definition.baseline, server, *chosen)
+    found = pairwise.compare_tasks(frame, summary, definition.baseline, server, definition.pairs, definition.analysis)
     together = across.over_tasks(frame, summary)
     summary = pairwise.annotated(summary, found)
     content = sections.Found(
@@ -79,7 +79,7 @@ def build(
         options=scores.options(frame),
         costs=scores.costs(frame),
         noise=noise.noise(frame),
-        predictions=scores.predictions(frame),
+        predictions=predictions(frame),
         tuning=tuning,
         failures=failures,
         columns=definition.columns,

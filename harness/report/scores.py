@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from harness import tracking
-from harness.config.identity import NOT_IDENTITY
+from harness.config.identity import NOT_IDENTITY, ONLY_WHERE_TRUE
 from harness.config.version import RESULTS_VERSION
 from harness.config.versions import DECIDING
 from harness.report.intervals import over_seeds
@@ -42,6 +42,8 @@ MEASURED = (
     "step_seconds",
     "train_flops_per_token",
     "flops_ceiling_share",
+    "features_seconds",
+    "features_bytes",
     "swap_ms",
     "energy_joules",
 )
@@ -64,6 +66,7 @@ TAGS = (
     "untested",
     "device",
     "dtype",
+    "cached_features",
     *(f"version.{name}" for name in DECIDING),
 )
 # Parameters that tell configurations apart, most telling first; the others follow in alphabetical order.
@@ -80,6 +83,7 @@ TELLING = (
 NOT_TELLING = {"seed", "data_seed", "method.name", "task.name", "model.path", "model.revision"} | {
     f"{section}.{key}" for section, keys in NOT_IDENTITY.items() for key in keys if key != "name"
 }
+CACHED = "cache_features=true"
 NO_OPTIONS = ("learning_rate", "alpha", "seed", "variant")
 NOT_TELLING_SECTIONS = ("sweep.", "evaluate.", "plan.")
 
@@ -176,11 +180,16 @@ def compared(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def label(frame: pd.DataFrame, without: tuple[str, ...] = ()) -> pd.Series:
-    """Name each run's configuration: its method, and what differs between the runs of that method on that task."""
+    """Name each run's configuration: its method, and what differs between the runs of that method on that task.
+
+    One that trained on cached features says so, since its costs are not those of the others.
+    """
     found = sorted(str(column).removeprefix("param.") for column in frame if str(column).startswith("param."))
+    # A run from before such a key came is one where it is false.
+    before = {f"{section}.{key}": "false" for section, key in ONLY_WHERE_TRUE}
     candidates = [key for key in TELLING if key in found] + [key for key in found if key not in TELLING]
     values = {
-        key: frame[f"param.{key}"].fillna("").to_numpy()
+        key: frame[f"param.{key}"].fillna(before.get(key, "")).to_numpy()
         for key in candidates
         if key not in NOT_TELLING and key not in without and not key.startswith(NOT_TELLING_SECTIONS)
     }
@@ -197,6 +206,9 @@ def label(frame: pd.DataFrame, without: tuple[str, ...] = ()) -> pd.Series:
             [f"{name}={value or 'none'}" for value in values[key][rows]] for name, key in zip(names, keys, strict=True)
         ]
         labels[rows] = [" ".join([str(method), *row]) for row in zip(*parts, strict=True)] if parts else str(method)
+    if "cached_features" in frame:
+        for place in np.flatnonzero(frame["cached_features"].fillna("").to_numpy() != ""):
+            labels[place] += f" {CACHED}" * (CACHED not in labels[place])
     return pd.Series(labels, index=frame.index, dtype=object)
 
 
@@ -371,24 +383,3 @@ def means(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     runs = compared(frame)
     runs = runs[runs["status"] == FINISHED].assign(configuration=label(runs))
     return runs.groupby(["task", "configuration"], sort=True)[columns].mean().reset_index()
-
-
-def predictions(frame: pd.DataFrame) -> pd.DataFrame:
-    """Hold predicted against measured figures: one row per configuration, the run that is farthest off.
-
-    Columns: task, configuration, `measured.NAME` in bytes and `deviation.NAME`, predicted over measured less one, for
-    the names of `MEMORY`; empty where no run kept a prediction.
-    """
-    runs = compared(frame)
-    runs = runs[runs["status"] == FINISHED]
-    if "cost.predicted.train_peak_bytes" not in runs:
-        return pd.DataFrame()
-    runs = runs[runs["cost.predicted.train_peak_bytes"].notna()]
-    rows = runs[["task"]].assign(configuration=label(runs))
-    for name in MEMORY:
-        measured, predicted = runs[f"cost.{name}"], runs[f"cost.predicted.{name}"]
-        rows[f"measured.{name}"] = measured
-        # Nothing predicted and nothing measured agree, as for a method that trains the head alone on a frozen one.
-        rows[f"deviation.{name}"] = (predicted / measured - 1).where(measured > 0, 0.0)
-    farthest = rows["deviation.train_peak_bytes"].abs().sort_values(ascending=False).index
-    return rows.loc[farthest].groupby(["task", "configuration"], sort=True).first().reset_index()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from harness.report import noise, single_scores, tables, tuning
+from harness.report import noise, predicted, single_scores, tables, tuning
 from harness.report.across import Across
 from harness.report.cells import Table
 from harness.report.pairwise import Pairwise
@@ -58,7 +58,7 @@ TABLES: list[Callable[[Found], Sequence[Table]]] = [
     lambda found: tables.pair_tables(found.pairwise),
     lambda found: tables.cost_tables(found.costs),
     lambda found: _if_any(noise.noise_table(found.noise)),
-    lambda found: _if_any(tables.prediction_table(found.predictions)),
+    lambda found: _if_any(predicted.prediction_table(found.predictions)),
     lambda found: _if_any(tuning.tuning_table(found.tuning)),
     lambda found: _if_any(tables.failure_table(found.failures)),
 ]

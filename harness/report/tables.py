@@ -331,6 +331,8 @@ def cost_tables(costs: pd.DataFrame) -> list[Table]:
         if rows[list(MEASURED)].isna().all(axis=None):
             continue
         in_bytes = {name: sizes(rows[name]) for name in (*MEMORY, "evaluation_peak_bytes")}
+        cached = bool(rows["features_bytes"].notna().any())
+        kept = sizes(rows["features_bytes"])
         cells = [
             (
                 str(row["configuration"]),
@@ -340,6 +342,7 @@ def cost_tables(costs: pd.DataFrame) -> list[Table]:
                 share(row["flops_ceiling_share"]),
                 *(number(row[name], 2) for name in ("base", "attached", "merged")),
                 number(row["swap_ms"], 0),
+                *([kept(row["features_bytes"]), number(row["features_seconds"], 1)] if cached else []),
             )
             for _, row in rows.iterrows()
         ]
@@ -349,35 +352,16 @@ def cost_tables(costs: pd.DataFrame) -> list[Table]:
             "where the ceiling was measured too low; median latency of one row on the backbone alone, with the "
             "adapter, and merged; taking an adapter off and putting another on. Means over runs; a dash: not measured."
         )
+        if cached:
+            caption += (
+                " Where there are features, the frozen layers ran once for each text, in the seconds beside the bytes "
+                "of the features, and steps and their memory are of what is behind them: not to be held against rows "
+                "without."
+            )
         later = ("gradients", "optimizer", "evaluation", "of ceiling", "ms base", "ms swap")
-        tables.append(Table(f"{task}: cost", columns, cells, caption, secondary=later, detail=True))
+        told = (*columns, "features", "s features") if cached else columns
+        tables.append(Table(f"{task}: cost", told, cells, caption, secondary=later, detail=True))
     return tables
-
-
-def prediction_table(predictions: pd.DataFrame) -> Table | None:
-    """Make the table of predicted against measured bytes."""
-    if predictions.empty:
-        return None
-    columns = ["task", "method"]
-    for name in MEMORY:
-        columns += [name.removesuffix("_bytes").removeprefix("train_"), "off by"]
-    in_bytes = {name: sizes(predictions[f"measured.{name}"]) for name in MEMORY}
-    cells = [
-        (
-            str(row["task"]),
-            str(row["configuration"]),
-            *(
-                text
-                for name, write in in_bytes.items()
-                for text in (write(row[f"measured.{name}"]), f"{100 * row[f'deviation.{name}']:+.2f}%")
-            ),
-        )
-        for _, row in predictions.iterrows()
-    ]
-    worst = {name: predictions[f"deviation.{name}"].abs().max() for name in MEMORY}
-    caption = "Measured bytes, and how far the prediction from the architecture alone is off. Farthest of all: "
-    caption += ", ".join(f"{name.removesuffix('_bytes').removeprefix('train_')} {v:.2%}" for name, v in worst.items())
-    return Table("Predicted against measured", tuple(columns), cells, caption + ".", ("task", "method"), detail=True)
 
 
 def failure_table(failures: pd.DataFrame) -> Table | None:

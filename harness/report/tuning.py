@@ -14,8 +14,8 @@ from harness.sweep.search import RATE, edge
 from harness.training.metrics import higher_is_better
 
 COLUMNS = (
-    "task configuration search trials beyond stopped without_score best median worst chosen chosen_second edge grid"
-    " used"
+    "task configuration search trials beyond stopped spent without_score best median worst chosen chosen_second edge"
+    " grid used"
 ).split()
 
 
@@ -24,7 +24,8 @@ def tuning(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns: task, configuration, search (grid, random or tpe), trials (points tried), beyond (of these, past the edges
     of the method's grid, since the best lay there), stopped (those not run to their
-    end, as others were better), without_score (of the others), best, median, worst (development score, mean over the
+    end, as others were better), spent (share of the tokens that all trials take to their ends; NaN where it was not
+    measured), without_score (of the others), best, median, worst (development score, mean over the
     seeds of a trial), chosen (learning rate of the best), chosen_second (its other hyper-parameter, if one was
     searched), edge (`lowest` or `highest` where the choice lies at the end of what was tried or could be drawn), grid
     (learning rates tried), used (learning rates that the final runs used).
@@ -64,6 +65,7 @@ def _tuned(group: pd.DataFrame, final: pd.DataFrame, keys: tuple[str, ...]) -> d
         "trials": len(scores),
         "beyond": _beyond(group, scores.index),
         "stopped": halted,
+        "spent": _spent(group, points),
         "without_score": len(scores) - len(scored) - halted,
         "best": best,
         "median": scored.median(),
@@ -76,6 +78,18 @@ def _tuned(group: pd.DataFrame, final: pd.DataFrame, keys: tuple[str, ...]) -> d
         "grid": " ".join(f"{rate:g}" for rate in grid),
         "used": " ".join(f"{rate:g}" for rate in sorted(final[RATE].dropna().unique())),
     }
+
+
+def _spent(group: pd.DataFrame, points: list["pd.Series[Any]"]) -> float:
+    """The tokens that trials were trained on, as a share of those of as many whole ones.
+
+    A trial that was stopped and went on has a run for each rung, and the last of them counts the tokens from the start.
+    """
+    if not {"cost.train_seconds", "cost.tokens_per_second"} <= set(group):
+        return math.nan
+    tokens = group["cost.train_seconds"] * group["cost.tokens_per_second"]
+    taken, whole = tokens.groupby([*points, group["seed"]]).max(), tokens[group["status"] == FINISHED].max()
+    return math.nan if taken.isna().any() else float(taken.sum() / (len(taken) * whole))
 
 
 def tuning_table(tuning: pd.DataFrame) -> Table | None:
@@ -93,7 +107,7 @@ def tuning_table(tuning: pd.DataFrame) -> Table | None:
         also = f", also after {further}" if row["beyond"] else ""
         notes = [f"{row['edge']} of its {where}{also}: the best may lie beyond"] if row["edge"] else []
         notes += [f"{further} tried"] if row["beyond"] and not row["edge"] else []
-        notes += [f"{row['stopped']} stopped on the way"] if row["stopped"] else []
+        notes += [_stopped(row)] if row["stopped"] else []
         notes += [f"{row['without_score']} without a score"] if row["without_score"] else []
         notes += [] if same else ["not the same number of trials for every method"]
         notes += [f"final runs used {row['used']}"] if row["used"] and row["used"] != chosen else []
@@ -114,6 +128,12 @@ def tuning_table(tuning: pd.DataFrame) -> Table | None:
     caption += f" Learning rates were drawn from each method's range ({', '.join(kinds)})." if kinds else ""
     title, text = "How the learning rates were chosen", ("task", "method", "grid", "remarks")
     return Table(title, columns, cells, caption, text, prose=("remarks",), secondary=("median", "worst"), detail=True)
+
+
+def _stopped(row: "pd.Series[Any]") -> str:
+    """How many trials were stopped, and what is left of the tokens of whole ones where that was measured."""
+    left = "" if math.isnan(row["spent"]) else f", {row['spent']:.0%} of the tokens of whole trials"
+    return f"{row['stopped']} stopped on the way{left}"
 
 
 def searched(frame: pd.DataFrame) -> tuple[str, ...]:

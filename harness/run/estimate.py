@@ -18,12 +18,21 @@ from harness.config.errors import ConfigError
 from harness.config.schema import Experiment, Quantization
 from harness.methods import Adapter, prepare_trained
 from harness.methods.optimizer import make_optimizer
-from harness.models import choose_precision, choose_quantization, empty_model, never_quantized, set_checkpointing
+from harness.models import (
+    choose_precision,
+    choose_quantization,
+    empty_model,
+    fast_dropout,
+    never_quantized,
+    set_checkpointing,
+    settled,
+)
 from harness.models.architectures import Backbone, Kind
 from harness.models.transformers_inner import classify_last, is_converted
 from harness.run.gpu_kernels import as_on_a_gpu
 from harness.run.stand_ins import stand_ins
 from harness.training.batches import Batch, plain_inputs
+from harness.training.frozen_front import TEXT, Inseparable, find
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +101,7 @@ def predict(experiment: Experiment, configuration: "PretrainedConfig", step: Ste
     """
     import torch
 
+    experiment, _ = settled(experiment, step.device)
     sampled = depths(experiment, configuration)
     # A plan must not move the generator of whoever asks. Outside of the fake tensors, whose states would be fake.
     with torch.random.fork_rng(devices=[]):
@@ -210,6 +220,8 @@ def _one_step(
     trained = prepare_trained(adapter)
     optimizer = adapter.optimizer(trained, experiment.train) or make_optimizer(trained, experiment.train)
     adapter.start(total_steps=100)
+    if experiment.train.cache_features:
+        _start_behind_front(adapter, backbone, step, autocast)
     adapter.model.train()
     batch = Batch(_inputs(backbone, step), list(range(step.rows)), step.tokens, step.tokens, step.rows)
     costs = measure.StepCosts(step.rows, step.tokens, step.length, step.tokens)
@@ -218,7 +230,7 @@ def _one_step(
     with measure.StepMeter(adapter.model, optimizer, costs) as meter:
         _watch_embeddings(backbone.model, meter)
         meter.forward_begins()
-        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+        with torch.autocast("cpu", autocast, enabled=autocast is not None), fast_dropout(step.device):
             loss = experiment.task.rehearse(adapter, batch)
         meter.forward_ended()
         _backward(loss)
@@ -248,6 +260,20 @@ def _one_step(
         adapter_file_bytes=file_bytes,
         train_flops=costs.flops,
     )
+
+
+def _start_behind_front(adapter: Adapter, backbone: Backbone, step: Step, autocast: Any) -> None:
+    """Have passes start behind the frozen front, as those of a run with cached features, where there is one."""
+    import torch
+
+    inputs = {name: tensor for name, tensor in _inputs(backbone, step).items() if name in TEXT}
+    adapter.model.eval()
+    try:
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            front = find(backbone, adapter.model, inputs)
+    except Inseparable:
+        return
+    front.begin(lambda inputs: torch.zeros_like(front.sample))
 
 
 def _backward(loss: "Tensor") -> None:

@@ -1,5 +1,6 @@
 """Inputs of a run: its checked configuration, its files and its identity."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,14 +9,17 @@ from omegaconf import DictConfig
 
 from harness.config import build, sources
 from harness.config import identity as config_identity
-from harness.config.schema import Experiment
+from harness.config.schema import Experiment, Precision
 from harness.methods import earlier
-from harness.models import checkpoints, load_config
+from harness.models import checkpoints, device_type, load_config, settled
 from harness.run import packing
 from harness.tasks import forgetting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# Variable in which whoever settled `train.precision=auto` for a run tells it the reason.
+WHY = "HARNESS_WHY_PRECISION"
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Inputs:
         identity: Of the run as it is asked for.
         whole: The identity of the same run to its end: what a run that was stopped goes on as.
         again: The command line of this run alone, where it was composed from one.
+        why_precision: Why `train.precision=auto` took what the experiment has; null where it was asked for by name.
     """
 
     experiment: Experiment
@@ -34,6 +39,7 @@ class Inputs:
     identity: str
     whole: str
     again: tuple[str, ...] = ()
+    why_precision: str | None = None
 
     @property
     def to_the_end(self) -> Experiment:
@@ -50,8 +56,13 @@ def prepare(cfg: DictConfig) -> Inputs:
     experiment = build.build(cfg)
     folder, model = _backbone(experiment)
     experiment = _as_stored(experiment, folder)
+    # A sweep has settled it for all of its points, and says why.
+    why = os.environ.get(WHY)
+    if experiment.train.precision is Precision.auto:
+        experiment, why = settled(experiment, device_type(experiment.train.device.value))
     revisions = {"model": model, **_texts(experiment)}
-    inputs = Inputs(experiment, folder, revisions, config_identity.identity(experiment, revisions), "")
+    identity = config_identity.identity(experiment, revisions)
+    inputs = Inputs(experiment, folder, revisions, identity, "", why_precision=why)
     return replace(inputs, whole=config_identity.identity(inputs.to_the_end, revisions))
 
 
@@ -98,10 +109,14 @@ class Identities:
 
     In the life of this object each different section is checked once, and each backbone and data set asked once for
     the hashes of its files: what changes on disk afterwards is seen by the next.
+
+    Args:
+        device: cpu or cuda: what a `train.device` comes to where the runs compute; null: here.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: "Callable[[str], str]" = device_type) -> None:
         self.made: dict[str, Any] = {}
+        self.device = device
         sources.register_resolvers()
 
     def __call__(self, plain: dict[str, Any]) -> str:
@@ -124,6 +139,7 @@ class Identities:
         return packing.key(*self._experiment(plain))
 
     def _experiment(self, plain: dict[str, Any]) -> tuple[Experiment, dict[str, str]]:
+        plain, _ = self.settle(plain)
         if (plain.get("sweep") or {}).get("budget") is not None:
             plain = self._within_budget(plain)
         experiment = build.assemble(plain, self._section)
@@ -132,6 +148,26 @@ class Identities:
         experiment = _as_stored(experiment, folder)
         texts = self._once("texts", (resolved["task"], resolved["forgetting"]), lambda: _texts(experiment))
         return experiment, {"model": model, **texts}
+
+    def settle(self, plain: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """A resolved configuration with the precision that its run computes in, and why auto took it; null for a name.
+
+        Raises:
+            ConfigError: Something in the configuration is wrong.
+        """
+        train = plain.get("train")
+        if not isinstance(train, dict) or train.get("precision") != Precision.auto.name:
+            return plain, None
+        place = [plain.get("model"), plain.get("method"), train.get("device")]
+        precision, why = self._once("precision", place, lambda: self._precision(plain))
+        return {**plain, "train": {**train, "precision": precision}}, why
+
+    def _precision(self, plain: dict[str, Any]) -> tuple[str, str | None]:
+        unsized = {**plain, "sweep": {**(plain.get("sweep") or {}), "budget": None}}
+        experiment = build.assemble(unsized, self._section)
+        folder, _ = self._once("backbone", experiment.resolved["model"], lambda: _backbone(experiment))
+        taken, why = settled(_as_stored(experiment, folder), self.device(experiment.train.device.value))
+        return taken.train.precision.name, why
 
     def _section(self, key: str, values: Any) -> tuple[Any, Any]:
         return self._once(key, values, lambda: build.make_section(key, values))

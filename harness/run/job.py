@@ -25,7 +25,7 @@ from harness.config.compose import hydra_config, without_hydra
 from harness.config.errors import ConfigError
 from harness.config.schema import Device, Distributed, Experiment, Quantization, TrackingKind
 from harness.config.sources import PRIMARY_CONFIG
-from harness.run.inputs import Inputs, prepare
+from harness.run.inputs import WHY, Inputs, prepare
 from harness.run.pipeline import run
 from harness.run.recording import begin, recorded_config, write_config
 from harness.run.together import run_together
@@ -115,7 +115,7 @@ def _run_together(inputs: Inputs, run_dir: Path, count: int) -> RunRecord:
     """Carry out a run on several processes, the first of which records it."""
     record.check_free(run_dir, inputs.identity, inputs.experiment.sweep.name)
     write_config(run_dir, recorded_config(inputs.experiment))
-    result = start_together(inputs.experiment, count, run_dir)
+    result = start_together(inputs.experiment, count, run_dir, inputs.why_precision)
     if result is None:
         result = begin(inputs)
         _fail(result, count)
@@ -184,8 +184,13 @@ def wanted(experiment: Experiment) -> int:
     return count
 
 
-def start_together(experiment: Experiment, count: int, run_dir: Path) -> RunRecord | None:
+def start_together(
+    experiment: Experiment, count: int, run_dir: Path, why_precision: str | None = None
+) -> RunRecord | None:
     """Carry out the run whose configuration lies in `run_dir`, on so many processes.
+
+    Args:
+        why_precision: See `Inputs`.
 
     Returns:
         What the first process recorded; null when they ended without a record.
@@ -197,6 +202,8 @@ def start_together(experiment: Experiment, count: int, run_dir: Path) -> RunReco
     command += ["-m", "harness.run.job", str(run_dir)]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, PARENT: str(os.getpid())}
+    if why_precision is not None:
+        environment[WHY] = why_precision
     began = time.time()
     # A session of its own: Ctrl-C reaches the processes once, from here.
     launched = subprocess.Popen(command, env=environment, start_new_session=True)

@@ -92,7 +92,7 @@ def _tell_of_roles(found: Architecture, configuration: "PretrainedConfig", resul
 def _with_something_to_learn(
     features: "dict[str, list[Features]]", experiment: Experiment, result: RunRecord
 ) -> "list[Features]":
-    """The training rows that something can be learned from; notes in provenance how many answers were cut off.
+    """The rows trained on, those that something can be learned from; notes in provenance how many answers were cut off.
 
     Raises:
         ConfigError: None is left.
@@ -111,4 +111,8 @@ def _with_something_to_learn(
         if any(cut[split].values()):
             whole, part = cut[split].values()
             log.warning("task.max_length cuts the answers of %d %s rows off whole, of %d in part", whole, split, part)
-    return experiment.task.train_on(features["train"])
+    if not experiment.train.all_rows:
+        return experiment.task.train_on(features["train"])
+    every = experiment.task.train_on([row for rows in features.values() for row in rows])
+    result.provenance["data"]["trained_rows"] = len(every)
+    return every

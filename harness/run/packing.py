@@ -47,6 +47,7 @@ def why_alone(experiment: Experiment) -> str | None:
         ),
         "train.distributed spreads it over processes": train.distributed is not Distributed.none,
         "train.gradient_checkpointing=true computes twice what draws random numbers": train.gradient_checkpointing,
+        "train.cache_features=true computes the frozen layers once": train.cache_features,
         "an encoder with a decoder has no packed form": experiment.task.kind is Kind.seq2seq_lm,
         "its loss needs more than one pass of the model": not experiment.task.loss_of_model(),
     }

@@ -17,10 +17,21 @@ from harness.measure.energy import Energy
 from harness.methods import card, earlier, saved
 from harness.methods.packed import SharedWeights
 from harness.models.architectures import Backbone
-from harness.run.after_training import UNTOUCHED, Trained
+from harness.run import cached_features
+from harness.run.after_training import Trained
 from harness.run.inputs import Inputs, on_its_backbone
 from harness.run.loading import Loaded, load
-from harness.run.recording import begin, describe, judge, leave_out_shared_costs, why_null, write_config, write_steps
+from harness.run.recording import (
+    begin,
+    describe,
+    judge,
+    leave_out_shared_costs,
+    why_null,
+    write_config,
+    write_outcomes,
+    write_steps,
+)
+from harness.run.scores import gather_scores, score_base
 from harness.run.watching import RunWatch, watching
 from harness.tasks.scoring import evaluate, write_predictions
 from harness.tracking import record
@@ -40,7 +51,6 @@ if TYPE_CHECKING:
     from torch import dtype as Dtype
 
     from harness.methods import Adapter
-    from harness.tasks import TaskData
     from harness.training.evaluation import Evaluation
 
 log = logging.getLogger(__name__)
@@ -159,6 +169,8 @@ def _carry_out(course: Course) -> Page:
     autocast = models.choose_precision(experiment.train.precision, device)
     seeds = {"seed": experiment.seed, "data_seed": experiment.data_seed}
     result.provenance = provenance(device, autocast or torch.float32, seeds, inputs.revisions)
+    precision = experiment.train.precision.name
+    result.provenance["precision"] = {"taken": precision, "why": inputs.why_precision}
     result.provenance["again"] = list(inputs.again)
     result.provenance["processes"] = processes.count
     result.provenance["distributed"] = experiment.train.distributed.value
@@ -176,13 +188,23 @@ def _carry_out(course: Course) -> Page:
     def score(split: str, meter: "measure.ForwardMeter | None" = None) -> "Evaluation":
         return evaluate(experiment.task, subject, loaded.features[split], loaded.data.splits[split], meter)
 
+    def sample_ceiling() -> None:
+        # At the end a GPU is asked once: before, its products would count in the peaks of its memory.
+        if experiment.measure.costs and device.type == "cpu":
+            with speed.timed(result.cost, "measure_seconds"):
+                speed.flops_ceiling(device, autocast or torch.float32)
+
+    features = cached_features.begin(experiment, loaded, subject, backbone, result)
     # -> train
+    sample_ceiling()
     trainer = yield from _train(course, loaded, subject, score)
     if not (processes.is_first or processes.spread):
         return
+    sample_ceiling()
     # -> evaluate
-    meter = measure.ForwardMeter(subject.model) if experiment.measure.costs else None
+    meter = measure.ForwardMeter(subject.model, features.off) if experiment.measure.costs else None
     evaluations = _evaluate(course, loaded, subject, trainer, score, meter)
+    features.end()
     # -> measure
     result.cost["process_peak_bytes"] = speed.peak_resident_bytes() if resident_from_here else None
     _save(course, loaded, subject, backbone, evaluations)
@@ -253,7 +275,7 @@ def _train(
         data_seed=experiment.data_seed,
         autocast=subject.autocast,
         loss=lambda batch: experiment.task.loss(subject.adapter, batch),
-        score=lambda: score("development"),
+        score=None if experiment.train.all_rows else lambda: score("development"),
         primary_metric=experiment.task.primary_metric,
         identity=course.inputs.whole,
         metered=experiment.measure.costs,
@@ -269,8 +291,10 @@ def _train(
     finally:
         if course.processes.is_first and trainer.checkpoint.is_file():
             checkpoint.note(trainer.checkpoint, decisive)
+        if course.processes.is_first:
+            write_outcomes(course.run_dir, trainer.state.outcomes, loaded.data.splits["development"])
         write_steps(course.run_dir, trainer.state.history)
-        result.cost |= trainer.costs()
+        result.cost |= trainer.state.costs()
         counted = trainer.state.step_costs
         metered = ("rows", "length", "tokens", "flops", "seconds")
         result.provenance["metered_step"] = {name: counted[name] for name in metered if name in counted}
@@ -295,15 +319,17 @@ def _evaluate(
 ) -> "dict[str, Evaluation]":
     """The scores of the trained model, and of the backbone alone where it can answer."""
     experiment, result, splits = course.experiment, course.result, loaded.data.splits
-    evaluations = {"development": trainer.best_evaluation or score("development")}
-    if experiment.evaluate.validation:
+    evaluations: dict[str, Evaluation] = {}
+    if not experiment.train.all_rows:
+        evaluations["development"] = trainer.best_evaluation or score("development")
+    if not experiment.untouched:
         evaluations |= {split: score(split, meter) for split in splits if split not in ("train", "development")}
         seconds = sum(e.seconds for split, e in evaluations.items() if split != "development")
         result.cost["evaluation_seconds"] += seconds
         result.cost |= evaluations["validation"].costs
-    result.scores |= gather_scores(experiment.task, loaded.data, evaluations, result.unmeasured)
+    result.scores |= gather_scores(experiment, loaded.data, evaluations, result.unmeasured)
     with speed.timed(result.cost, "measure_seconds"):
-        result.scores["base"] = _score_base(experiment, subject.adapter, score, result)
+        result.scores["base"] = score_base(experiment, subject.adapter, score, result)
     return evaluations
 
 
@@ -312,8 +338,9 @@ def _save(
 ) -> None:
     """Write the predictions, and the adapter with what brings it back."""
     with speed.timed(course.result.cost, "save_seconds"):
-        rows = {split: loaded.data.splits[split] for split in evaluations}
-        write_predictions(course.run_dir / record.PREDICTIONS_FILE, evaluations, rows)
+        if evaluations:
+            rows = {split: loaded.data.splits[split] for split in evaluations}
+            write_predictions(course.run_dir / record.PREDICTIONS_FILE, evaluations, rows)
         folder = course.run_dir / record.ADAPTER_FOLDER
         _save_adapter(subject.adapter, backbone.head, folder, course.inputs, course.result)
 
@@ -351,23 +378,6 @@ def _measure(
         trainer.discard_checkpoint()
 
 
-def _score_base(
-    experiment: Experiment, adapter: "Adapter", score: "Callable[[str], Evaluation]", result: RunRecord
-) -> dict[str, float] | None:
-    """The validation scores of the backbone alone, where it can answer without a new head."""
-    if experiment.task.labels_count is not None:
-        result.unmeasured["scores.base"] = "the task needs a new head, which the backbone alone has not"
-    elif experiment.task.against_backbone():
-        result.unmeasured["scores.base"] = "the scores are held against the backbone alone already"
-    elif not (experiment.evaluate.validation and experiment.evaluate.base):
-        which = "base" if experiment.evaluate.validation else "validation"
-        result.unmeasured["scores.base"] = f"evaluate.{which}=false"
-    else:
-        with adapter.disabled():
-            return score("validation").scores
-    return None
-
-
 def _save_adapter(adapter: "Adapter", head: tuple[str, ...], folder: Path, inputs: Inputs, result: RunRecord) -> None:
     """Save adapter and head with what brings them back and a model card; measures the bytes of their weights."""
     experiment = inputs.experiment
@@ -381,20 +391,3 @@ def _save_adapter(adapter: "Adapter", head: tuple[str, ...], folder: Path, input
                 partial, experiment, inputs.identity, inputs.revisions["model"], head, packages
             )
             card.write_card(partial, manifest, result)
-
-
-def gather_scores(
-    task: Any, data: "TaskData", evaluations: "dict[str, Evaluation]", unmeasured: dict[str, str]
-) -> dict[str, Any]:
-    """Scores by split; further evaluation splits are validation metrics with the split's name in front."""
-    scores: dict[str, Any] = {"development": evaluations["development"].scores, "validation": None, "majority": None}
-    if "validation" not in evaluations:
-        unmeasured |= {"scores.validation": UNTOUCHED, "scores.majority": UNTOUCHED}
-        return scores
-    validation = dict(evaluations["validation"].scores)
-    for split in sorted(set(evaluations) - {"development", "validation"}):
-        validation |= {f"{split}.{name}": value for name, value in evaluations[split].scores.items()}
-    majority = task.majority(data, "validation")
-    if majority is None:
-        unmeasured["scores.majority"] = "no one answer is common to the rows"
-    return {**scores, "validation": validation, "majority": majority}

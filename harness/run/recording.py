@@ -12,6 +12,7 @@ from harness.config.schema import Experiment
 from harness.run.inputs import Inputs
 from harness.tracking import record, uri
 from harness.tracking.record import RunRecord, Status
+from harness.training.batches import Row
 from harness.training.memory import is_out_of_memory
 from harness.training.state import Diverged
 
@@ -61,6 +62,7 @@ def describe(result: RunRecord) -> str:
     """Where a finished run ended, in one line."""
     metric, cost = result.scores["primary_metric"], result.cost
     split = "validation" if result.scores["validation"] else "development"
+    scored = f"{split} {metric} {result.scores[split][metric]:.3f}" if result.scores[split] else "not scored"
     against = "".join(
         f" ({name} {scores[metric]:.3f})"
         for name in ("majority", "base")
@@ -69,10 +71,7 @@ def describe(result: RunRecord) -> str:
     share = cost["trainable_parameters"] / cost["total_parameters"]
     seconds = cost["train_seconds"]
     pace = "in a pack" if seconds is None else f"in {seconds:.0f} s at {cost['tokens_per_second']:,.0f} tokens/s"
-    return (
-        f"{split} {metric} {result.scores[split][metric]:.3f}{against}; "
-        f"{cost['trainable_parameters']:,} parameters trained, {share:.3%} of the model, {pace}"
-    )
+    return f"{scored}{against}; {cost['trainable_parameters']:,} parameters trained, {share:.3%} of the model, {pace}"
 
 
 def judge(error: Exception) -> tuple[Status, str]:
@@ -103,3 +102,17 @@ def write_config(run_dir: Path, resolved: dict[str, Any]) -> None:
 def write_steps(run_dir: Path, history: list[dict[str, float]]) -> None:
     lines = [json.dumps(record.finite(line)) + "\n" for line in history]
     record.write_atomically(run_dir / record.STEPS_FILE, "".join(lines))
+
+
+def write_outcomes(run_dir: Path, outcomes: list[dict[str, Any]], rows: list[Row]) -> None:
+    """Write what the rows of the development split came to at each evaluation: step, idx, and what the metric needs."""
+    found = [dict(one) for one in outcomes if len(one) > 1]
+    if not found:
+        return
+    import pandas as pd
+
+    idx = [row.get("idx", number) for number, row in enumerate(rows)]
+    frame = pd.concat([pd.DataFrame({"step": one.pop("step"), "idx": one.pop("idx", idx), **one}) for one in found])
+    if not pd.api.types.is_integer_dtype(frame["idx"]):
+        frame["idx"] = frame["idx"].map(str)
+    frame.to_parquet(run_dir / record.DEVELOPMENT_FILE, index=False)

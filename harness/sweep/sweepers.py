@@ -23,17 +23,21 @@ from harness.config.mistakes import MISTAKES, explain, key_of
 from harness.config.schema import Search
 from harness.sweep.launchers.launcher import EMPTY, SweepLauncher
 from harness.sweep.outcome import Outcome, gather
+from harness.sweep.racing import Race
 from harness.sweep.search import TuningBudget, ranges_of, searcher
 from harness.sweep.tuning import Candidate, Trial, choices_table
 from harness.tracking.uri import redact
 from harness.training.metrics import higher_is_better
 
 CONFIGURATION_FILE = "multirun.yaml"
+# Rungs for a race, as reports/racing found them.
+ROUNDS = "[0.125,0.25,0.5]"
 # What the equal-budget sweeper decides itself, and where to say it instead.
 DECIDED = {
     "train.learning_rate": "method.learning_rates of each method's YAML",
     "seed": "hydra.sweeper.tuning_seed and hydra.sweeper.seeds",
     "evaluate.validation": "nothing: trials leave it untouched, final runs score it",
+    "train.all_rows": "nothing: trials and final runs need rows to be scored on",
     "sweep.stage": "nothing: it is tune, then final",
     "sweep.stop_share": "hydra.sweeper.rungs",
 }
@@ -86,6 +90,8 @@ class EqualBudgetSweeper(Sweeper):
         startup_trials: Of tpe: how many are random before it learns from them.
         parallel_trials: Of tpe: how many of a method are asked for at once.
         rungs: Shares of the steps at which the worse half of each method's trials is stopped; empty: none is.
+        race: Error level at which a rung stops, in place of the worse half, the trials that the development rows say
+            are not the best; null: no race.
         extend: Of grid: how many further learning rates of a method are tried at most while its best lies at an edge.
     """
 
@@ -100,9 +106,11 @@ class EqualBudgetSweeper(Sweeper):
         startup_trials: int,
         parallel_trials: int,
         rungs: list[float],
+        race: float | None,
         extend: int,
     ) -> None:
         self.params, self.second_range, self.seeds, self.rungs = params, second_range, list(seeds), list(rungs)
+        self.race = race
         self.given: dict[str, Any] = {"search": search, "trials": trials, "tuning_seed": tuning_seed}
         self.given |= {"startup_trials": startup_trials, "parallel_trials": parallel_trials, "extend": extend}
 
@@ -148,7 +156,8 @@ class EqualBudgetSweeper(Sweeper):
         return True
 
     def _try(self, asked: list[tuple[Candidate, list[Trial]]]) -> bool:
-        """Run trials to their end, or to the rung where the worse half of each candidate's is stopped."""
+        """Run trials to their end, or to the rung where some of each candidate's are stopped."""
+        began = {id(candidate): len(trials) for candidate, trials in asked}
         for share in (*self.rungs, None):
             going_on = [(c, trial) for c, trials in asked for trial in trials if trial.score is None]
             if going_on:
@@ -156,13 +165,21 @@ class EqualBudgetSweeper(Sweeper):
                 if outcomes is None:
                     return False
                 for (_, trial), outcome in zip(going_on, outcomes, strict=True):
-                    trial.outcome = outcome
+                    trial.outcome, trial.share = outcome, share or 1.0
             if share is not None:
-                kept = [(candidate, candidate.better_half(trials)) for candidate, trials in asked]
+                kept = [(one, self._going_on(one, trials, began[id(one)])) for one, trials in asked]
                 for (_, trials), (_, better) in zip(asked, kept, strict=True):
                     discard_checkpoints([trial for trial in trials if not any(trial is one for one in better)])
                 asked = kept
         return True
+
+    def _going_on(self, candidate: Candidate, trials: list[Trial], began: int) -> list[Trial]:
+        """Those of a candidate's trials that go on from a rung."""
+        if self.race is None:
+            return candidate.better_half(trials)
+        store = self.configuration.tracking
+        uri = None if store.kind == "none" else store.uri
+        return candidate.unbeaten(trials, Race(self.race, len(self.rungs), began), uri)
 
     def _trial(self, trial: Trial, share: float | None) -> list[str]:
         fixed = [f"seed={self.tuning.seed}", "evaluate.validation=false", "sweep.stage=tune", *self._searched(trial)]
@@ -211,6 +228,7 @@ class EqualBudgetSweeper(Sweeper):
         if not isinstance(self.second_range, bool):
             raise ConfigError(f"hydra.sweeper.second_range={self.second_range}: true or false is needed")
         self._check_rungs(search)
+        self._check_race()
         self._check_extend(search)
         numbers = {key: self.given[key] for key in ("trials", "startup_trials", "parallel_trials", "extend")}
         return TuningBudget(Search[search], seed=seed, **numbers)
@@ -222,6 +240,17 @@ class EqualBudgetSweeper(Sweeper):
         if self.rungs and search == Search.tpe.name:
             raise ConfigError(
                 f"hydra.sweeper.rungs={self.rungs}: tpe learns from whole trials; use search=grid or random"
+            )
+
+    def _check_race(self) -> None:
+        if self.race is None:
+            return
+        if isinstance(self.race, bool) or not isinstance(self.race, int | float) or not 0 < self.race < 1:
+            raise ConfigError(f"hydra.sweeper.race={self.race}: an error level between 0 and 1 is needed, or null")
+        if not self.rungs:
+            raise ConfigError(
+                f"hydra.sweeper.race={self.race}: its rounds are at the rungs, and hydra.sweeper.rungs names none;"
+                f" hydra.sweeper.rungs={ROUNDS} are good ones"
             )
 
     def _check_extend(self, search: str) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from harness.sweep.outcome import Outcome
 from harness.sweep.progress import SCORE_DIGITS, primary_score, table
+from harness.sweep.racing import Race, dropped
 from harness.sweep.search import RATE, Hyperparameters, Range, Searcher, beyond, edge
 from harness.tracking.record import Status
 
@@ -17,6 +18,8 @@ class Trial:
 
     hyperparameters: Hyperparameters
     outcome: Outcome | None = None
+    # Of the steps, how far it was let go.
+    share: float = 0.0
 
     @property
     def name(self) -> str:
@@ -131,6 +134,12 @@ class Candidate:
         best = self._ranked(scored)[: math.ceil(len(trials) / 2)]
         return [trial for trial in scored if any(trial is one for one in best)]
 
+    def unbeaten(self, trials: list[Trial], race: Race, store: str | None) -> list[Trial]:
+        """Those of this candidate's trials that go on in a race: all that have a score and may still be its best."""
+        scored = self._ranked([trial for trial in trials if trial.score_so_far is not None])
+        lost = dropped([trial.outcome for trial in scored if trial.outcome], 0, race, store)
+        return [trial for trial in trials if any(trial is one for n, one in enumerate(scored) if n not in lost)]
+
     def _ranked(self, trials: list[Trial]) -> list[Trial]:
         sign = -1 if self.higher_is_better else 1
         return sorted(trials, key=lambda trial: (sign * (trial.score_so_far or 0.0), *trial.hyperparameters.values()))
@@ -142,7 +151,16 @@ class Candidate:
 
     def note(self, sampled: bool) -> str:
         """What is to be said of the choice: at which edge it lies, and that the search went no further than allowed."""
-        return self.edges(sampled) + self._limit()
+        return ", ".join(filter(None, [self.edges(sampled) + self._limit(), self.spent()]))
+
+    def spent(self) -> str:
+        """How many trials were stopped on their way, and what share of the steps of whole trials was taken; else empty.
+
+        About: a trial ends at the first evaluation past its share.
+        """
+        stopped = sum(trial.stopped for trial in self.trials)
+        share = sum(trial.share for trial in self.trials) / max(len(self.trials), 1)
+        return f"{stopped} stopped on the way, about {share:.0%} of the steps" if stopped else ""
 
     def _limit(self) -> str:
         """Say where the choice still lies at the edge and no more further rates are allowed."""

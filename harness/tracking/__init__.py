@@ -6,13 +6,14 @@ Alone in importing mlflow.
 from harness.tracking.client import create
 from harness.tracking.live import LiveRun, ask_to_stop, end_killed, running
 from harness.tracking.pages import attach, browse, views
-from harness.tracking.reading import download, durations, finished, read_curves, read_runs, sweeps
+from harness.tracking.reading import artifact, download, durations, finished, read_curves, read_runs, sweeps
 from harness.tracking.sending import SyncOutcome, send, sync
 from harness.tracking.uri import check
 
 __all__ = [
     "LiveRun",
     "SyncOutcome",
+    "artifact",
     "ask_to_stop",
     "attach",
     "browse",

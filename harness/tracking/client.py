@@ -15,9 +15,9 @@ Names in the store:
                `primary_metric`, `harness.sent_on` (a day, UTC), `harness.run_id`; while it trains `harness.live`
                and `harness.heartbeat` in place of these two, and `harness.stop` where someone asked it to stop; on
                the parent of a sweep `harness.sweep`
-    artifacts  `result.json`, `config.yaml`, `run.log`, `steps.jsonl`, `predictions.parquet`, `soft_prompt.csv`,
-               `adapter/`, and the tables `soft_prompt.json` and `answers.json`, the first predictions; on the parent of
-               a sweep `report/`, which `attach` puts there
+    artifacts  `result.json`, `config.yaml`, `run.log`, `steps.jsonl`, `predictions.parquet`, `development.parquet`,
+               `soft_prompt.csv`, `adapter/`, and the tables `soft_prompt.json` and `answers.json`, the first
+               predictions; on the parent of a sweep `report/`, which `attach` puts there
     inputs     the task's rows, with their revision as digest
 """
 

@@ -75,9 +75,16 @@ def run_provenance(record: RunRecord) -> dict[str, str]:
         "untested": "; ".join((record.provenance.get("untested") or {}).values()) or None,
         "device": record.provenance.get("device_type"),
         "dtype": record.provenance.get("dtype"),
+        "precision": _precision(record.provenance.get("precision") or {}),
+        "cached_features": (record.provenance.get("cached_features") or {}).get("behind"),
         **{f"version.{name}": packages.get(name) for name in DECIDING},
     }
     return {PROVENANCE + key: str(value) for key, value in made.items() if value is not None}
+
+
+def _precision(taken: dict[str, Any]) -> str | None:
+    """What `train.precision=auto` took and why; null where it was asked for by name."""
+    return f"{taken['taken']}: {taken['why']}" if taken.get("why") else None
 
 
 def as_read(run: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from harness.tracking import server_cache
 from harness.tracking.client import SENT_ON_TAG, _client, plain_run
@@ -20,9 +21,9 @@ def finished(
 ) -> dict[str, dict[str, Any]]:
     """Return identity -> the newest run of that point in the store, however it ended; one query for all of them.
 
-    Each value has `run_id`, `mlflow_run_id`, `status`, `error`, `sweep`, `stage`, `task`, `ended_at` (milliseconds
-    UTC), `primary_metric` and `scores` {`validation` {...}, `development` {...}}. A store that does not exist yet is
-    empty.
+    Each value has `run_id`, `mlflow_run_id`, `artifact_uri`, `status`, `error`, `sweep`, `stage`, `task`, `ended_at`
+    (milliseconds UTC), `primary_metric` and `scores` {`validation` {...}, `development` {...}}. A store that does not
+    exist yet is empty.
 
     Raises:
         ConfigError: The URI names no store.
@@ -39,7 +40,9 @@ def finished(
             if split in scores:
                 scores[split][metric] = value
         chosen = {key: tags.get(key) for key in chosen_tags}
-        chosen |= {key: run[key] for key in ("run_id", "mlflow_run_id", "ended_at")} | {"scores": scores}
+        chosen |= {key: run[key] for key in ("run_id", "mlflow_run_id", "artifact_uri", "ended_at")} | {
+            "scores": scores
+        }
         points[tags.get("identity", "")] = chosen  # oldest first, so the newest stays
     return points
 
@@ -131,6 +134,28 @@ def download(uri: str, mlflow_run_id: str, name: str) -> Path:
         with tempfile.TemporaryDirectory(dir=path.parent) as partial, _client(store) as client:
             Path(client.download_artifacts(mlflow_run_id, name, partial)).replace(path)
     return path
+
+
+def artifact(artifact_uri: str | None, mlflow_run_id: str | None, server: str | None, name: str) -> Path | None:
+    """A file that a run sent to its store; one that only a server has is fetched. Null where it can't be had.
+
+    Args:
+        artifact_uri: As the store says.
+        mlflow_run_id: The run's id there.
+        server: URI of a store that is a server; null for any other.
+        name: Name of the file.
+    """
+    parts = urlsplit(artifact_uri or "")
+    if artifact_uri and parts.scheme in ("", "file"):
+        file = Path(unquote(parts.path) if parts.scheme else artifact_uri) / name
+        if file.is_file():
+            return file
+    if server is None or not mlflow_run_id:
+        return None
+    try:
+        return download(server, mlflow_run_id, name)
+    except (ConnectionError, OSError, ValueError):
+        return None
 
 
 def sweeps(uri: str) -> dict[str, int]:

@@ -15,6 +15,8 @@ RESULT_FILE = "result.json"
 CONFIG_FILE = "config.yaml"
 STEPS_FILE = "steps.jsonl"
 PREDICTIONS_FILE = "predictions.parquet"
+# What each row of the development split came to at each evaluation of the training.
+DEVELOPMENT_FILE = "development.parquet"
 SOFT_PROMPT_FILE = "soft_prompt.csv"
 LOG_FILE = "run.log"
 # While a run trains: where it stands.
@@ -44,6 +46,9 @@ COST_FIELDS = (
     "adapter_file_bytes",
     "load_seconds",
     "tokenize_seconds",
+    # Of `train.cache_features`: to have the features at hand, computed or found, and the files they lie in.
+    "features_seconds",
+    "features_bytes",
     "train_seconds",
     "evaluation_seconds",
     "save_seconds",

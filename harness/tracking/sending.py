@@ -39,6 +39,7 @@ from harness.tracking.reading import _fetch
 from harness.tracking.record import (
     ADAPTER_FOLDER,
     CONFIG_FILE,
+    DEVELOPMENT_FILE,
     LOG_FILE,
     PREDICTIONS_FILE,
     RESULT_FILE,
@@ -74,8 +75,8 @@ def send(run_dir: Path, uri: str, experiment: str) -> str:
     """Send one run directory, unless the store has it; return the MLflow run's id.
 
     A store that is busy is asked again for some minutes. Only `result.json` must exist; `config.yaml`, `steps.jsonl`,
-    `predictions.parquet`, `adapter/` and `run.log` go along where they do. `tracked.json` in the run directory then
-    says where the run went.
+    `predictions.parquet`, `development.parquet`, `adapter/` and `run.log` go along where they do. `tracked.json` in the
+    run directory then says where the run went.
 
     Raises:
         ConfigError: The store cannot be used (see `check`).
@@ -228,11 +229,12 @@ def _log_model(client: Any, run_id: str, run_dir: Path, record: RunRecord) -> st
 
 
 def _log_artifacts(client: Any, store: Store, run_id: str, run_dir: Path) -> None:
-    for name in (RESULT_FILE, CONFIG_FILE, LOG_FILE, STEPS_FILE, PREDICTIONS_FILE, SOFT_PROMPT_FILE):
+    tables = (PREDICTIONS_FILE, DEVELOPMENT_FILE)
+    for name in (RESULT_FILE, CONFIG_FILE, LOG_FILE, STEPS_FILE, *tables, SOFT_PROMPT_FILE):
         path = run_dir / name
         if not path.is_file():
             continue
-        if name != PREDICTIONS_FILE and (store.password or store.token):
+        if name not in tables and (store.password or store.token):
             text = path.read_text(encoding="utf-8", errors="replace")
             if store.scrub(text) != text:
                 client.log_text(run_id, store.scrub(text), name)

@@ -1,14 +1,16 @@
 """Scoring a model on a split, and the predictions that reports compare."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.training.batches import Batch, Collate, Features, by_length
+from harness.training.text_metrics import PER_ROW
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor, nn
     from torch import dtype as Dtype
     from transformers import PreTrainedTokenizerBase
@@ -93,3 +95,48 @@ def logits_of_rows(
             for index, row in zip(batch.indices, output.logits.float().cpu(), strict=True):
                 logits[index] = row
     return torch.stack([row for row in logits if row is not None]), loss / len(features)
+
+
+def per_row_scores(columns: Mapping[str, Any], metric: str) -> "ndarray | None":
+    """Score each row by itself; null where the metric is of all rows at once.
+
+    A column of the metric's name holds the scores; else accuracy, also of pairs, is 1 where the prediction is the label
+    and 0 elsewhere, and a metric of texts holds each prediction against its label.
+
+    Args:
+        columns: An evaluation's, or a frame of them.
+        metric: The metric's name.
+    """
+    import numpy as np
+
+    if metric in columns:
+        return np.asarray(columns[metric], dtype=float)
+    if "prediction" not in columns or "label" not in columns:
+        return None
+    pairs = list(zip(columns["prediction"], columns["label"], strict=True))
+    if metric in ("accuracy", "reward_accuracy"):
+        return np.array([prediction == label for prediction, label in pairs], dtype=float)
+    if metric in PER_ROW:
+        return np.array([PER_ROW[metric](*pair) for pair in pairs], dtype=float)
+    return None
+
+
+def outcomes_of_rows(columns: Mapping[str, list[Any]], metric: str) -> dict[str, list[Any]]:
+    """What a metric needs of each row, to be computed again on some of the rows.
+
+    Args:
+        columns: An evaluation's.
+        metric: The metric's name. Perplexity needs the loss.
+
+    Returns:
+        `score`, with `tokens` where the mean is over tokens; or `prediction` and `label`, where the metric is of all
+        rows at once; with `idx` where the rows are numbered by the evaluation. Empty where the columns have neither.
+    """
+    column = "loss" if metric == "perplexity" and metric not in columns else metric
+    scores = per_row_scores(columns, column)
+    weights = ("tokens",) if column == "loss" else ()
+    kept = ("idx", "prediction", "label") if scores is None else ("idx", *weights)
+    found = {name: list(columns[name]) for name in kept if name in columns}
+    if scores is not None:
+        return {"score": scores.tolist(), **found}
+    return found if "prediction" in found else {}

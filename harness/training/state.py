@@ -30,6 +30,8 @@ class TrainingState:
     step_costs: dict[str, Any] = field(default_factory=dict)
     step_seconds: list[float] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
+    # What each row of the development split came to: an entry per evaluation, with its `step`.
+    outcomes: list[dict[str, Any]] = field(default_factory=list)
     # How many runs trained together at most, this one among them; 0 where it trained alone.
     packed: int = 0
 

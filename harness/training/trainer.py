@@ -22,9 +22,10 @@ from harness.config.schema import TrainConfig
 from harness.measure.speed import SystemLoad
 from harness.methods import Adapter, trained_parameters
 from harness.methods.optimizer import make_optimizer
+from harness.models import fast_dropout
 from harness.training import checkpoint
 from harness.training.batches import Batch, Collate, Features, bucketed
-from harness.training.evaluation import Evaluation
+from harness.training.evaluation import Evaluation, outcomes_of_rows
 from harness.training.interrupts import StopAsked, deferred_interrupts
 from harness.training.metered import largest_step, meter_of
 from harness.training.metrics import higher_is_better
@@ -53,7 +54,7 @@ class Trainer:
         data_seed: Decides the order of the rows.
         autocast: Lower precision to compute in; null computes in the weights' own.
         loss: The loss of a batch, a mean over what its weight counts.
-        score: Scores the development split.
+        score: Scores the development split; null: nothing is scored, and the last weights stay.
         primary_metric: The metric that chooses the best weights.
         identity: Names the checkpoint, so that the same experiment finds it again.
         metered: Count the memory and the operations of one step; the scores are the same bits without.
@@ -72,7 +73,7 @@ class Trainer:
         data_seed: int,
         autocast: "Dtype | None",
         loss: "Callable[[Batch], Tensor]",
-        score: Callable[[], Evaluation],
+        score: Callable[[], Evaluation] | None,
         primary_metric: str,
         identity: str,
         metered: bool = True,
@@ -144,10 +145,6 @@ class Trainer:
 
     def took_step(self, loss: "Tensor", batches: list[Batch], interrupted: bool) -> bool:
         """Take a step along the gradients that are there, as one of several runs in a pack; whether it was the last.
-
-        Args:
-            loss: Of the batches that the gradients are of, a mean.
-            interrupted: Whether a signal came.
 
         Raises:
             Diverged, KeyboardInterrupt: As `fit`.
@@ -231,7 +228,8 @@ class Trainer:
         """The loss of one of the batches of a step, weighted so that they give the gradient of one large batch."""
         import torch
 
-        with torch.autocast(self.collate.device.type, self.autocast, enabled=self.autocast is not None):
+        device = self.collate.device.type
+        with torch.autocast(device, self.autocast, enabled=self.autocast is not None), fast_dropout(device):
             return self.loss(batch) * (batch.weight / weight)
 
     def _take_step(self, loss: "Tensor", micro_batches: list[Batch], meter: "measure.StepMeter | None") -> "Tensor":
@@ -259,7 +257,8 @@ class Trainer:
         return loss
 
     def _evaluation_is_due(self) -> bool:
-        return self.state.step == self.steps.total or self.state.step % self.steps.evaluation == 0
+        last, due = self.state.step == self.steps.total, self.state.step % self.steps.evaluation == 0
+        return self.score is not None and (last or due)
 
     def _report_is_due(self) -> bool:
         return self.state.step % LOG_STEPS == 0 or self.state.step in (1, self.steps.total)
@@ -295,6 +294,7 @@ class Trainer:
         self._note({"step": self.state.step, "loss": loss, "learning_rate": rate, **further})
 
     def _evaluate(self) -> None:
+        assert self.score is not None
         evaluation = self.score()
         evaluation.scores = self.processes.of_first(evaluation.scores)
         self.adapter.model.train()
@@ -309,6 +309,8 @@ class Trainer:
                 **{f"development.{name}": value for name, value in evaluation.scores.items()},
             }
         )
+        outcomes = outcomes_of_rows(evaluation.columns, self.primary_metric)
+        self.state.outcomes.append({"step": self.state.step, **outcomes})
         if self.processes.is_first:
             best = self.state.best_score
             praise = "" if best is None or self._better(primary, best) else f" (the best so far: {best:.4f})"
@@ -379,10 +381,6 @@ class Trainer:
         # One state per process; with more of them than there were, the further ones have drawn nothing yet.
         if self.processes.rank < len(state["random"]):
             checkpoint.set_random_state(state["random"][self.processes.rank])
-
-    def costs(self) -> dict[str, Any]:
-        """Costs of the training so far, with the names of `RunRecord.cost`."""
-        return self.state.costs()
 
     def seconds_to(self, target: float | None) -> float | None:
         """Seconds of training until the development split first had this score of the primary metric, or better."""

@@ -179,18 +179,42 @@ def test_a_folder_goes_on_with_its_own_question_alone(tmp_path: Path) -> None:
 
 
 def test_the_commands_that_are_told_are_the_users_own_words(tmp_path: Path) -> None:
-    """A folder given as the model stays one; a table is trained on nearly whole; a store of one's own goes along."""
+    """A folder given as the model stays one, and a store; what only a comparison needs is left out."""
     told = ["task=table", "task.file=my tickets.csv", f"model={tmp_path}", "tracking.uri=sqlite:///own.db"]
-    _, overrides = command.parse([*told, "hours=1"])
-    assert overrides == told
-    advice = answer.Advice("lora", ("lora",), "0.002", "0123456789abcdef", pd.Series(), 1.0, {}, "")
+    only_compared = ["task.max_train_rows=500", "train.early_stopping_patience=2", "train.epochs=4"]
+    _, overrides = command.parse([*told, *only_compared, "hours=1"])
+    assert overrides == [*told, *only_compared]
+    length = ("train.epochs=1.5",)
+    advice = answer.Advice("lora", ("lora",), "0.002", "0123456789abcdef", length, pd.Series(), 1.0, {}, "")
     steps = dict(answer.commands(advice, overrides, "choose-1"))
-    train = shlex.split(steps["train on nearly all rows"])
-    assert train[: len(told) + 1] == ["harness", *told]
-    assert {"method=lora", "train.learning_rate=0.002", "task.validation_share=0.05"} <= set(train)
+    train = shlex.split(steps["train on all rows"])
+    chosen = ["train.epochs=1.5", "method=lora", "train.learning_rate=0.002", "train.all_rows=true"]
+    assert train == ["harness", *told, *chosen]
     assert predict.parse(shlex.split(steps["predict"])[1:]).uri == "sqlite:///own.db"
     assert export.parse(shlex.split(steps["export"])[1:]).adapter == "0123456789ab"
     assert parse_report(shlex.split(steps["look closer"])[1:]).sweep == ["choose-1"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "metric", "asked", "length"),
+    [
+        ([0.6, 0.8, 0.7, 0.7], "accuracy", {}, ("train.epochs=1",)),
+        ([0.6, 0.7, 0.7, 0.8], "accuracy", {}, ()),
+        ([9.0, 7.0, 6.0, 8.0], "perplexity", {}, ("train.epochs=1.5",)),
+        ([0.6, 0.8, 0.7, 0.7], "accuracy", {"param.train.max_steps": "40"}, ("train.max_steps=20",)),
+        ([0.6], "accuracy", {}, ()),
+    ],
+)
+def test_the_final_model_trains_until_the_weights_were_best(
+    scores: list[float], metric: str, asked: dict[str, str], length: tuple[str, ...]
+) -> None:
+    """Of two epochs with two evaluations each the best is found; with nothing to gain from less, all are trained."""
+    run = {"run_id": "a", "primary_metric": metric, "param.train.max_steps": "None", "param.train.epochs": "2.0"}
+    run |= {"param.train.evaluations_per_epoch": "2", **asked}
+    lines = [("a", metric, 10 * (place + 1), score) for place, score in enumerate(scores)]
+    lines += [("a", "loss", 10, 5.0), ("b", metric, 30, 99.0)]
+    curves = pd.DataFrame(lines, columns=["run_id", "name", "step", "value"])
+    assert answer.length_of(pd.Series(run), curves) == length
 
 
 def test_help_needs_nothing_heavy() -> None:

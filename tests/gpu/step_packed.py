@@ -89,7 +89,8 @@ def _rate(setting: Setting, step: Any) -> float:
 
 def _share(setting: Setting, size: str, points: int) -> float:
     """Steps of points a second of as many processes, all at once, as `sweep.slots_per_gpu` has them."""
-    context = multiprocessing.get_context("spawn")
+    # A dry run's are forked, which saves their imports; a process that has used a GPU can't be.
+    context: Any = multiprocessing.get_context("fork" if setting.dry else "spawn")
     ready, rates = context.Barrier(points), context.SimpleQueue()
     processes = [context.Process(target=_one, args=(setting, size, ready, rates)) for _ in range(points)]
     for process in processes:
@@ -102,6 +103,8 @@ def _share(setting: Setting, size: str, points: int) -> float:
 
 
 def _one(setting: Setting, size: str, ready: Any, rates: Any) -> None:
+    if setting.dry:
+        torch.set_num_threads(1)  # those of the parent are not there
     made, batch = _made(setting, size, 1)
     for _ in range(3):
         made.one_at_a_time(batch)

@@ -78,6 +78,25 @@ def test_the_ceiling_does_not_move_the_random_numbers_of_the_run() -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
+def test_the_ceiling_is_the_best_of_all_moments_in_one_precision_on_the_same_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A slow moment does not lower it; another precision, or other threads, have their own."""
+    monkeypatch.setattr(speed, "_ceilings", {})
+    best = max(speed.flops_ceiling(CPU, torch.float32) for _ in range(3))
+    assert speed.flops_ceiling(CPU, torch.float32) >= best
+    [place] = speed._ceilings
+    speed._ceilings[place] = 1e30
+    assert speed.flops_ceiling(CPU, torch.float32) == 1e30
+    assert speed.flops_ceiling(CPU, torch.float64) < 1e30
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert speed.flops_ceiling(CPU, torch.float32) < 1e30
+    finally:
+        torch.set_num_threads(threads)
+
+
 PEAKS = """
 import mmap
 from harness.measure import speed

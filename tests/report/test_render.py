@@ -9,7 +9,7 @@ import pytest
 from run_directories import write_run
 
 import harness
-from harness.report import cells, finding, markdown, scores, tables, terminal, words
+from harness.report import cells, finding, markdown, predicted, scores, tables, terminal, words
 from harness.report import tuning as report_tuning
 from harness.report.comparison import Comparison
 from harness.report.pairwise import Pairwise
@@ -156,11 +156,11 @@ def test_a_prediction_says_how_far_it_is_off() -> None:
         {"task": "sst2", "configuration": "lora", **values},
         {"task": "sst2", "configuration": "full", **values, "deviation.train_peak_bytes": -0.0123},
     ]
-    table = tables.prediction_table(pd.DataFrame(rows))
+    table = predicted.prediction_table(pd.DataFrame(rows))
     assert table is not None
     assert table.rows[1][-2:] == ("4.1 kB", "-1.23%")
     assert table.caption.endswith("peak 1.23%.")
-    assert tables.prediction_table(pd.DataFrame()) is None
+    assert predicted.prediction_table(pd.DataFrame()) is None
 
 
 def found(best: str, level: set[str], names: tuple[str, ...] = ("lora", "full", "head"), **changed: object) -> Pairwise:

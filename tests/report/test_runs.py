@@ -81,9 +81,10 @@ def test_a_record_by_another_version_is_marked(tmp_path: Path) -> None:
     """The mark names the version of results; of a record without one, which was the package's."""
     path = write_run(tmp_path) / "result.json"
     content = json.loads(path.read_text())
-    content["provenance"]["harness"] = "0.0.1"
-    path.write_text(json.dumps(content))
-    assert harness.load_runs(tmp_path)["mark"].tolist() == ["results of version 0.0.1"]
+    made = content["provenance"]
+    for provenance in (made | {"results_version": "0.0.1"}, {"harness": "0.0.1"}):
+        path.write_text(json.dumps(content | {"provenance": provenance}))
+        assert harness.load_runs(tmp_path)["mark"].tolist() == ["results of version 0.0.1"]
 
 
 def test_there_must_be_a_store(tmp_path: Path) -> None:

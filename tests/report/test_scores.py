@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from run_directories import store_of, write_run
 
-from harness.report import scores
+from harness.report import predicted, scores, tables
 from harness.report import tuning as report_tuning
+from harness.report.cells import NONE
 from harness.tracking.record import MEMORY
 
 
@@ -187,6 +188,25 @@ def test_drawn_trials_are_held_against_the_range_they_were_drawn_from(tmp_path: 
     assert table.rows[0][-1] == "highest of its range: the best may lie beyond; 1 stopped on the way"
 
 
+def test_what_stopping_trials_saved_is_told_in_tokens(tmp_path: Path) -> None:
+    """A trial that went on counts once, with its last record; where one record lacks its tokens nothing is claimed."""
+    runs, quarter = tmp_path / "runs", {"train_seconds": 2.5, "tokens_per_second": 2000.0}
+    trials = [write_run(runs, stage="tune", learning_rate=rate, development=rate) for rate in (0.2, 0.4)]
+    trials += [
+        write_run(runs, stage="tune", learning_rate=rate, status="stopped", cost=quarter) for rate in (0.1, 0.2, 0.3)
+    ]
+    frame = frame_of(tmp_path, *trials)
+    found = report_tuning.tuning(frame)
+    [row] = found.to_dict("records")
+    assert (row["trials"], row["stopped"]) == (4, 2)
+    assert row["spent"] == pytest.approx((1 + 1 + 0.25 + 0.25) / 4)
+    table = report_tuning.tuning_table(found)
+    assert table is not None
+    assert "2 stopped on the way, 62% of the tokens of whole trials" in table.rows[0][-1]
+    frame.loc[frame["param.train.learning_rate"] == "0.1", "cost.train_seconds"] = float("nan")
+    assert report_tuning.tuning(frame)["spent"].isna().all()
+
+
 def test_rates_beyond_the_declared_grid_are_counted_and_a_failed_one_is_no_edge(tmp_path: Path) -> None:
     """Declared are 1e-4 and 1e-3; of the rates past them 1e-1 failed and bounds nothing."""
     trials = [
@@ -236,7 +256,31 @@ def test_predictions_are_held_against_what_was_measured(tmp_path: Path) -> None:
         write_run(tmp_path / "runs", seed=1, cost={**measured, "predicted": {**measured, "train_peak_bytes": 95}}),
         write_run(tmp_path / "runs", seed=2, cost=measured),
     ]
-    [row] = scores.predictions(frame_of(tmp_path, *runs)).to_dict("records")
+    [row] = predicted.predictions(frame_of(tmp_path, *runs)).to_dict("records")
     assert row["deviation.train_peak_bytes"] == pytest.approx(-0.05)
     assert row["deviation.weight_bytes"] == 0
-    assert scores.predictions(frame_of(tmp_path, runs[2])).empty
+    assert predicted.predictions(frame_of(tmp_path, runs[2])).empty
+
+
+def test_a_row_that_trained_on_cached_features_is_named_so(tmp_path: Path) -> None:
+    """Its costs are not those of the rows beside it; a run that found nothing to cache is one as ever."""
+    runs = [
+        write_run(tmp_path, "head", cost={"features_bytes": 10**6, "features_seconds": 3}, cached_features=told)
+        for told in ({"used": True, "behind": "encoder.layer.5"}, {"used": True, "behind": "encoder.layer.5"})
+    ]
+    runs.append(
+        write_run(
+            tmp_path,
+            "lora",
+            cost={"step_seconds": 0.1},
+            cached_features={"used": False, "reason": "it trains everywhere"},
+        )
+    )
+    frame = frame_of(tmp_path, *runs)
+    assert set(scores.summary(frame)["configuration"]) >= {"head cache_features=true", "lora"}
+    [table] = tables.cost_tables(scores.costs(frame))
+    assert table.columns[-2:] == ("features", "s features")
+    assert [row[-1] for row in table.rows] == ["3.0", NONE]
+    assert "not to be held against" in table.caption
+    [without] = tables.cost_tables(scores.costs(frame[frame["method"] == "lora"]))
+    assert "features" not in without.columns

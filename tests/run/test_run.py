@@ -14,6 +14,7 @@ import torch
 
 from harness import run as runner
 from harness import tracking
+from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.sources import conf_root
@@ -61,6 +62,7 @@ def test_a_run_is_recorded_whole(method: str, tiny_experiment: list[str], tmp_pa
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "adapter",
         "config.yaml",
+        "development.parquet",
         "predictions.parquet",
         "result.json",
         "steps.jsonl",
@@ -173,6 +175,41 @@ def test_a_trial_leaves_the_validation_split_untouched(tiny_experiment: list[str
     assert result.scores["validation"] is None
     assert "evaluate.validation=false" in result.unmeasured["scores.validation"]
     assert set(pd.read_parquet(tmp_path / "run/predictions.parquet").split) == {"development"}
+
+
+def test_a_run_on_all_rows_scores_nothing_and_keeps_the_last_weights(
+    tiny_experiment: list[str], tmp_path: Path
+) -> None:
+    """Development and validation rows are trained on as well; the adapter is kept, and can be asked."""
+    overrides = [*tiny_experiment, "method=lora", "train.all_rows=true"]
+    result = carry_out(tmp_path / "run", *overrides)
+    assert result.status == "finished", result.error
+    data = result.provenance["data"]
+    assert data["trained_rows"] == sum(data["rows"].values()) > data["rows"]["train"]
+    for split in ("development", "validation", "majority"):
+        assert result.scores[split] is None
+        assert result.unmeasured[f"scores.{split}"] == "train.all_rows=true: no row is left to score"
+    lines = [json.loads(line) for line in (tmp_path / "run/steps.jsonl").read_text().splitlines()]
+    assert not [line for line in lines if any(name.startswith("development") for name in line)]
+    assert not (tmp_path / "run/predictions.parquet").exists()
+    assert "none was left to score" in (tmp_path / "run/adapter/README.md").read_text()
+    again = carry_out(tmp_path / "again", *overrides)
+    assert adapter_bytes(tmp_path / "again") == adapter_bytes(tmp_path / "run")
+    assert again.identity == result.identity != carry_out(tmp_path / "plain", *overrides[:-1]).identity
+    assert adapter_bytes(tmp_path / "plain") != adapter_bytes(tmp_path / "run")
+
+
+def adapter_bytes(folder: Path) -> bytes:
+    (weights,) = (folder / "adapter").glob("*.safetensors")
+    return weights.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "wrong", ["train.early_stopping_patience=2", "measure.target_score=0.8", "+sweep.stop_share=0.5"]
+)
+def test_what_goes_by_development_rows_is_refused_where_there_are_none(wrong: str) -> None:
+    with pytest.raises(ConfigError, match=r"with train.all_rows=true there are no development rows"):
+        build(compose("config", ["train.all_rows=true", wrong.removeprefix("+")]))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tiny_experiment: list[str], tmp_path: Path) -> None:
@@ -339,6 +376,7 @@ def test_a_disk_that_is_full_while_saving_fails_the_run_with_a_sentence(
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
+from harness.config.build import build
 from harness.config.compose import compose
 from harness.run import prepare, run
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import tracking
+from harness.config.version import RESULTS_VERSION, __version__
 from harness.tracking.record import RESULT_FILE, STEPS_FILE, RunRecord, empty_cost
 
 _numbers = itertools.count(1)
@@ -61,6 +62,7 @@ class SampleRun:
     cost: dict[str, Any] = field(default_factory=dict)
     steps: list[dict[str, Any]] | None = None
     ended_at: str | None = None
+    cached_features: dict[str, Any] | None = None
 
     def write(self, folder: Path) -> Path:
         """Write one run directory below `folder`; every call makes a run of its own, later than those before."""
@@ -87,9 +89,11 @@ class SampleRun:
             cost=empty_cost() | (MEASURED if done else {}) | self.cost,
             provenance={
                 "git": {"commit": "0123abc", "dirty": False},
-                "harness": "0.1.0",
+                "harness": __version__,
+                "results_version": RESULTS_VERSION,
                 "device_type": "cpu",
                 "dtype": "float32",
+                "cached_features": self.cached_features,
             },
             started_at="2026-11-01T10:00:00+00:00",
             ended_at=self.ended_at or f"2026-11-01T11:{number // 60 % 60:02d}:{number % 60:02d}+00:00",

@@ -5,12 +5,15 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, RunMode
@@ -22,7 +25,7 @@ from harness.config.sources import conf_root
 from harness.sweep import points, sweepers
 from harness.sweep.launchers import composing, local, ray, slurm
 from harness.sweep.outcome import Outcome, gathering
-from harness.tracking.record import TRACKED_FILE, RunRecord
+from harness.tracking.record import DEVELOPMENT_FILE, TRACKED_FILE, RunRecord
 
 CONFIG = """
 defaults: [method: wide, override hydra/launcher: local, _self_]
@@ -58,6 +61,8 @@ def task(cfg: DictConfig) -> Any:
             if cfg.method.name == "narrow" and cfg.train.learning_rate < 2:
                 status = "diverged"
             return {"status": status, "error": None, "scores": scores, "seconds": 0.5}
+        case "race":
+            return race(cfg)
         case "tie":
             return {"status": "finished", "scores": {"primary_metric": "x", "development": {"x": 0.5}}}
         case "report":
@@ -96,6 +101,18 @@ def task(cfg: DictConfig) -> Any:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def race(cfg: DictConfig) -> dict[str, Any]:
+    """Leave what 200 development rows came to: the rates differ the more, the further training went."""
+    share, folder = cfg.sweep.stop_share or 1.0, Path(HydraConfig.get().runtime.output_dir)
+    score = 0.6 + share * (0.4 - abs(cfg.train.learning_rate - 0.3))
+    right = [float(row < 200 * score - 1e-9) for row in range(200)]
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame({"step": int(100 * share), "idx": range(200), "score": right}).to_parquet(folder / DEVELOPMENT_FILE)
+    scores = {"primary_metric": "accuracy", "development": {"accuracy": sum(right) / 200}, "validation": None}
+    status = "finished" if cfg.sweep.stop_share is None else "stopped"
+    return {"status": status, "error": None, "scores": scores, "run_dir": str(folder)}
+
+
 def die_while_starting(threads: int, gpu: str | None) -> None:
     """The beginning of a worker that is killed before it takes a point, as often as there are files to take."""
     for file in Path(os.environ["HARNESS_TOY"]).glob("death*"):
@@ -113,6 +130,18 @@ def record(cfg: DictConfig, status: str) -> RunRecord:
     return RunRecord("0" * 32, status, None, "i", {}, {}, scores={"primary_metric": "x", "validation": {"x": 0.75}})
 
 
+class ToyIdentities:
+    """Identities of points that name no precision."""
+
+    def __init__(self, device: Callable[[str], str] | None = None) -> None: ...
+
+    def settle(self, plain: dict[str, Any]) -> tuple[dict[str, Any], None]:
+        return plain, None
+
+    def __call__(self, plain: dict[str, Any]) -> str:
+        return identity(plain)
+
+
 class ToySweep:
     """Launches points and holds what the store was sent."""
 
@@ -123,7 +152,7 @@ class ToySweep:
         self.stored: dict[str, dict[str, Any]] = {}
         self.questions = 0
         self.asked: list[tuple[list[str], str]] = []
-        monkeypatch.setattr(composing, "identities", lambda: identity)
+        monkeypatch.setattr(composing, "identities", ToyIdentities)
         resolve = composing.Composer.points
         monkeypatch.setattr(composing.Composer, "points", lambda *given: self._note(resolve(*given)))
         monkeypatch.setattr(tracking, "check", lambda uri: None)
@@ -165,7 +194,7 @@ class ToySweep:
             scores = {split: outcome["scores"].get(split) or {} for split in ("development", "validation")}
             metric = outcome["scores"].get("primary_metric")
             known = {"status": outcome["status"], "error": None, "primary_metric": metric, "scores": scores}
-            self.stored[outcome["identity"]] = known
+            self.stored[outcome["identity"]] = known | {"artifact_uri": outcome["run_dir"]}
 
     def launch(self, told: list[list[str]], *settings: str, function: Any = task) -> list[dict[str, Any]]:
         """Run points through the launcher alone and return their outcomes."""

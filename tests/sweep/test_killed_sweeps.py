@@ -31,6 +31,12 @@ MICRO = [
     "train.max_steps=20", "train.checkpoint_minutes=0.001", "measure.costs=false", "forgetting.text=null",
     "hydra.launcher.workers=2",
 ]  # fmt: skip
+RACE = [
+    "-m", "hydra/sweeper=equal_budget", "method=bitfit",
+    "task.generator_rows={train: 96, development: 64, validation: 32}", "train.epochs=4",
+    "measure.costs=false", "forgetting.text=null", "hydra.launcher.workers=1",
+    "hydra.sweeper.rungs=[0.25,0.5]", "hydra.sweeper.race=0.5", "hydra.sweeper.seeds=[1]",
+]  # fmt: skip
 
 
 def store(folder: Path) -> str:
@@ -180,31 +186,50 @@ def test_a_store_that_fails_in_the_middle_stops_nothing(tmp_path: Path) -> None:
     assert begun(folder) == seen == 3
 
 
+def harness(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """Start the command in a folder; what it prints lies there."""
+    folder.mkdir(exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with (folder / "output.txt").open("a") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "harness", *arguments],
+            cwd=folder, env=environment, stdout=output, stderr=output, text=True, process_group=0,
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_race_killed_in_the_middle_of_a_round_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    """Its rounds stop the same trials, and the same rate is chosen and scored, from the records of both starts."""
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    assert harness(undisturbed, *RACE).wait(timeout=PATIENCE) == 0, (undisturbed / "output.txt").read_text()
+    sweep = harness(disturbed, *RACE)
+    # A record of the first round is there, and the next trial is on its way.
+    wait_for(lambda: bool(tracking.finished(store(disturbed))) and begun(disturbed) > 1, sweep)
+    assert kill(sweep, "group", random.Random(SEED))
+    assert harness(disturbed, *RACE).wait(timeout=PATIENCE) == 0, (disturbed / "output.txt").read_text()[-2000:]
+    ended = [
+        {key: (run["status"], run["scores"]) for key, run in tracking.finished(store(folder)).items()}
+        for folder in (undisturbed, disturbed)
+    ]
+    assert ended[0] == ended[1]
+    statuses = [status for status, _ in ended[0].values()]
+    assert statuses.count("stopped") >= 3
+
+
 @pytest.mark.slow
 def test_the_command_itself_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     """Runs on the shipped encoder, cut off while they train: they go on from their checkpoints to the same scores."""
-    root = Path(__file__).parents[2]
-
-    def harness(folder: Path) -> "subprocess.Popen[str]":
-        folder.mkdir(exist_ok=True)
-        environment = {**os.environ, "PYTHONPATH": str(root)}
-        with (folder / "output.txt").open("a") as output:
-            return subprocess.Popen(
-                [sys.executable, "-m", "harness", *MICRO],
-                cwd=folder, env=environment, stdout=output, stderr=output, text=True, process_group=0,
-            )  # fmt: skip
-
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    assert harness(undisturbed).wait(timeout=PATIENCE) == 0, (undisturbed / "output.txt").read_text()
+    assert harness(undisturbed, *MICRO).wait(timeout=PATIENCE) == 0, (undisturbed / "output.txt").read_text()
     order = random.Random(SEED)
     for victim in ("group", "parent", "worker", "group"):
-        sweep = harness(disturbed)
+        sweep = harness(disturbed, *MICRO)
         seen = set(disturbed.glob("runs/checkpoints/*/checkpoint.pt"))
         wait_for(lambda seen=seen: bool(set(disturbed.glob("runs/checkpoints/*/checkpoint.pt")) - seen), sweep)
         if sweep.poll() is None:
             kill(sweep, victim, order)
             sweep.wait(timeout=PATIENCE)
-    assert harness(disturbed).wait(timeout=PATIENCE) == 0, (disturbed / "output.txt").read_text()[-2000:]
+    assert harness(disturbed, *MICRO).wait(timeout=PATIENCE) == 0, (disturbed / "output.txt").read_text()[-2000:]
     assert done(disturbed) == done(undisturbed)
     assert len(finished_runs(disturbed)) == 4
     assert unended(disturbed) == 0

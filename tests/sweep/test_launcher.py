@@ -340,6 +340,9 @@ class Threads:
     def begin(self, config: DictConfig) -> None:
         self.calls.append("begin")
 
+    def device(self, asked: str) -> str:
+        return "cpu"
+
     def prepare(self, points: list[Point]) -> list[str | None]:
         self.calls.append("prepare")
         return [None] * 2

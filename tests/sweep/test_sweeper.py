@@ -104,6 +104,16 @@ def test_parameters_in_the_file_and_on_the_command_line_make_one_grid(toy):
         (["method=wide"], "hydra.sweeper.parallel_trials=0", "parallel_trials=0: a positive whole number"),
         (["method=wide"], "hydra.sweeper.second_range=maybe", "second_range=maybe: true or false is needed"),
         (["method=wide"], "hydra.sweeper.rungs=[0.5,0.25]", r"rungs=\[0.5, 0.25\]: ascending shares between 0 and 1"),
+        (
+            ["method=wide"],
+            "hydra.sweeper.race=1",
+            "hydra.sweeper.race=1: an error level between 0 and 1 is needed, or n",
+        ),
+        (
+            ["method=wide"],
+            "hydra.sweeper.race=0.05",
+            r"race=0.05: its rounds are at the rungs, .*rungs=\[0.125,0.25,0.5",
+        ),
         (["method=wide"], "hydra.sweeper.rungs=[1]", r"rungs=\[1\]: ascending shares between 0 and 1"),
         (["method=single"], SECOND, "second_range.rank: method single has no number called rank"),
         (["method=scaled", "method.alpha=4,8"], SECOND, "method.alpha: the equal_budget sweeper searches it"),
@@ -218,6 +228,43 @@ def test_the_better_half_of_each_methods_trials_goes_on_at_each_rung(toy, capsys
     again = toy.sweep(["method=wide"], *settings)
     assert toy.asked == asked
     assert all(outcome["skipped"] for batch in again for outcome in batch)
+
+
+RACE = [EQUAL, ONE_FINAL, "hydra.sweeper.trials=5", "hydra.sweeper.rungs=[0.25,0.5]", "hydra.sweeper.race=0.05"]
+
+
+@pytest.mark.slow
+def test_a_race_stops_the_trials_that_the_rows_tell_apart_and_a_killed_one_asks_the_same(toy, capsys):
+    """Five, three, one: at the first round the outer rates are told apart, at the second all but the best.
+
+    Cut off between any two batches, or in the middle of one, it finds what was done in the store, reads the rows of
+    that from there, and asks for the rest.
+    """
+    arguments = ["method=wide", "act=race"]
+    batches = toy.sweep(arguments, *RACE)
+    assert [[outcome["status"] for outcome in batch] for batch in batches[:-1]] == [
+        ["stopped"] * 5,
+        ["stopped"] * 3,
+        ["finished"],
+    ]
+    assert rates(toy) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.2, 0.3, 0.4, 0.3]
+    assert rates(toy, "final") == [0.3]
+    assert "4 stopped on the way, about 50% of the steps" in capsys.readouterr().out
+    asked, outcomes = list(toy.asked), [outcome for batch in batches for outcome in batch]
+    for number, done in enumerate((3, 8, len(outcomes))):
+        toy.asked.clear()
+        toy.stored.clear()
+        toy.remember(outcomes[:done])
+        again = toy.sweep(arguments, *RACE, f"hydra.sweep.dir={toy.folder}/again{number}")
+        assert toy.asked == asked
+        assert [outcome["skipped"] for batch in again for outcome in batch] == [n < done for n in range(len(outcomes))]
+
+
+@pytest.mark.slow
+def test_a_race_whose_trials_leave_no_rows_stops_none(toy):
+    """What is not known is no reason to stop a trial."""
+    *batches, _ = toy.sweep(["method=wide"], *RACE)
+    assert [len(batch) for batch in batches] == [5, 5, 5]
 
 
 @pytest.mark.slow

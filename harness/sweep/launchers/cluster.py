@@ -217,6 +217,11 @@ class ClusterWorkers(ABC):
             self.sign = self.folder / f".{uuid.uuid4().hex}"
             self.sign.touch()
 
+    def device(self, asked: str) -> str:
+        if asked != "auto":
+            return asked
+        return "cuda" if (self.has_gpus() if self.gpus is None else self.gpus) else "cpu"
+
     def prepare(self, points: list[Point]) -> list[str | None]:
         waiting = [point for point in points if not point.outcome]
         _make_stores(waiting)

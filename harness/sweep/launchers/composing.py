@@ -3,10 +3,10 @@
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from harness.config.build import resolved
 from harness.config.compose import hydra_config, without_hydra
@@ -16,6 +16,9 @@ from harness.config.sources import sweep_of
 from harness.sweep.outcome import failed
 from harness.sweep.points import Point, check_folders, check_rerun, defining_overrides
 from harness.sweep.resolve import Inseparable, Resolution
+
+if TYPE_CHECKING:
+    from harness.run import Identities
 
 # hydra.sweep.subdir of conf/config.yaml, which every point can be told without composing it.
 OWN_FOLDER = "${hydra.job.num}"
@@ -27,12 +30,12 @@ class Composer:
     Args:
         context: Hydra's.
         config: The sweep's own configuration.
+        device: cpu or cuda: what a `train.device` comes to where the points run; null: here.
     """
 
-    def __init__(self, context: HydraContext, config: DictConfig) -> None:
+    def __init__(self, context: HydraContext, config: DictConfig, device: Callable[[str], str] | None = None) -> None:
         self.loader, self.config = context.config_loader, config
-        self.identities = identities()
-        self.identify: Callable[[dict[str, Any]], str] = self.identities
+        self.identify = identities(device)
 
     def points(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Point]:
         """The points with their identities; one that is wrong has its sentence as outcome."""
@@ -45,7 +48,7 @@ class Composer:
         for number, overrides in enumerate(job_overrides, start=first):
             point = Point(number, [*named, *overrides], folder / str(number), shared=shared)
             try:
-                settings = resolution.plain(point.overrides)
+                settings, _ = self.identify.settle(resolution.plain(point.overrides))
                 check_rerun(settings)
                 point.settings, point.identity = settings, self.identify(settings)
             except (Inseparable, *MISTAKES):
@@ -62,20 +65,22 @@ class Composer:
                 config.hydra.job.id = config.hydra.job.num = point.number
             with hydra_config(config):
                 point.folder = Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir)
-                settings = resolved(without_hydra(config))
+                settings, why = self.identify.settle(resolved(without_hydra(config)))
             if settings != point.settings:
                 check_rerun(settings)
                 point.identity = self.identify(settings)
                 point.settings = settings
             if _goes_on(config, overrides):
                 config.train.resume = True
+            if why is not None:
+                _hand_precision(config, settings["train"]["precision"], why)
             point.config = config
         except MISTAKES as error:
             point.settle(failed(explain(error, overrides, self._compose_alone)))
 
     def pack_key(self, point: Point) -> str | None:
         """What points share that may train in one pack; null for one that trains alone."""
-        return self.identities.pack_key(point.settings) if point.settings else None
+        return self.identify.pack_key(point.settings) if point.settings else None
 
     def make_folder(self, points: list[Point]) -> None:
         """Make the sweep's folder, in which no point may write where another, or an earlier run, does.
@@ -98,11 +103,20 @@ class Composer:
         return self.loader.load_configuration(self.config.hydra.job.config_name, overrides, RunMode.RUN)
 
 
-def identities() -> Any:
-    """`harness.run.Identities`: the identities of resolved configurations."""
+def identities(device: Callable[[str], str] | None = None) -> "Identities":
+    """The function that gives the identities of resolved configurations."""
     from harness.run import Identities
 
-    return Identities()
+    return Identities(device) if device else Identities()
+
+
+def _hand_precision(config: DictConfig, precision: str, why: str) -> None:
+    """Have a point compute in what the sweep took for all of them, wherever it runs, and say why in its record."""
+    from harness.run.inputs import WHY
+
+    config.train.precision = precision
+    with read_write(config.hydra.job), open_dict(config.hydra.job):
+        config.hydra.job.env_set[WHY] = why
 
 
 def _goes_on(config: DictConfig, overrides: list[str]) -> bool:

@@ -55,7 +55,7 @@ class SweepLauncher(Launcher):
             raise ConfigError(EMPTY)
         self.workers.begin(self.config)
         self._check_pack()
-        composer = Composer(self.context, self.config)
+        composer = Composer(self.context, self.config, self.workers.device)
         points = composer.points(job_overrides, initial_job_idx)
         _refuse_if_all_are_wrong(points)
         folder = Path(self.config.hydra.sweep.dir)

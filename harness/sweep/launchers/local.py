@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from harness.config.errors import ConfigError
+from harness.models import device_type
 from harness.sweep.launchers.launcher import SweepLauncher
 from harness.sweep.launchers.slots import slots, visible_gpus
 from harness.sweep.outcome import failed
@@ -32,6 +33,10 @@ class LocalWorkers:
         if not listed or not all(isinstance(name, str) for name in self.imports):
             raise ConfigError(f"hydra.launcher.imports={self.imports}: a list of module names is needed")
         self.slots_per_gpu = config.sweep.slots_per_gpu
+
+    def device(self, asked: str) -> str:
+        # torch takes two seconds to import, and may have been built for CPUs.
+        return asked if asked != "auto" else device_type(asked) if visible_gpus() else "cpu"
 
     def prepare(self, points: list[Point]) -> list[str | None]:
         waiting = [point for point in points if not point.outcome]

@@ -69,6 +69,10 @@ class Workers(Protocol):
         """
         ...
 
+    def device(self, asked: str) -> str:
+        """What a `train.device` comes to where the points run, cpu or cuda."""
+        ...
+
     def prepare(self, points: list[Point]) -> list[str | None]:
         """Make ready for a batch; a point that asks for what there is not has failed.
 

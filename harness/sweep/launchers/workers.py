@@ -241,6 +241,7 @@ def run_pack_in_worker(
 
 def _run_together(configs: Sequence[DictConfig], context: HydraContext, seconds: float | None) -> list[Outcome]:
     """Run points as one Hydra job, the first one's; the logs of the others say where theirs is."""
+    setup_globals()
     register_resolvers()
     folders = [Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir) for config in configs]
     for folder in folders[1:]:

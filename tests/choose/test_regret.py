@@ -1,0 +1,156 @@
+"""Choices replayed from a store that holds every run advise what the command advises, and lose what was put in."""
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from run_directories import store_of, write_run
+
+from harness.choose import regret
+from harness.choose.budget import Size
+from harness.choose.regret import Known
+from harness.config.errors import ConfigError
+from harness.report import curves as curves_of
+from harness.report import runs
+
+SEEDS = range(8)
+RATES = (1e-3, 4e-3, 1.6e-2)
+SHARES = (0.25, 0.5, 0.75, 1.0)
+# Method -> its parameters, and its accuracy at each rate.
+TRUE = {"lora": (1000, (0.70, 0.90, 0.80)), "full": (9000, (0.60, 0.85, 0.65)), "head": (100, (0.55, 0.60, 0.62))}
+
+Score = Callable[[str, float], float]
+
+
+def known(folder: Path, true: dict = TRUE, task: str = "glue/rte", spread: float = 0.004, **changes: object) -> Known:
+    """Every run of a task, whose scores scatter a little around what is true."""
+    drawn = random.Random(f"{task}{spread}")
+    for method, (parameters, accuracies) in true.items():
+        for rate, accuracy in zip(RATES, accuracies, strict=True):
+            for seed in SEEDS:
+                score = accuracy + drawn.uniform(-spread, spread)
+                steps = [{"step": int(100 * share), "development.accuracy": score * share} for share in SHARES]
+                cost = {"trainable_parameters": parameters, "total_seconds": 100.0}
+                write_run(
+                    folder / task, method, task=task, seed=seed, learning_rate=rate, score=score, development=score,
+                    cost=cost, steps=steps, **changes,
+                )  # fmt: skip
+    frame = runs.load_runs(folder / task)
+    lines = [
+        (run, "accuracy", int(100 * share), score * share)
+        for run, score in zip(frame["run_id"], frame["development"], strict=True)
+        for share in SHARES
+    ]
+    return Known(frame, pd.DataFrame(lines, columns=["run_id", "name", "step", "value"]))
+
+
+def test_a_choice_finds_the_best_method_at_its_best_rate(tmp_path: Path) -> None:
+    """Far better than the others it is advised, nothing is lost, and the price is that of the runs a choice makes."""
+    found = known(tmp_path)
+    assert found.best(found.seeds)[0] == "lora"
+    for size, runs_made in ((Size(3, 5), 3 * 2.75 - 3 + 3 + 2 * 4), (Size(1, 3), 3 * 2 + 2 * 2)):
+        for replay in regret.replays(found, size, 3):
+            assert (replay.advised, replay.rate, replay.refrained) == ("lora", 4e-3, False)
+            assert len(replay.held) == len(SEEDS) - 1 - size.seeds
+            assert regret.lost(found, replay.advised, replay.rate, replay.held) == 0
+            assert replay.seconds == pytest.approx(100 * runs_made)
+
+
+def test_what_is_lost_is_the_distance_to_the_best(tmp_path: Path) -> None:
+    """In points; and a choice of the wrong rate counts as one of the wrong method does."""
+    found = known(tmp_path, spread=0.0)
+    assert regret.lost(found, "full", 4e-3, found.seeds) == pytest.approx(5)
+    assert regret.lost(found, "lora", 1e-3, found.seeds) == pytest.approx(20)
+    assert regret.lost(found, "lora", 4e-3, found.seeds) == 0
+
+
+def test_a_loss_is_better_the_lower_it_is(tmp_path: Path) -> None:
+    """The same numbers as perplexities make the worst method the best."""
+    frame = runs.load_runs(tmp_path) if list(tmp_path.iterdir()) else known(tmp_path, spread=0.0).runs
+    lines = [(run, "perplexity", 100, score) for run, score in zip(frame["run_id"], frame["development"], strict=True)]
+    curves = pd.DataFrame(lines, columns=["run_id", "name", "step", "value"])
+    found = Known(frame.assign(primary_metric="perplexity"), curves)
+    assert found.best(found.seeds) == ("head", pytest.approx(-0.55))
+    assert regret.lost(found, "lora", 4e-3, found.seeds) == pytest.approx(35)
+
+
+def test_a_rule_of_thumb_is_learned_on_the_other_tasks_alone(tmp_path: Path) -> None:
+    """Where the other tasks say full and this one says lora, the rule loses what lies between."""
+    swapped = {"lora": TRUE["full"], "full": TRUE["lora"], "head": TRUE["head"]}
+    here, there = known(tmp_path, spread=0.0), known(tmp_path, swapped, "glue/cola", spread=0.0)
+    assert regret.thumb(here, [there], here.seeds) == pytest.approx(5)
+    assert regret.thumb(here, [here], here.seeds) == 0
+    assert regret.thumb(here, [], here.seeds) is None
+
+
+def test_the_page_says_what_was_lost(tmp_path: Path) -> None:
+    """A row per task and size, and the mean over tasks in a sentence."""
+    swapped = {"lora": TRUE["full"], "full": TRUE["lora"], "head": TRUE["head"]}
+    made = regret.report([known(tmp_path), known(tmp_path, swapped, "glue/cola")], 2)
+    assert [row[:2] for row in made.tables[0].rows] == [
+        (task, f"{trials} rate(s), {seeds} seeds")
+        for task in ("glue/rte", "glue/cola")
+        for trials, seeds in ((3, 5), (3, 3), (1, 3))
+    ]
+    assert made.lead.startswith("Mean regret over 2 task(s): with 3 rate(s) and 5 seeds 0.00 points at ")
+    assert set(made.frames["regret"]["advised"]) == {"lora 2", "full 2"}
+
+
+def test_a_run_that_is_missing_is_named(tmp_path: Path) -> None:
+    """A store with holes holds no choice."""
+    frame = known(tmp_path).runs
+    holed = frame[~((frame["method"] == "lora") & (frame["seed"] == 3) & (frame["rate"] == 4e-3))]
+    with pytest.raises(ConfigError, match=r"glue/rte: 1 of 72 runs .* method=lora train.learning_rate=0.004 seed=3"):
+        Known(holed, pd.DataFrame(columns=["run_id", "name", "step", "value"]))
+    with pytest.raises(ConfigError, match="4 seeds; no choice leaves 2 over"):
+        Known(frame[frame["seed"] < 4], pd.DataFrame(columns=["run_id", "name", "step", "value"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "sweep=: the sweep of all methods, rates and seeds is needed"),
+        (["sweep=grid", "replays=0"], "replays=0: a positive number is needed"),
+        (["sweep=gird"], "sweep=gird: the store has no run of it"),
+        (["swep=grid"], "did you mean sweep"),
+    ],
+)
+def test_mistakes_are_told(
+    arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = store_of(tmp_path, write_run(tmp_path / "runs"))
+    assert regret.main([*arguments, f"tracking.uri={uri}"]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_replay_advises_what_the_command_does(tmp_path: Path) -> None:
+    """The command's own choice, and the one replayed with its seeds from a sweep of every run, are the same."""
+    shared = ["task=micro/sentiment", "model=micro_encoder", "task.max_length=16", "task.max_train_rows=160"]
+    shared += ["task.max_validation_rows=100", "train.epochs=2", "train.evaluations_per_epoch=2", "measure.costs=false"]
+    shared += ["forgetting.text=null", "hydra.launcher.workers=1", "tracking.uri=sqlite:///mlflow.db"]
+
+    def carry_out(*command: str) -> None:
+        done = subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+
+    carry_out("harness.choose", *shared, "methods=head,lora", "hours=1")
+    for method, rates in (("head", "1e-2,4e-2,1.6e-1"), ("lora", "5e-4,2e-3,8e-3")):
+        told = [f"method={method}", f"train.learning_rate={rates}", "seed=0,1,2,3,4,5,6,7", "sweep.name=every"]
+        carry_out("harness", "-m", *shared, *told)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    frame = runs.read(uri, {}, "every").frame
+    found = Known(frame[frame["newest"]], curves_of.load(uri, "every"))
+    replay = regret.choose(found, Size(3, 5), list(SEEDS))
+    (sweep,) = {str(name) for name in runs.read(uri, {}, None).frame["sweep"]} - {"every", "timing"}
+    final = runs.read(uri, {}, sweep).frame.query("stage == 'final' and method == @replay.advised")
+    assert f"Take {replay.advised}" in (tmp_path / "choice/report.md").read_text()
+    assert set(final[regret.RATE].astype(float)) == {replay.rate}
+    assert len(final) == 5
+    expected = [float(found.row[replay.advised, replay.rate, seed]["validation"]) for seed in final["seed"]]
+    assert list(final["validation"]) == expected
