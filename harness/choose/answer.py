@@ -46,6 +46,7 @@ class Advice:
         seconds: Of training, the mean of its final runs.
         milliseconds: To answer one row, their mean, for each way that was measured.
         nothing_learned: What is said where no method is known to beat the majority class; empty elsewhere.
+        alone: Whether it is known to beat the majority class and every other has a run that does not.
     """
 
     method: str
@@ -57,6 +58,7 @@ class Advice:
     seconds: float
     milliseconds: dict[str, float]
     nothing_learned: str
+    alone: bool = False
 
 
 def finals(uri: str, sweep: str) -> "pd.DataFrame":
@@ -100,6 +102,7 @@ def advise(frame: "pd.DataFrame", curves: "pd.DataFrame") -> Advice:
 
     summary = scores.summary(frame)
     (found,) = pairwise.compare_tasks(frame, summary, None, None, Pairs.all, None)
+    majority = summary[summary["configuration"] == scores.MAJORITY]
     rows = summary[(summary["configuration"] != scores.MAJORITY) & (summary["n"] > 0)]
     tested = found.best if found.best in found.chances else ""
     level = rows[rows["configuration"].isin([tested, *found.level])] if tested else rows.iloc[:1]
@@ -119,8 +122,16 @@ def advise(frame: "pd.DataFrame", curves: "pd.DataFrame") -> Advice:
             for name, column in SERVED.items()
             if column in runs and runs[column].notna().any()
         },
-        nothing_learned=finding.beaten(rows, summary[summary["configuration"] == scores.MAJORITY], found),
+        nothing_learned=finding.beaten(rows, majority, found),
+        alone=_alone(row, rows, majority, higher_is_better(found.metric)),
     )
+
+
+def _alone(row: "pd.Series[Any]", rows: "pd.DataFrame", majority: "pd.DataFrame", higher: bool) -> bool:
+    if majority.empty or not (rows["collapsed"] > 0)[rows["configuration"] != row["configuration"]].all():
+        return False
+    floor = float(majority["mean"].iloc[0])
+    return bool(row["low"] > floor if higher else row["high"] < floor)
 
 
 def length_of(run: "pd.Series[Any]", curves: "pd.DataFrame") -> tuple[str, ...]:
@@ -158,7 +169,12 @@ def report(choice: Choice, frame: "pd.DataFrame", advice: Advice, size: Size) ->
     served = ", ".join(f"{name} {number(value, 1)} ms" for name, value in advice.milliseconds.items())
     costs += f"; one row is answered in: {served}" if served else ""
     opened = f"Take {advice.method}: {why}. {costs}."
-    if not advice.level:
+    if not advice.level and advice.alone:
+        opened = (
+            f"Take {advice.method}: the only one known to beat the majority class. Every other has a run that learned "
+            f"nothing in so many steps; more rows or epochs may change that. {costs}."
+        )
+    elif not advice.level:
         opened = (
             f"None can be advised yet, as nothing could be tested: {advice.method} is the highest observed. {costs}."
         )

@@ -127,11 +127,9 @@ def _front_matter(manifest: Manifest, result: RunRecord, peft_type: str | None, 
         tags=[_line(method), "peft-harness", *([_line(peft_type.lower())] if peft_type else [])],
         datasets=[_line(dataset)] if hub else None,
         metrics=[name for name in result.scores["development"] or {} if name != "loss"] or None,
-        model_name=_line(f"{method} on {model.name} for {task.name}"),
+        model_name=_line(f"{method} on {model.name} for {task.name}") if results else None,
         eval_results=results or None,
     )
-    if not results:
-        data.pop("model_name")
     return data.to_yaml()
 
 
@@ -147,8 +145,7 @@ def _by_split(result: RunRecord) -> dict[str, dict[str, float]]:
 def _scores(result: RunRecord) -> str:
     splits, rows = _by_split(result), result.provenance["data"]["rows"]
     if not splits:
-        trained = result.provenance["data"]["trained_rows"]
-        return f"None: all {trained} rows were trained on, and none was left to score."
+        return f"None: all {sum(rows.values())} rows were trained on, and none was left to score."
     names = list(splits["development"])
     lines = [["split", "rows", *names]]
     lines += [

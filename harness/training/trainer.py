@@ -294,8 +294,7 @@ class Trainer:
         self._note({"step": self.state.step, "loss": loss, "learning_rate": rate, **further})
 
     def _evaluate(self) -> None:
-        assert self.score is not None
-        evaluation = self.score()
+        evaluation = self.score()  # type: ignore[misc]  # due only where there is one
         evaluation.scores = self.processes.of_first(evaluation.scores)
         self.adapter.model.train()
         primary = evaluation.scores[self.primary_metric]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from run_directories import write_run
 from waiting import until
 
 from harness.adapters import export, predict
@@ -21,6 +22,7 @@ from harness.choose.budget import SIZES, Size
 from harness.choose.state import Candidate
 from harness.config.errors import ConfigError
 from harness.report.__main__ import parse as parse_report
+from harness.report.runs import load_runs
 from harness.tracking.record import RunRecord, empty_cost
 
 SMALL = ["model=micro_encoder", "task=micro/sentiment", "task.max_length=16"]
@@ -215,6 +217,28 @@ def test_the_final_model_trains_until_the_weights_were_best(
     lines += [("a", "loss", 10, 5.0), ("b", metric, 30, 99.0)]
     curves = pd.DataFrame(lines, columns=["run_id", "name", "step", "value"])
     assert answer.length_of(pd.Series(run), curves) == length
+
+
+@pytest.mark.parametrize(
+    ("full", "head", "alone"),
+    [
+        ([0.8, 0.81, 0.82], [0.5, 0.7, 0.5], True),
+        ([0.8, 0.5, 0.82], [0.5, 0.7, 0.5], False),
+        ([0.8] * 3, [0.7] * 3, False),
+    ],
+)
+def test_the_only_method_that_learned_is_advised(
+    full: list[float], head: list[float], alone: bool, tmp_path: Path
+) -> None:
+    """Where every other has a run at the majority nothing can be tested; one that is known to beat it is taken."""
+    for method, values in (("full", full), ("head", head)):
+        for seed, score in enumerate(values, budget.FIRST_SEED):
+            write_run(tmp_path / method, method, stage="final", seed=seed, score=score, majority=0.6)
+    advice = answer.advise(load_runs(tmp_path), pd.DataFrame(columns=["run_id", "name", "step", "value"]))
+    assert (advice.method, advice.alone) == ("full", alone)
+    choice = state.Choice({"overrides": [], "methods": ["full", "head"], "memory": [""]}, [])
+    lead = answer.report(choice, load_runs(tmp_path), advice, SIZES[0]).lead
+    assert lead.startswith("Take full: the only one known to beat the majority class") == alone
 
 
 def test_help_needs_nothing_heavy() -> None:
