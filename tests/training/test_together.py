@@ -72,9 +72,7 @@ def assert_the_same(one: tuple[Path, RunRecord], other: tuple[Path, RunRecord], 
         assert torch.allclose(tensor, its[name], atol=atol), name
 
 
-@pytest.mark.parametrize(
-    ("model_type", "kind"), [("bert", Kind.classification), ("qwen2", Kind.classification), ("llama", Kind.causal_lm)]
-)
+@pytest.mark.parametrize(("model_type", "kind"), [("bert", Kind.classification), ("llama", Kind.causal_lm)])
 def test_gradients_of_a_pack_are_those_of_each_adapter_alone(model_type: str, kind: Kind) -> None:
     """In float32, with dropout wherever there is any, and afterwards the random numbers stand where they do alone."""
     weighted = SharedWeights()
@@ -122,6 +120,7 @@ def test_a_pack_ends_as_its_points_do_alone(tiny_experiment: list[str], tmp_path
         assert "seconds" not in (folder / "steps.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_a_point_that_diverges_ends_no_other(tiny_experiment: list[str], tmp_path: Path) -> None:
     """The others go on in a smaller pack and end as alone."""
     points = [POINTS[0], [*POINTS[1], "train.learning_rate=1e30"], POINTS[2]]
@@ -130,6 +129,7 @@ def test_a_point_that_diverges_ends_no_other(tiny_experiment: list[str], tmp_pat
     assert_the_same(alone(points[2], tiny_experiment, tmp_path / "alone", *SHORT), packed[2])
 
 
+@pytest.mark.slow
 def test_too_little_memory_halves_a_pack(
     tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +147,7 @@ def test_too_little_memory_halves_a_pack(
     assert [record.status for _, record in packed] == ["finished"] * 3
 
 
+@pytest.mark.slow
 def test_an_interrupted_pack_goes_on_alone_or_packed(
     tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,39 +208,23 @@ def key(experiment: list[str], *overrides: str) -> str | None:
     return packing.key(inputs(experiment, *overrides).experiment, {"model": "a", "data": "b"})
 
 
-@pytest.mark.parametrize("overrides", [point for point in POINTS if "train.learning_rate=0.002" not in point])
-def test_what_a_pack_may_differ_in_does_not_part_it(tiny_experiment: list[str], overrides: list[str]) -> None:
-    """Rank, rate, scale, dropout, targets, seed and LoRA+."""
-    assert key(tiny_experiment, *POINTS[0]) == key(tiny_experiment, *overrides)
-
-
-@pytest.mark.parametrize(
-    "override",
-    ["data_seed=1", "train.batch_size=8", "train.epochs=5", "task.max_length=12", "model.quantization=nf4"],
-)
-def test_other_batches_or_another_backbone_are_another_pack(tiny_experiment: list[str], override: str) -> None:
-    """Points pack when they train on the same batches of the same weights."""
-    assert key(tiny_experiment) != key(tiny_experiment, override)
-    assert key(tiny_experiment, override) is not None
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["method.use_dora=true"],
-        ["method.init_weights=pissa"],
-        ["method.bias=all"],
-        ["method.freeze_a=true"],
-        ["method=bitfit"],
-        ["train.gradient_checkpointing=true"],
-        ["measure.costs=true"],
-        ["task=preference/micro", "model=micro_decoder", "~task.data_dir"],
-    ],
-)
-def test_what_has_no_packed_form_or_reports_costs_trains_alone(
-    tiny_experiment: list[str], overrides: list[str]
-) -> None:
-    """It has no key; a trial's costs are not reported."""
-    experiment = tiny_experiment if "~task.data_dir" not in overrides else ["tracking=none"]
-    assert key(experiment, *(one for one in overrides if not one.startswith("~"))) is None
+def test_what_a_pack_may_differ_in_does_not_part_it(tiny_experiment: list[str]) -> None:
+    """Rank, rate, scale, dropout, targets, seed and LoRA+; a trial's costs are not reported, so they may be taken."""
+    assert len({key(tiny_experiment, *point) for point in POINTS}) == 1
     assert key(tiny_experiment, "measure.costs=true", "sweep.stage=tune") is not None
+
+
+def test_other_batches_or_another_backbone_are_another_pack(tiny_experiment: list[str]) -> None:
+    """Points pack when they train on the same batches of the same weights."""
+    changes = ["data_seed=1", "train.batch_size=8", "task.max_length=12", "model.quantization=nf4"]
+    keys = [key(tiny_experiment), *(key(tiny_experiment, change) for change in changes)]
+    assert None not in keys
+    assert len(set(keys)) == len(keys)
+
+
+def test_what_has_no_packed_form_or_reports_costs_trains_alone(tiny_experiment: list[str]) -> None:
+    """DoRA, another method, what computes twice, a run whose costs count, and a loss that takes several passes."""
+    preference = ["tracking=none", "task=preference/micro", "model=micro_decoder"]
+    for change in ("method.use_dora=true", "method=bitfit", "train.gradient_checkpointing=true", "measure.costs=true"):
+        assert key(tiny_experiment, change) is None, change
+    assert key(preference) is None
