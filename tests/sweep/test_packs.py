@@ -29,5 +29,5 @@ def test_a_sweep_packs_trials_that_fit_together(tiny_experiment: list[str], tmp_
 
 def test_a_pack_that_is_no_positive_number_is_refused() -> None:
     """In a sentence with the key and the value."""
-    with pytest.raises(ConfigError, match="sweep.pack=0: a positive number is needed"):
+    with pytest.raises(ConfigError, match=r"sweep\.pack=0: a positive number is needed"):
         build(compose("config", ["sweep.pack=0"]))
