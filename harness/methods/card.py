@@ -162,13 +162,14 @@ def _scores(result: RunRecord) -> str:
 
 def _costs(result: RunRecord, adapter: dict[str, Any]) -> str:
     cost = result.cost
-    share = cost["trainable_parameters"] / cost["total_parameters"]
+    share, packed = cost["trainable_parameters"] / cost["total_parameters"], cost["train_seconds"] is None
     figures = {
         "trainable parameters": f"{cost['trainable_parameters']:,} ({share:.3%} of {cost['total_parameters']:,})",
         "of them the adapter's": f"{cost['adapter_parameters']:,}",
         "of them the head's": f"{cost['head_parameters']:,}",
         "bytes of the saved weights": f"{cost['adapter_file_bytes']:,}",
-        **_times(result),
+        "seconds of training": "a pack's" if packed else f"{cost['train_seconds']:.1f}",
+        "tokens/s in training": "a pack's" if packed else f"{cost['tokens_per_second']:,.0f}",
         "device": f"{_text(result.provenance['device'])}, {result.provenance['threads']} threads, "
         f"{result.provenance['dtype']}",
     }
@@ -176,14 +177,6 @@ def _costs(result: RunRecord, adapter: dict[str, Any]) -> str:
         changed = f"{adapter['changed_parameters']:,} ({adapter['changed_share']:.3%})"
         figures["weights of the backbone that differ"] = f"{changed} of the {adapter['selected_parameters']:,} that may"
     return _table([["figure", "value"], *([name, value] for name, value in figures.items())])
-
-
-def _times(result: RunRecord) -> dict[str, str]:
-    seconds, together = result.cost["train_seconds"], result.provenance.get("packed")
-    if together or seconds is None:
-        return {"trained together with others": f"{together} runs in one pack"} if together else {}
-    rate = result.cost["tokens_per_second"]
-    return {"seconds of training": f"{seconds:.1f}", "tokens/s in training": f"{rate:,.0f}"}
 
 
 def _provenance(manifest: Manifest, result: RunRecord) -> str:

@@ -85,20 +85,19 @@ class Pack:
 
         shared = [*self.bases[0].parameters(), *self.bases[0].buffers()]
         model = copy.deepcopy(self.bases[0], {id(tensor): tensor for tensor in shared})
-        linear, copied, dropout = _modules()
         modules = [dict(base.named_modules()) for base in self.bases]
         adapted = {n for found in modules for n, module in found.items() if isinstance(module, adapted_layer())}
         for name in sorted(adapted):
             own = [found[name] for found in modules]
             layers = [module if isinstance(module, adapted_layer()) else None for module in own]
             plain = next(layer for layer in layers if layer is not None).get_base_layer()
-            model.set_submodule(name, linear(self, plain, layers))
+            model.set_submodule(name, _linear()(self, plain, layers))
         for name, module in modules[0].items():
             if isinstance(module, copied_module()):
-                model.set_submodule(name, copied(self, [found[name] for found in modules]))
+                model.set_submodule(name, _copied()(self, [found[name] for found in modules]))
         for name, module in list(model.named_modules()):
             if type(module) is nn.Dropout and module.p > 0:
-                model.set_submodule(name, dropout(self, module.p))
+                model.set_submodule(name, _dropout()(self, module.p))
         run_attention_apart(model, self.apart)
         return model
 
@@ -197,9 +196,11 @@ class Pack:
         return torch.cat(results)
 
 
+# Classes are made on first use, because their base class needs torch, which start-up does not.
+
+
 @cache
-def _modules() -> tuple[Any, ...]:
-    """The packed modules, made on first use, because their base class needs torch, which start-up does not."""
+def _linear() -> Any:
     import torch
     from torch import nn
 
@@ -246,6 +247,13 @@ def _modules() -> tuple[Any, ...]:
             dropouts = iter([layer.dropout if layer else nn.Identity() for layer in layers])
             return pack.apart([rows], lambda own: next(dropouts)(own))
 
+    return Linear
+
+
+@cache
+def _copied() -> Any:
+    from torch import nn
+
     class Copied(nn.Module):
         """A head of which each adapter trains a copy."""
 
@@ -257,6 +265,13 @@ def _modules() -> tuple[Any, ...]:
             pack, heads = self._of
             each = iter(heads)
             return pack.apart([states], lambda own: next(each)(own))
+
+    return Copied
+
+
+@cache
+def _dropout() -> Any:
+    from torch import nn
 
     class Dropout(nn.Module):
         """Dropout of the backbone, whose masks are each adapter's."""
@@ -270,4 +285,4 @@ def _modules() -> tuple[Any, ...]:
                 return states
             return self._of.apart([states], lambda own: nn.functional.dropout(own, self.p))
 
-    return Linear, Copied, Dropout
+    return Dropout
