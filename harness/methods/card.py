@@ -30,10 +30,8 @@ PIPELINES = {
     Kind.seq2seq_lm: "text-generation",
 }
 # Sections and keys that say where things go and not what is computed; a store's address may hold a password.
-NOT_REPRODUCED = (
-    *("tracking", "sweep", "train.resume", "train.checkpoint_dir", "train.checkpoint_minutes"),
-    *("train.features_dir", "train.features_gigabytes"),
-)
+PLACES = "resume checkpoint_dir checkpoint_minutes features_dir features_gigabytes".split()
+NOT_REPRODUCED = ("tracking", "sweep", *(f"train.{key}" for key in PLACES))
 # Names of language models' output layers, whose weights are often those of the embeddings.
 OUTPUT_LAYERS = {"lm_head", "embed_out", "output_layer"}
 GROUPS = ("model", "task", "method")

@@ -94,7 +94,8 @@ def _lead(rules: pd.DataFrame, races: int, replays: int) -> str:
     best, halves = _recommended(rules), rules[rules["level"].isna() & (rules["rungs"] != "")]
     reached = rules[(rules["rungs"] != "") & (rules["spent"] <= MOST_SPENT) & (rules["tied"] >= LEAST_TIED)]
     aim = f"at most {MOST_SPENT:.0%} of the tokens with a choice as good in at least {LEAST_TIED:.0%}"
-    parts = [f"{races} races of a method's learning rates on a task, each replayed {replays} times."]
+    raced = "One race" if races == 1 else f"{races} races"
+    parts = [f"{raced} of a method's learning rates on a task, replayed {replays} times each."]
     if best is not None:
         parts.append(
             f"A race at level {best['level']:g} with rungs {best['rungs']} spends {best['spent']:.1%} of the tokens of "

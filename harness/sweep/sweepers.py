@@ -30,8 +30,8 @@ from harness.tracking.uri import redact
 from harness.training.metrics import higher_is_better
 
 CONFIGURATION_FILE = "multirun.yaml"
-# Rungs for a race, as reports/racing found them.
-ROUNDS = "[0.125,0.25,0.5]"
+# Rungs that a race is offered: before a quarter of the steps there is little to tell trials by.
+ROUNDS = "[0.25,0.5]"
 # What the equal-budget sweeper decides itself, and where to say it instead.
 DECIDED = {
     "train.learning_rate": "method.learning_rates of each method's YAML",
@@ -250,7 +250,7 @@ class EqualBudgetSweeper(Sweeper):
         if not self.rungs:
             raise ConfigError(
                 f"hydra.sweeper.race={self.race}: its rounds are at the rungs, and hydra.sweeper.rungs names none;"
-                f" hydra.sweeper.rungs={ROUNDS} are good ones"
+                f" for instance hydra.sweeper.rungs={ROUNDS}"
             )
 
     def _check_extend(self, search: str) -> None:

@@ -44,7 +44,7 @@ class FrozenFront:
         model: The backbone with its head.
         layers: Full names of the front's layers.
         of: How many layers there are.
-        nested: Whether a layer gives its hidden states as the first of a tuple.
+        beside: Nulls that a layer gives behind its hidden states, in a tuple; null where it gives them alone.
         calls: How often the last of them is called in a pass; more than once where layers share their weights.
         sample: Hidden states of one pass, for their shape and type.
         passes, computed, whole: Passes from known hidden states, from such as were computed for them, and others.
@@ -53,7 +53,7 @@ class FrozenFront:
     model: "nn.Module"
     layers: list[str]
     of: int
-    nested: bool
+    beside: int | None
     calls: int
     sample: "Tensor"
     known: "Callable[[Inputs], Tensor | None]" = lambda inputs: None
@@ -97,7 +97,7 @@ class FrozenFront:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self._given is None:
                 return computing(*args, **kwargs)
-            return (self._given,) if self.nested else self._given
+            return self._given if self.beside is None else (self._given, *[None] * self.beside)
 
         return forward
 
@@ -152,7 +152,7 @@ class FrozenFront:
             nonlocal left
             left -= 1
             if not left:
-                raise _Reached(output[0] if self.nested else output)
+                raise _Reached(_hidden_states(output))
 
         handle = self.model.get_submodule(self.layers[-1]).register_forward_hook(reached)
         training = [module for module in self.model.modules() if module.training]
@@ -238,7 +238,8 @@ def find(backbone: "Backbone", model: "nn.Module", inputs: Inputs) -> FrozenFron
     outputs = seen[front[-1]]
     last = outputs[-1]
     sample = _hidden_states(last).detach()
-    return FrozenFront(backbone.model, front, len(names), not isinstance(last, torch.Tensor), len(outputs), sample)
+    beside = None if isinstance(last, torch.Tensor) else len(last) - 1
+    return FrozenFront(backbone.model, front, len(names), beside, len(outputs), sample)
 
 
 def _hidden_states(output: Any) -> "Tensor":

@@ -1,10 +1,12 @@
 """State of a training run, and what it has cost so far."""
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness.tracking.record import CUDA_MEMORY, STEP_MEMORY
+from harness.training.evaluation import outcomes_of_rows
 
 # Left out of the median step time: the first steps fill caches and make the optimizer's state.
 WARM_UP_STEPS = 3
@@ -34,6 +36,10 @@ class TrainingState:
     outcomes: list[dict[str, Any]] = field(default_factory=list)
     # How many runs trained together at most, this one among them; 0 where it trained alone.
     packed: int = 0
+
+    def note_rows(self, columns: Mapping[str, list[Any]], metric: str) -> None:
+        """Note what each development row came to at an evaluation after this step."""
+        self.outcomes.append({"step": self.step, **outcomes_of_rows(columns, metric)})
 
     def costs(self) -> dict[str, Any]:
         """Costs of the training so far, with the names of `RunRecord.cost`."""

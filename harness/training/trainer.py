@@ -25,7 +25,7 @@ from harness.methods.optimizer import make_optimizer
 from harness.models import fast_dropout
 from harness.training import checkpoint
 from harness.training.batches import Batch, Collate, Features, bucketed
-from harness.training.evaluation import Evaluation, outcomes_of_rows
+from harness.training.evaluation import Evaluation
 from harness.training.interrupts import StopAsked, deferred_interrupts
 from harness.training.metered import largest_step, meter_of
 from harness.training.metrics import higher_is_better
@@ -308,8 +308,7 @@ class Trainer:
                 **{f"development.{name}": value for name, value in evaluation.scores.items()},
             }
         )
-        outcomes = outcomes_of_rows(evaluation.columns, self.primary_metric)
-        self.state.outcomes.append({"step": self.state.step, **outcomes})
+        self.state.note_rows(evaluation.columns, self.primary_metric)
         if self.processes.is_first:
             best = self.state.best_score
             praise = "" if best is None or self._better(primary, best) else f" (the best so far: {best:.4f})"

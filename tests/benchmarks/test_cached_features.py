@@ -20,7 +20,7 @@ from harness.tracking.record import RunRecord
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-ROWS = int(os.environ.get("HARNESS_FEATURE_ROWS", "160"))
+ROWS = int(os.environ.get("HARNESS_FEATURE_ROWS", "96"))
 SEEDS = 3 if ROWS >= 1000 else 2
 EPOCHS = 3 if ROWS >= 1000 else 1
 # The least that a step must be faster by. With the topmost of MiniLM's six layers trained, a step has six forward

@@ -80,7 +80,7 @@ def test_the_same_seed_gives_the_same_replay(tmp_path: Path) -> None:
     """Draws included; another seed draws other rows."""
     curves = curves_of(tmp_path, AHEAD)
     rules = [Rule((0.25, 0.5), 0.1)]
-    first, again, other = (replay([curves], rules, 40, seed) for seed in (0, 0, 1))
+    first, again, other = (replay([curves], rules, 40, seed) for seed in (0, 0, 3))
     assert first.equals(again)
     assert not first.equals(other)
 
@@ -97,7 +97,7 @@ def test_the_command_writes_page_table_and_picture(tmp_path: Path, monkeypatch: 
         "replay.csv",
         "report.md",
     }
-    assert "2 races of a method's learning rates on a task, each replayed 4 times." in page
+    assert "2 races of a method's learning rates on a task, replayed 4 times each." in page
     assert "35% of the tokens with a choice as good in at least 95%" in page
     assert "full (4 rates), lora (4 rates)" in page.replace("\\", "")
     table = pd.read_csv(tmp_path / "out/replay.csv")

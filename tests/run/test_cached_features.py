@@ -39,7 +39,8 @@ def without_dropout(folder: Path, model: Path) -> Path:
     for path in model.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     config = json.loads((folder / "config.json").read_text())
-    off = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"), 0.0)
+    names = "hidden_dropout_prob attention_probs_dropout_prob attention_dropout resid_pdrop embd_pdrop attn_pdrop"
+    off = dict.fromkeys(names.split(), 0.0)
     (folder / "config.json").write_text(json.dumps(config | off))
     return folder
 
@@ -68,6 +69,7 @@ def assert_same_conclusions(tmp_path: Path, plain: RunRecord, cached: RunRecord)
         # Layers that share their weights, and such as give their hidden states with a second thing.
         pytest.param("albert", "head", marks=pytest.mark.slow),
         pytest.param("gpt2", "last_layers", marks=pytest.mark.slow),
+        pytest.param("deberta-v2", "last_layers", marks=pytest.mark.slow),
     ],
 )
 def test_without_dropout_a_run_is_the_same_with_cached_features(

@@ -35,7 +35,7 @@ RACE = [
     "-m", "hydra/sweeper=equal_budget", "method=bitfit",
     "task.generator_rows={train: 96, development: 64, validation: 32}", "train.epochs=4",
     "measure.costs=false", "forgetting.text=null", "hydra.launcher.workers=1",
-    "hydra.sweeper.rungs=[0.25,0.5]", "hydra.sweeper.race=0.5", "hydra.sweeper.seeds=[1]",
+    "hydra.sweeper.trials=2", "hydra.sweeper.rungs=[0.5]", "hydra.sweeper.race=0.5", "hydra.sweeper.seeds=[1]",
 ]  # fmt: skip
 
 
@@ -213,7 +213,7 @@ def test_a_race_killed_in_the_middle_of_a_round_ends_as_an_undisturbed_one(tmp_p
     ]
     assert ended[0] == ended[1]
     statuses = [status for status, _ in ended[0].values()]
-    assert statuses.count("stopped") >= 3
+    assert statuses.count("stopped") == 2
 
 
 @pytest.mark.slow

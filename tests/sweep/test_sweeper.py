@@ -112,7 +112,7 @@ def test_parameters_in_the_file_and_on_the_command_line_make_one_grid(toy):
         (
             ["method=wide"],
             "hydra.sweeper.race=0.05",
-            r"race=0.05: its rounds are at the rungs, .*rungs=\[0.125,0.25,0.5",
+            r"race=0.05: its rounds are at the rungs, .*rungs=\[0.25,0.5\]",
         ),
         (["method=wide"], "hydra.sweeper.rungs=[1]", r"rungs=\[1\]: ascending shares between 0 and 1"),
         (["method=single"], SECOND, "second_range.rank: method single has no number called rank"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -34,9 +35,13 @@ class LocalWorkers:
             raise ConfigError(f"hydra.launcher.imports={self.imports}: a list of module names is needed")
         self.slots_per_gpu = config.sweep.slots_per_gpu
 
+    @cached_property
+    def automatic(self) -> str:
+        """What train.device=auto comes to; torch, which may be built for CPUs alone, is asked if there is a GPU."""
+        return device_type("auto") if visible_gpus() else "cpu"
+
     def device(self, asked: str) -> str:
-        # torch takes two seconds to import, and may have been built for CPUs.
-        return asked if asked != "auto" else device_type(asked) if visible_gpus() else "cpu"
+        return asked if asked != "auto" else self.automatic
 
     def prepare(self, points: list[Point]) -> list[str | None]:
         waiting = [point for point in points if not point.outcome]
