@@ -233,6 +233,7 @@ def check_values(built: dict[str, Any]) -> list[str]:
         "sweep.budget": sweep.budget,
         "sweep.timeout_minutes": sweep.timeout_minutes,
         "sweep.slots_per_gpu": sweep.slots_per_gpu,
+        "sweep.pack": sweep.pack,
     }
     mistakes = [
         f"{key}={value}: a positive number is needed"

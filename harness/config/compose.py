@@ -2,6 +2,8 @@
 
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -10,10 +12,11 @@ from hydra import initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.plugin import Plugin
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from harness.config.errors import ConfigError
 from harness.config.mistakes import MISTAKES, explain
@@ -83,3 +86,21 @@ def compose(name: str, overrides: list[str], keep_hydra: bool = False) -> DictCo
                 raise ConfigError(sentence) from error
     finally:
         GlobalHydra.instance().hydra = outer
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    task_config = config.copy()
+    with open_dict(task_config):
+        del task_config["hydra"]
+    return task_config
+
+
+@contextmanager
+def hydra_config(config: DictConfig) -> Iterator[None]:
+    """Let `${hydra:...}` in a point's configuration mean that point's."""
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)
+    try:
+        yield
+    finally:
+        HydraConfig.instance().cfg = before

@@ -174,6 +174,7 @@ class SweepConfig:
     timeout_minutes: float | None
     fail_fast: bool
     slots_per_gpu: int
+    pack: int
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,9 @@ class Method(Protocol):
     def virtual_tokens(self) -> int:
         """Positions that the method takes from the context, beside the text's."""
 
+    def trains_alone(self) -> str | None:
+        """Why runs of this method can't share a backbone with other runs while they train; null where they can."""
+
     def within_budget(self, experiment: Experiment, values: dict[str, Any]) -> dict[str, Any]:
         """The method's values with the size that trains the most within `sweep.budget`, the head apart.
 

@@ -160,14 +160,14 @@ def _scores(result: RunRecord) -> str:
 
 def _costs(result: RunRecord, adapter: dict[str, Any]) -> str:
     cost = result.cost
-    share = cost["trainable_parameters"] / cost["total_parameters"]
+    share, packed = cost["trainable_parameters"] / cost["total_parameters"], cost["train_seconds"] is None
     figures = {
         "trainable parameters": f"{cost['trainable_parameters']:,} ({share:.3%} of {cost['total_parameters']:,})",
         "of them the adapter's": f"{cost['adapter_parameters']:,}",
         "of them the head's": f"{cost['head_parameters']:,}",
         "bytes of the saved weights": f"{cost['adapter_file_bytes']:,}",
-        "seconds of training": f"{cost['train_seconds']:.1f}",
-        "tokens/s in training": f"{cost['tokens_per_second']:,.0f}",
+        "seconds of training": "a pack's" if packed else f"{cost['train_seconds']:.1f}",
+        "tokens/s in training": "a pack's" if packed else f"{cost['tokens_per_second']:,.0f}",
         "device": f"{_text(result.provenance['device'])}, {result.provenance['threads']} threads, "
         f"{result.provenance['dtype']}",
     }

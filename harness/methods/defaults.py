@@ -35,5 +35,8 @@ class MethodDefaults:
     def virtual_tokens(self) -> int:
         return 0
 
+    def trains_alone(self) -> str | None:
+        return "only LoRA has a packed form"
+
     def within_budget(self, experiment: Experiment, values: dict[str, Any]) -> dict[str, Any]:
         return solve(experiment, values)

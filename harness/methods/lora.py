@@ -97,6 +97,16 @@ class Lora(PeftBased):
     def quantization(self) -> Quantization | None:
         return self.backbone_quantization
 
+    def trains_alone(self) -> str | None:
+        own = {
+            "use_dora=true": self.use_dora,
+            "init_weights=pissa": self.init_weights is InitWeights.pissa,
+            f"bias={self.bias.value}": self.bias is not Bias.none,
+            "freeze_a=true": self.freeze_a,
+            "optimizer=paged_adamw": self.optimizer is AdamW.paged_adamw,
+        }
+        return next((f"method.{name} has no packed form" for name, given in own.items() if given), None)
+
     def peft_config(self, backbone: Backbone) -> Any:
         from peft import LoraConfig
 

@@ -1,7 +1,7 @@
 """Inner names of peft: what it does not promise to keep, gathered so that an upgrade touches one file."""
 
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.models.transformers_inner import cache_argument, decoder_prefix
 
@@ -25,6 +25,30 @@ def copied_module() -> Any:
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     return AuxiliaryTrainingWrapper
+
+
+class LowRank(NamedTuple):
+    """LoRA on one matrix.
+
+    Attributes:
+        a: rank x in.
+        b: out x rank.
+        scale: What their product is multiplied by.
+        dropout: Of what A reads; an identity where there is none.
+    """
+
+    a: Any
+    b: Any
+    scale: float
+    dropout: Any
+
+
+def low_rank_parts(layer: Any) -> LowRank | None:
+    """The matrices of a layer that peft adapted by LoRA as its paper has it; None for any other."""
+    if "default" not in getattr(layer, "lora_A", ()) or layer.lora_variant or layer.lora_bias["default"]:
+        return None
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    return LowRank(a, b, layer.scaling["default"], layer.lora_dropout["default"]) if a.ndim == 2 else None
 
 
 def factorization(size: int, factor: int) -> tuple[int, int]:

@@ -6,12 +6,13 @@ before it was `past_key_values`.
 
 import inspect
 import sys
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")
-# The name under which attention with a prefix is known to transformers.
-WITH_PREFIX = "harness_prefix"
+# The names under which attention with a prefix, and of one part of a batch after the other, is known to transformers.
+WITH_PREFIX, APART = "harness_prefix", "harness_apart"
 
 
 def cache_argument(model: Any) -> str | None:
@@ -168,6 +169,47 @@ def attend_with_prefixes(
         further["position_bias"] = pad(position_bias, (tokens, 0))
     key, value = (torch.cat(both, dim=2) for both in zip(in_front, (key, value), strict=True))
     return attend(attention, query, key, value, mask, **further)
+
+
+def loss_of(model: Any, logits: Any, labels: Any) -> Any:
+    """The loss that a model with a head computes from its logits (batch x classes, or batch x sequence x words)."""
+    named = {"logits": logits, "pooled_logits": logits, "vocab_size": logits.shape[-1], "config": model.config}
+    return model.loss_function(labels=labels, **named)
+
+
+def run_attention_apart(model: Any, apart: Callable[..., Any]) -> None:
+    """Have attention that drops weights in training be computed on parts of a batch, one after the other.
+
+    Where a module draws no masks, it computes on the whole batch as before.
+
+    Args:
+        apart: Takes tensors whose first dimension is the batch's rows and a function of some rows of each, and puts
+            together what that gives.
+    """
+    from transformers import AttentionInterface, PreTrainedModel
+
+    AttentionInterface.register(APART, attend_apart)
+    for module in model.modules():
+        # A whole model goes by the same name in its configuration when it makes the mask.
+        if takes_prefix(module) and not isinstance(module, PreTrainedModel):
+            module.apart, module.config_without, module.config = apart, module.config, copy(module.config)
+            module.config._attn_implementation_internal = APART
+
+
+def attend_apart(
+    attention: Any, query: Any, key: Any, value: Any, mask: Any, dropout: float = 0.0, **further: Any
+) -> Any:
+    """The attention that a module would compute, its dropout drawn for one part of the batch after the other."""
+    name, file = attention.config_without._attn_implementation, _file_of(attention)
+    attend = file.ALL_ATTENTION_FUNCTIONS.get_interface(name, file.eager_attention_forward)
+    if not dropout:
+        return attend(attention, query, key, value, mask, dropout=dropout, **further)
+    states = [query, key, value] if mask is None else [query, key, value, mask]
+
+    def compute(query: Any, key: Any, value: Any, mask: Any = None) -> Any:
+        return attend(attention, query, key, value, mask, dropout=dropout, **further)[0]
+
+    return attention.apart(states, compute), None
 
 
 def _file_of(module: Any) -> Any:

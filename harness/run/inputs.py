@@ -12,6 +12,7 @@ from harness.config import identity as config_identity
 from harness.config.schema import Experiment, Precision
 from harness.methods import earlier
 from harness.models import checkpoints, device_type, load_config, settled
+from harness.run import packing
 from harness.tasks import forgetting
 
 if TYPE_CHECKING:
@@ -127,6 +128,17 @@ class Identities:
         Raises:
             ConfigError: Something in it, or a file that it names, is wrong.
         """
+        return config_identity.identity(*self._experiment(plain))
+
+    def pack_key(self, plain: dict[str, Any]) -> str | None:
+        """What the runs of resolved configurations share that may train in one pack; null for one that trains alone.
+
+        Raises:
+            ConfigError: As for the identity.
+        """
+        return packing.key(*self._experiment(plain))
+
+    def _experiment(self, plain: dict[str, Any]) -> tuple[Experiment, dict[str, str]]:
         plain, _ = self.settle(plain)
         if (plain.get("sweep") or {}).get("budget") is not None:
             plain = self._within_budget(plain)
@@ -135,7 +147,7 @@ class Identities:
         folder, model = self._once("backbone", resolved["model"], lambda: _backbone(experiment))
         experiment = _as_stored(experiment, folder)
         texts = self._once("texts", (resolved["task"], resolved["forgetting"]), lambda: _texts(experiment))
-        return config_identity.identity(experiment, {"model": model, **texts})
+        return experiment, {"model": model, **texts}
 
     def settle(self, plain: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         """A resolved configuration with the precision that its run computes in, and why auto took it; null for a name.

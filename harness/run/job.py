@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,12 +21,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from harness import models, tracking
+from harness.config.compose import hydra_config, without_hydra
 from harness.config.errors import ConfigError
 from harness.config.schema import Device, Distributed, Experiment, Quantization, TrackingKind
 from harness.config.sources import PRIMARY_CONFIG
 from harness.run.inputs import WHY, Inputs, prepare
 from harness.run.pipeline import run
 from harness.run.recording import begin, recorded_config, write_config
+from harness.run.together import run_together
 from harness.tracking import record, uri
 from harness.tracking.provenance import command_line
 from harness.tracking.record import CONFIG_FILE, RunRecord, Status, written_since
@@ -59,6 +62,34 @@ def job(cfg: DictConfig) -> dict[str, Any]:
     processes = wanted(inputs.experiment)
     with kill_as_interrupt():
         result = run(inputs, run_dir) if processes == 1 else _run_together(inputs, run_dir, processes)
+    return _told(result, run_dir, inputs.experiment)
+
+
+def jobs_in_a_pack(configs: Sequence[DictConfig]) -> list[dict[str, Any]]:
+    """Run points that may train in one pack, each composed with its Hydra node, and record how each ended.
+
+    Returns:
+        As `job`, for each; of a user's mistake `status` and `error` alone.
+    """
+    points = []
+    for config in configs:
+        with hydra_config(config):
+            run_dir = Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir)
+            points.append((replace(prepare(without_hydra(config)), again=_again(config.hydra)), run_dir))
+    with kill_as_interrupt():
+        ended = run_together(points)
+    told = []
+    for (inputs, run_dir), result in zip(points, ended, strict=True):
+        if isinstance(result, RunRecord):
+            told.append({**_told(result, run_dir, inputs.experiment), "packed": len(points)})
+        else:
+            status = "interrupted" if result is None else "failed"
+            told.append({"status": status, "error": str(result or "interrupted before it began")})
+    return told
+
+
+def _told(result: RunRecord, run_dir: Path, experiment: Experiment) -> dict[str, Any]:
+    """Send a run to its store, and tell how it ended."""
     return {
         "status": result.status,
         "error": result.error,
@@ -67,7 +98,7 @@ def job(cfg: DictConfig) -> dict[str, Any]:
         "scores": result.scores,
         "run_dir": str(run_dir),
         "seconds": result.cost["total_seconds"],
-        "tracked": _track(result, run_dir, inputs.experiment),
+        "tracked": _track(result, run_dir, experiment),
         "checkpoint": result.provenance.get("checkpoint"),
         "stopped_alone": bool(result.provenance.get("stopped_alone")),
     }

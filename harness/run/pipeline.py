@@ -2,10 +2,11 @@
 
 import logging
 import time
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from harness import measure, methods, models
 from harness.config import identity as config_identity
@@ -14,12 +15,23 @@ from harness.config.schema import Experiment
 from harness.measure import speed
 from harness.measure.energy import Energy
 from harness.methods import card, earlier, saved
+from harness.methods.packed import SharedWeights
 from harness.models.architectures import Backbone
 from harness.run import cached_features
 from harness.run.after_training import Trained
 from harness.run.inputs import Inputs, on_its_backbone
 from harness.run.loading import Loaded, load
-from harness.run.recording import begin, describe, why_null, write_config, write_outcomes, write_steps
+from harness.run.recording import (
+    begin,
+    describe,
+    judge,
+    leave_out_shared_costs,
+    why_null,
+    write_config,
+    write_outcomes,
+    write_steps,
+)
+from harness.run.scores import gather_scores, score_base
 from harness.run.watching import RunWatch, watching
 from harness.tasks.scoring import evaluate, write_predictions
 from harness.tracking import record
@@ -30,8 +42,7 @@ from harness.training import checkpoint
 from harness.training.evaluation import Subject
 from harness.training.interrupts import StopAsked
 from harness.training.processes import Processes
-from harness.training.trainer import Diverged, Trainer
-from harness.training.watch import Watch
+from harness.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,12 +50,13 @@ if TYPE_CHECKING:
     from torch import device as Device
     from torch import dtype as Dtype
 
-    from harness import measure
     from harness.methods import Adapter
-    from harness.tasks import TaskData
     from harness.training.evaluation import Evaluation
 
 log = logging.getLogger(__name__)
+
+# A run as far as it has come: it gives its trainer out once, and ends with its record.
+Page = Generator[Trainer, None, Any]
 
 
 def run(inputs: Inputs, run_dir: Path, processes: Processes | None = None) -> RunRecord:
@@ -54,19 +66,35 @@ def run(inputs: Inputs, run_dir: Path, processes: Processes | None = None) -> Ru
         processes: Those that share its training; null: alone. The first of them records. From there it goes on alone,
             unless the weights are spread over all of them.
     """
-    experiment, processes = inputs.experiment, processes or Processes()
-    result = begin(inputs)
-    watch = RunWatch(run_dir, result, experiment) if processes.is_first else None
-    with watching(watch):
-        return _run(Course(inputs, run_dir, result, processes, watch))
+    page = begun(Course.of(inputs, run_dir, processes))
+    try:
+        trainer = next(page)
+        try:
+            trainer.fit()
+        except BaseException as error:
+            page.throw(error)
+        next(page)
+    except StopIteration as ended:
+        return ended.value
+    raise AssertionError("a run trains once")
 
 
-def _run(course: "Course") -> RunRecord:
+def begun(course: "Course") -> Page:
+    """A run that stops where it is ready to train, for who goes through it to do so, and gives its record in the end.
+
+    Raises:
+        ConfigError: A user's mistake; all else is in the record.
+    """
+    with watching(course.watch):
+        return (yield from _run(course))
+
+
+def _run(course: "Course") -> Page:
     """Carry out a run and record how it ended."""
     experiment, run_dir, result, processes = course.experiment, course.run_dir, course.result, course.processes
     start = time.perf_counter()
     try:
-        _carry_out(replace(course, inputs=on_its_backbone(course.inputs)))
+        yield from _carry_out(replace(course, inputs=on_its_backbone(course.inputs)))
     except ConfigError:
         raise
     except KeyboardInterrupt as interrupt:
@@ -75,7 +103,7 @@ def _run(course: "Course") -> RunRecord:
         reason = "stopped where it was watched" if alone else "stopped by the user"
         result.status, result.error = Status.interrupted, f"{reason}; train.resume=true goes on from here"
     except Exception as error:
-        result.status, result.error = _judge(error)
+        result.status, result.error = judge(error)
         log.error("%s: %s", result.status, result.error, exc_info=result.status is Status.failed)
     if not processes.is_first:
         return result
@@ -83,6 +111,8 @@ def _run(course: "Course") -> RunRecord:
         log.info("%s: %s; %s", result.status, describe(result), run_dir / record.RESULT_FILE)
     result.cost["total_seconds"] = time.perf_counter() - start
     result.ended_at = datetime.now(UTC).isoformat()
+    if together := result.provenance.get("packed"):
+        leave_out_shared_costs(result, together)
     for name, value in result.cost.items():
         if value is None:
             result.unmeasured.setdefault(f"cost.{name}", why_null(result, experiment))
@@ -96,20 +126,36 @@ def _run(course: "Course") -> RunRecord:
 
 @dataclass(frozen=True)
 class Course:
-    """A run on its way: what it stands on, where it writes, and the record that it fills."""
+    """A run on its way: what it stands on, where it writes, and the record that it fills.
+
+    Attributes:
+        processes: Those that share its training.
+        watch: Takes its steps; null for a process that records nothing.
+        weights: Frozen weights that it shares with other runs of its pack; null: alone.
+    """
 
     inputs: Inputs
     run_dir: Path
     result: RunRecord
     processes: Processes
-    watch: Watch | None = None
+    watch: RunWatch | None
+    weights: SharedWeights | None = None
+
+    @classmethod
+    def of(
+        cls, inputs: Inputs, run_dir: Path, processes: Processes | None, weights: SharedWeights | None = None
+    ) -> Self:
+        """The course of a run that starts now."""
+        result, processes = begin(inputs), processes or Processes()
+        watch = RunWatch(run_dir, result, inputs.experiment) if processes.is_first else None
+        return cls(inputs, run_dir, result, processes, watch, weights)
 
     @property
     def experiment(self) -> Experiment:
         return self.inputs.experiment
 
 
-def _carry_out(course: Course) -> None:
+def _carry_out(course: Course) -> Page:
     """The page to read: every step of a run in its order."""
     import torch
 
@@ -151,7 +197,7 @@ def _carry_out(course: Course) -> None:
     features = cached_features.begin(experiment, loaded, subject, backbone, result)
     # -> train
     sample_ceiling()
-    trainer = _train(course, loaded, subject, score)
+    trainer = yield from _train(course, loaded, subject, score)
     if not (processes.is_first or processes.spread):
         return
     sample_ceiling()
@@ -181,6 +227,8 @@ def _load_backbone(course: Course, loaded: Loaded, autocast: "Dtype | None") -> 
     with speed.timed(course.result.cost, "load_seconds"):
         folder, dtype = course.inputs.folder, autocast or torch.float32
         backbone = earlier.load_model(folder, loaded.configuration, experiment, dtype)
+        if course.weights is not None:
+            course.weights.share(backbone)
     course.result.provenance["renewed_head"] = list(backbone.renewed)
     backbone.model.config.pad_token_id = loaded.tokenizer.pad_token_id
     models.set_checkpointing(backbone.model, experiment.train.gradient_checkpointing)
@@ -211,8 +259,10 @@ def _attach(
     return Subject(adapter, loaded.tokenizer, collate, experiment.evaluate.batch_size, autocast)
 
 
-def _train(course: Course, loaded: Loaded, subject: Subject, score: "Callable[[str], Evaluation]") -> Trainer:
-    """Train, and record what it cost however it ended."""
+def _train(
+    course: Course, loaded: Loaded, subject: Subject, score: "Callable[[str], Evaluation]"
+) -> Generator[Trainer, None, Trainer]:
+    """Make the trainer and hand it out to train, and record what it cost however it ended."""
     import torch
 
     experiment, result = course.experiment, course.result
@@ -237,17 +287,19 @@ def _train(course: Course, loaded: Loaded, subject: Subject, score: "Callable[[s
     if experiment.train.resume and not trainer.checkpoint.is_file():
         log.warning("train.resume=true: %s; training starts anew", checkpoint.missing(trainer.checkpoint, decisive))
     try:
-        trainer.fit()
+        yield trainer
     finally:
         if course.processes.is_first and trainer.checkpoint.is_file():
             checkpoint.note(trainer.checkpoint, decisive)
         if course.processes.is_first:
             write_outcomes(course.run_dir, trainer.state.outcomes, loaded.data.splits["development"])
         write_steps(course.run_dir, trainer.state.history)
-        result.cost |= trainer.costs()
+        result.cost |= trainer.state.costs()
         counted = trainer.state.step_costs
         metered = ("rows", "length", "tokens", "flops", "seconds")
         result.provenance["metered_step"] = {name: counted[name] for name in metered if name in counted}
+        if trainer.state.packed:
+            result.provenance["packed"] = trainer.state.packed
     return trainer
 
 
@@ -277,7 +329,7 @@ def _evaluate(
         result.cost |= evaluations["validation"].costs
     result.scores |= gather_scores(experiment, loaded.data, evaluations, result.unmeasured)
     with speed.timed(result.cost, "measure_seconds"):
-        result.scores["base"] = _score_base(experiment, subject.adapter, score, result)
+        result.scores["base"] = score_base(experiment, subject.adapter, score, result)
     return evaluations
 
 
@@ -326,24 +378,6 @@ def _measure(
         trainer.discard_checkpoint()
 
 
-def _score_base(
-    experiment: Experiment, adapter: "Adapter", score: "Callable[[str], Evaluation]", result: RunRecord
-) -> dict[str, float] | None:
-    """The validation scores of the backbone alone, where it can answer without a new head."""
-    if experiment.task.labels_count is not None:
-        result.unmeasured["scores.base"] = "the task needs a new head, which the backbone alone has not"
-    elif experiment.task.against_backbone():
-        result.unmeasured["scores.base"] = "the scores are held against the backbone alone already"
-    elif experiment.untouched:
-        result.unmeasured["scores.base"] = experiment.untouched
-    elif not experiment.evaluate.base:
-        result.unmeasured["scores.base"] = "evaluate.base=false"
-    else:
-        with adapter.disabled():
-            return score("validation").scores
-    return None
-
-
 def _save_adapter(adapter: "Adapter", head: tuple[str, ...], folder: Path, inputs: Inputs, result: RunRecord) -> None:
     """Save adapter and head with what brings them back and a model card; measures the bytes of their weights."""
     experiment = inputs.experiment
@@ -357,40 +391,3 @@ def _save_adapter(adapter: "Adapter", head: tuple[str, ...], folder: Path, input
                 partial, experiment, inputs.identity, inputs.revisions["model"], head, packages
             )
             card.write_card(partial, manifest, result)
-
-
-def gather_scores(
-    experiment: Experiment, data: "TaskData", evaluations: "dict[str, Evaluation]", unmeasured: dict[str, str]
-) -> dict[str, Any]:
-    """Scores by split; further evaluation splits are validation metrics with the split's name in front."""
-    development = evaluations["development"].scores if "development" in evaluations else None
-    scores: dict[str, Any] = {"development": development, "validation": None, "majority": None}
-    missing = [] if development else ["development"]
-    if "validation" not in evaluations:
-        missing += ["validation", "majority"]
-    unmeasured |= {f"scores.{name}": experiment.untouched for name in missing}
-    if "validation" not in evaluations:
-        return scores
-    validation = dict(evaluations["validation"].scores)
-    for split in sorted(set(evaluations) - {"development", "validation"}):
-        validation |= {f"{split}.{name}": value for name, value in evaluations[split].scores.items()}
-    majority = experiment.task.majority(data, "validation")
-    if majority is None:
-        unmeasured["scores.majority"] = "no one answer is common to the rows"
-    return {**scores, "validation": validation, "majority": majority}
-
-
-def _judge(error: Exception) -> tuple[Status, str]:
-    """How a run ended that raised, and one sentence saying why."""
-    import torch
-
-    sentence = str(error).strip().split("\n")[0] or type(error).__name__
-    if isinstance(error, Diverged):
-        return Status.diverged, sentence
-    allocation_failed = isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or allocation_failed:
-        # What a GPU's allocator goes on to say is of its innards.
-        sentence = sentence.partition(" Including non-PyTorch memory")[0].rstrip(".")
-        advice = "a smaller train.batch_size or task.max_length, or train.gradient_checkpointing=true, needs less"
-        return Status.out_of_memory, f"{sentence}; {advice}"
-    return Status.failed, f"{type(error).__name__}: {sentence}"

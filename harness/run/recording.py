@@ -13,7 +13,18 @@ from harness.run.inputs import Inputs
 from harness.tracking import record, uri
 from harness.tracking.record import RunRecord, Status
 from harness.training.batches import Row
+from harness.training.memory import is_out_of_memory
+from harness.training.state import Diverged
 
+# Of a run in a pack, what is of itself: counts, and its file.
+OWN_COSTS = (
+    "adapter_parameters",
+    "head_parameters",
+    "trainable_parameters",
+    "total_parameters",
+    "adapter_file_bytes",
+    "padding_share",
+)
 NOT_MEASURED = "not measured by this version"
 
 
@@ -39,6 +50,14 @@ def why_null(result: RunRecord, experiment: Experiment) -> str:
     return NOT_MEASURED if experiment.measure.costs else "measure.costs=false"
 
 
+def leave_out_shared_costs(result: RunRecord, together: int) -> None:
+    """Leave out every second and byte of a run that trained in a pack: they are the pack's."""
+    for name in result.cost:
+        if name not in OWN_COSTS:
+            result.cost[name] = None
+            result.unmeasured[f"cost.{name}"] = f"packed, K={together}: it trained with other runs on one backbone"
+
+
 def describe(result: RunRecord) -> str:
     """Where a finished run ended, in one line."""
     metric, cost = result.scores["primary_metric"], result.cost
@@ -50,11 +69,22 @@ def describe(result: RunRecord) -> str:
         if (scores := result.scores[name]) and metric in scores
     )
     share = cost["trainable_parameters"] / cost["total_parameters"]
-    return (
-        f"{scored}{against}; "
-        f"{cost['trainable_parameters']:,} parameters trained, {share:.3%} of the model, "
-        f"in {cost['train_seconds']:.0f} s at {cost['tokens_per_second']:,.0f} tokens/s"
-    )
+    seconds = cost["train_seconds"]
+    pace = "in a pack" if seconds is None else f"in {seconds:.0f} s at {cost['tokens_per_second']:,.0f} tokens/s"
+    return f"{scored}{against}; {cost['trainable_parameters']:,} parameters trained, {share:.3%} of the model, {pace}"
+
+
+def judge(error: Exception) -> tuple[Status, str]:
+    """How a run ended that raised, and one sentence saying why."""
+    sentence = str(error).strip().split("\n")[0] or type(error).__name__
+    if isinstance(error, Diverged):
+        return Status.diverged, sentence
+    if is_out_of_memory(error):
+        # What a GPU's allocator goes on to say is of its innards.
+        sentence = sentence.partition(" Including non-PyTorch memory")[0].rstrip(".")
+        advice = "a smaller train.batch_size or task.max_length, or train.gradient_checkpointing=true, needs less"
+        return Status.out_of_memory, f"{sentence}; {advice}"
+    return Status.failed, f"{type(error).__name__}: {sentence}"
 
 
 def recorded_config(experiment: Experiment) -> dict[str, Any]:

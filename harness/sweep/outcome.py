@@ -25,6 +25,7 @@ class Outcome:
         stopped_alone: Whether it was asked to stop where it is watched, so that its sweep goes on.
         skipped: Whether it was there already.
         point: Its number in the sweep, or what has none since nothing could be chosen for it; null for a single run.
+        packed: How many points it trained in one pack with, itself among them: its time is theirs.
         further: What else a task said of it.
     """
 
@@ -41,6 +42,7 @@ class Outcome:
     stopped_alone: bool = False
     skipped: bool = False
     point: int | str | None = None
+    packed: int | None = None
     further: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import filter_overrides
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from harness import tracking
 from harness.config.build import assemble
@@ -228,13 +228,6 @@ def _begun(point: Point) -> str | None:
         return None
 
 
-def without_hydra(config: DictConfig) -> DictConfig:
-    task_config = config.copy()
-    with open_dict(task_config):
-        del task_config["hydra"]
-    return task_config
-
-
 def without_secrets(config: dict[str, Any]) -> dict[str, Any]:
     if uri := (config.get("tracking") or {}).get("uri"):
         config["tracking"]["uri"] = redact(uri)
@@ -300,6 +293,10 @@ def next_command(points: list[Point], folder: Path) -> str:
     return " ".join(["Next: harness-report", *place, f"sweep={shlex.quote(names.pop())}"])
 
 
+def _time(outcome: Outcome) -> str:
+    return f"packed, K={outcome.packed}" if outcome.packed else spell(outcome.seconds)
+
+
 def summary(points: list[Point]) -> str:
     """The table of what happened to every point, with the log of each failure."""
     rows, logs = [], []
@@ -308,7 +305,7 @@ def summary(points: list[Point]) -> str:
         outcome = point.result
         status = f"{outcome.status} (skipped)" if outcome.skipped else outcome.status
         reason = " ".join(str(outcome.error or "").split())
-        rows.append([str(point.number), point.name, status, score_text(outcome), spell(outcome.seconds), reason])
+        rows.append([str(point.number), point.name, status, score_text(outcome), _time(outcome), reason])
         if outcome.counts_as_failure and not outcome.skipped and outcome.status != NOT_RUN:
             log = point.folder / CONSOLE_FILE
             logs.append(f"log of point {point.number}: {log if log.exists() else point.folder}")

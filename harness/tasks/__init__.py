@@ -90,6 +90,9 @@ class Task(Protocol):
     def sequences(self) -> int:
         """Texts that a row makes the model read."""
 
+    def loss_of_model(self) -> bool:
+        """Whether the loss of a batch is what the model itself computes from the batch, in one forward pass."""
+
     def against_backbone(self) -> bool:
         """Whether the scores are held against the backbone alone already."""
 

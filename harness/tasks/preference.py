@@ -66,6 +66,9 @@ class Preference(PromptTask):
     def sequences(self) -> int:
         return len(SIDES)
 
+    def loss_of_model(self) -> bool:
+        return False
+
     def against_backbone(self) -> bool:
         return True
 

@@ -117,6 +117,9 @@ class RowTask:
         """Texts that a row makes the model read."""
         return 1
 
+    def loss_of_model(self) -> bool:
+        return True
+
     def against_backbone(self) -> bool:
         """Whether the scores are held against the backbone alone already."""
         return False

@@ -12,6 +12,10 @@ from harness.training.evaluation import outcomes_of_rows
 WARM_UP_STEPS = 3
 
 
+class Diverged(Exception):
+    """The loss is not a finite number."""
+
+
 @dataclass
 class TrainingState:
     """Where a training run stands; all of it goes into a checkpoint."""
@@ -30,6 +34,8 @@ class TrainingState:
     history: list[dict[str, float]] = field(default_factory=list)
     # What each row of the development split came to: an entry per evaluation, with its `step`.
     outcomes: list[dict[str, Any]] = field(default_factory=list)
+    # How many runs trained together at most, this one among them; 0 where it trained alone.
+    packed: int = 0
 
     def note_rows(self, columns: Mapping[str, list[Any]], metric: str) -> None:
         """Note what each development row came to at an evaluation after this step."""
@@ -40,6 +46,8 @@ class TrainingState:
         seconds = {"train_seconds": self.train_seconds, "evaluation_seconds": self.evaluation_seconds}
         if not self.step:
             return seconds
+        if self.packed:
+            return {**seconds, "train_seconds": None, "padding_share": 1 - self.tokens / self.padded_tokens}
         times = self.step_seconds[WARM_UP_STEPS:] or self.step_seconds
         costs = {
             **seconds,

@@ -27,10 +27,11 @@ from harness.training import checkpoint
 from harness.training.batches import Batch, Collate, Features, bucketed
 from harness.training.evaluation import Evaluation
 from harness.training.interrupts import StopAsked, deferred_interrupts
+from harness.training.metered import largest_step, meter_of
 from harness.training.metrics import higher_is_better
 from harness.training.processes import Processes
 from harness.training.schedule import Steps, make_schedule
-from harness.training.state import TrainingState
+from harness.training.state import Diverged, TrainingState
 from harness.training.watch import Pace, Unwatched, Watch
 
 if TYPE_CHECKING:
@@ -40,10 +41,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOG_STEPS = 10
-
-
-class Diverged(Exception):
-    """The loss is not a finite number."""
 
 
 class Trainer:
@@ -104,7 +101,7 @@ class Trainer:
         self.stopped = False
         self.optimizer = adapter.optimizer(self.trained, settings) or make_optimizer(self.trained, settings)
         self.schedule = make_schedule(self.optimizer, settings, self.steps.total)
-        self.metered_step = self._largest_step() if metered else None
+        self.metered_step = largest_step(self.lengths, settings, data_seed, self.steps.total) if metered else None
         self.state = TrainingState()
         self._timed_step, self._timed_seconds = 0, 0.0
         self.load = SystemLoad(collate.device)
@@ -119,6 +116,24 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C or SIGTERM came, or the watch asked to stop (`StopAsked`). The step, and its
                 evaluation, were finished first and a checkpoint written, unless a signal came twice.
         """
+        self.begin()
+        bar = tqdm(total=self.steps.total, initial=self.state.step, desc="train", unit="step", disable=None)
+        with deferred_interrupts() as interrupted, bar, logging_redirect_tqdm():
+            pace = Pace(self.state.step, self.steps.total)
+            start = time.perf_counter()
+            for micro_batches, weight in self.remaining():
+                loss = self._read(self._step(micro_batches, weight))
+                self.state.train_seconds += time.perf_counter() - start
+                self._report(loss, bar)
+                if bar.disable and self.processes.is_first and pace.is_due():
+                    log.info("%s", pace.line(self.state.step, loss, self.state.tokens / self.state.train_seconds))
+                if self._is_over(interrupted()):
+                    break
+                start = time.perf_counter()
+        return self.end()
+
+    def begin(self) -> None:
+        """Make ready for the first step, or for the next one after a checkpoint."""
         self.adapter.start(self.steps.total)
         self.processes.part_random_numbers()
         if self.settings.resume:
@@ -127,38 +142,43 @@ class Trainer:
         self._timed_step, self._timed_seconds = self.state.step, self.state.train_seconds
         self.adapter.model.train()
         self.watch.begin(self.state.history, self.steps.total)
-        with (
-            deferred_interrupts() as interrupted,
-            tqdm(total=self.steps.total, initial=self.state.step, desc="train", unit="step", disable=None) as bar,
-            logging_redirect_tqdm(),
-        ):
-            pace = Pace(self.state.step, self.steps.total)
-            start = time.perf_counter()
-            for micro_batches, weight in self._steps():
-                loss = self._read(self._step(micro_batches, weight))
-                self.state.train_seconds += time.perf_counter() - start
-                self._report(loss, bar)
-                if bar.disable and self.processes.is_first and pace.is_due():
-                    log.info("%s", pace.line(self.state.step, loss, self.state.tokens / self.state.train_seconds))
-                if self._evaluation_is_due():
-                    self._evaluate()
-                    if self._stalled():
-                        break
-                # One process's interruption is everyone's: the others would wait for it for ever.
-                asked = self.watch.stop_asked()
-                stop, due = map(bool, self.processes.sums([interrupted() or asked, self._save_is_due()]))
-                if stop or due:
-                    self._save_checkpoint()
-                if stop:
-                    raise StopAsked if asked and not interrupted() else KeyboardInterrupt
-                start = time.perf_counter()
+
+    def took_step(self, loss: "Tensor", batches: list[Batch], interrupted: bool) -> bool:
+        """Take a step along the gradients that are there, as one of several runs in a pack; whether it was the last.
+
+        Raises:
+            Diverged, KeyboardInterrupt: As `fit`.
+        """
+        self._take_step(loss, batches, None)
+        read = self._read(loss)
+        if read is not None and self._report_is_due():
+            self._note_loss(read)  # the pack's time is nobody's
+        return self._is_over(interrupted) or self.state.step == self.steps.last
+
+    def _is_over(self, interrupted: bool) -> bool:
+        """Evaluate and save where it is due; whether training has stalled."""
+        if self._evaluation_is_due():
+            self._evaluate()
+            if self._stalled():
+                return True
+        # One process's interruption is everyone's: the others would wait for it for ever.
+        asked = self.watch.stop_asked()
+        stop, due = map(bool, self.processes.sums([interrupted or asked, self._save_is_due()]))
+        if stop or due:
+            self.save_checkpoint()
+        if stop:
+            raise StopAsked if asked and not interrupted else KeyboardInterrupt
+        return False
+
+    def end(self) -> TrainingState:
+        """Put the best weights into the model; keep a checkpoint of a run that is stopped on its way."""
         self.stopped = self.steps.last < self.steps.total and not self._stalled()
         if self.stopped:
-            self._save_checkpoint()
+            self.save_checkpoint()
         self._load(self.best)
         return self.state
 
-    def _steps(self) -> "Iterator[tuple[list[Batch], int]]":
+    def remaining(self) -> "Iterator[tuple[list[Batch], int]]":
         """This process's batches of each optimizer step from where the run stands, and the weight of all processes'."""
         while self.state.step < self.steps.last:
             epoch, done = divmod(self.state.step, self.steps.per_epoch)
@@ -181,39 +201,13 @@ class Trainer:
             return None
         return replace(self.collate(self.features, indices[:1]), tokens=0, padded_tokens=0, weight=0)
 
-    def _largest_step(self) -> int:
-        """The step of the first epoch that computes most tokens; the very first is left out, as it makes the state."""
-        size = self.settings.gradient_accumulation_steps
-        order = bucketed(self.lengths, self.settings.batch_size, self.data_seed, 0)
-        computed = [len(rows) * max(self.lengths[row] for row in rows) for rows in order]
-        largest = [max(computed[first : first + size]) for first in range(0, len(computed), size)]
-        return max(range(1, min(len(largest), self.steps.total)) or range(1), key=largest.__getitem__)
-
-    def _meter(self, micro_batches: list[Batch]) -> "measure.StepMeter | nullcontext[None]":
-        """The meter of this step, if this is the one to count."""
-        if self.state.step != self.metered_step or not micro_batches:
-            return nullcontext()
-        largest = max(micro_batches, key=lambda batch: batch.padded_tokens)
-        # Not the batch's rows: a pair of answers is two texts.
-        texts, length = largest.inputs["input_ids"].shape
-        written = largest.inputs.get("decoder_input_ids")
-        costs = measure.StepCosts(
-            texts,
-            tokens=sum(batch.tokens for batch in micro_batches),
-            length=length,
-            padded_tokens=sum(batch.padded_tokens for batch in micro_batches),
-            target_length=written.shape[1] if written is not None else None,
-        )
-        return measure.StepMeter(self.adapter.model, self.optimizer, costs)
-
     def _step(self, micro_batches: list[Batch], weight: int) -> "Tensor":
         """One optimizer step; returns the loss, a mean over all of its batches."""
-        with self._meter(micro_batches) as meter:
+        counted = self.state.step == self.metered_step and micro_batches
+        with meter_of(self.adapter, self.optimizer, micro_batches) if counted else nullcontext() as meter:
             loss = self._descend(micro_batches, weight, meter)
         if meter is not None:
             self.state.step_costs = asdict(meter.costs)
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
         return loss
 
     def _descend(self, micro_batches: list[Batch], weight: int, meter: "measure.StepMeter | None") -> "Tensor":
@@ -223,14 +217,25 @@ class Trainer:
         for batch in micro_batches:
             if meter:
                 meter.forward_begins()
-            device = self.collate.device.type
-            with torch.autocast(device, self.autocast, enabled=self.autocast is not None), fast_dropout(device):
-                # Weighted, so that accumulated batches give the gradient of one large batch.
-                part = self.loss(batch) * (batch.weight / weight)
+            part = self.part(batch, weight)
             if meter:
                 meter.forward_ended()
             part.backward()
             loss += part.detach()
+        return self._take_step(loss, micro_batches, meter)
+
+    def part(self, batch: Batch, weight: int) -> "Tensor":
+        """The loss of one of the batches of a step, weighted so that they give the gradient of one large batch."""
+        import torch
+
+        device = self.collate.device.type
+        with torch.autocast(device, self.autocast, enabled=self.autocast is not None), fast_dropout(device):
+            return self.loss(batch) * (batch.weight / weight)
+
+    def _take_step(self, loss: "Tensor", micro_batches: list[Batch], meter: "measure.StepMeter | None") -> "Tensor":
+        """Step along the gradients that are there; returns the loss over all processes."""
+        import torch
+
         read = [sum(b.tokens for b in micro_batches), sum(b.padded_tokens for b in micro_batches)]
         tokens, padded_tokens = self.processes.sums(read)
         self.state.tokens += int(tokens)
@@ -247,6 +252,8 @@ class Trainer:
             meter.step_ended()
         self.state.step += 1
         self.adapter.after_step(self.state.step)
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
         return loss
 
     def _evaluation_is_due(self) -> bool:
@@ -277,20 +284,14 @@ class Trainer:
         else:
             self.state.step_seconds.append(taken)
         self._timed_step, self._timed_seconds = step, seconds
-        if not self._report_is_due():
-            return
-        tokens_per_second = self.state.tokens / seconds
-        self._note(
-            {
-                "step": step,
-                "loss": loss,
-                "learning_rate": float(self.schedule.get_last_lr()[0]),
-                "tokens_per_second": tokens_per_second,
-                "train_seconds": seconds,
-                **self.load.sample(),
-            }
-        )
-        bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
+        if self._report_is_due():
+            tokens_per_second = self.state.tokens / seconds
+            self._note_loss(loss, tokens_per_second=tokens_per_second, train_seconds=seconds, **self.load.sample())
+            bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s")
+
+    def _note_loss(self, loss: float, **further: float) -> None:
+        rate = float(self.schedule.get_last_lr()[0])
+        self._note({"step": self.state.step, "loss": loss, "learning_rate": rate, **further})
 
     def _evaluate(self) -> None:
         evaluation = self.score()  # type: ignore[misc]  # due only where there is one
@@ -303,7 +304,7 @@ class Trainer:
         self._note(
             {
                 "step": self.state.step,
-                "train_seconds": self.state.train_seconds,
+                **({} if self.state.packed else {"train_seconds": self.state.train_seconds}),
                 **{f"development.{name}": value for name, value in evaluation.scores.items()},
             }
         )
@@ -345,7 +346,7 @@ class Trainer:
     def _save_is_due(self) -> bool:
         return time.monotonic() - self._saved_at >= 60 * self.settings.checkpoint_minutes
 
-    def _save_checkpoint(self) -> None:
+    def save_checkpoint(self) -> None:
         """Write everything the run needs to go on.
 
         Only between steps, after the evaluation that belongs to one: anywhere else the state is of no single moment.
@@ -378,10 +379,6 @@ class Trainer:
         # One state per process; with more of them than there were, the further ones have drawn nothing yet.
         if self.processes.rank < len(state["random"]):
             checkpoint.set_random_state(state["random"][self.processes.rank])
-
-    def costs(self) -> dict[str, Any]:
-        """Costs of the training so far, with the names of `RunRecord.cost`."""
-        return self.state.costs()
 
     def seconds_to(self, target: float | None) -> float | None:
         """Seconds of training until the development split first had this score of the primary metric, or better."""

@@ -60,12 +60,13 @@ class Pace:
         self.told = now
         return True
 
-    def line(self, step: int, loss: float | None, tokens_per_second: float) -> str:
+    def line(self, step: int, loss: float | None, tokens_per_second: float | None = None) -> str:
         """Where training stands; the time left counts evaluations at the rate there was so far."""
         parts = [f"step {step} of {self.total}"]
         if loss is not None:
             parts.append(f"loss {loss:.4f}")
-        parts.append(f"{tokens_per_second:,.0f} tokens/s")
+        if tokens_per_second is not None:
+            parts.append(f"{tokens_per_second:,.0f} tokens/s")
         if step > self.done:
             left = (time.monotonic() - self.began) / (step - self.done) * (self.total - step)
             parts.append(f"{spell(left)} left")

@@ -21,11 +21,11 @@ from run_directories import write_run
 
 from harness import tracking
 from harness.__main__ import register_plugins, run_point
+from harness.config.compose import without_hydra
 from harness.config.sources import conf_root
 from harness.run import Identities, identify
 from harness.sweep import sweepers
 from harness.sweep.outcome import gathering
-from harness.sweep.points import without_hydra
 from harness.sweep.resolve import Resolution
 from harness.tracking.record import COST_FIELDS
 

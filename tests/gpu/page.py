@@ -12,6 +12,7 @@ STEPS = {
     "costs": "Memory, time and energy of a training step, and its plan",
     "time": "A step against a bare loop and against Trainer",
     "sweep": "A sweep of four points, two at a time on one device",
+    "packed": "LoRA points in one pack, one at a time, and one per process",
     "latency": "Latency, alone, with an adapter and merged, and swaps",
     "glue": "Real rows",
 }
@@ -43,7 +44,8 @@ def write_page(folder: Path) -> None:
 
 def page(lines: list[Line]) -> str:
     """The whole page; a step that measured nothing has a heading that says so."""
-    tables = {"tests": _tests, "costs": _costs, "time": _time, "sweep": _sweep, "latency": _latency, "glue": _glue}
+    tables = {"tests": _tests, "costs": _costs, "time": _time, "sweep": _sweep, "packed": _packed}
+    tables |= {"latency": _latency, "glue": _glue}
     parts = ["# One GPU", *_head(lines)]
     for name, title in STEPS.items():
         own = [line for line in lines if line["step"] == name]
@@ -190,6 +192,28 @@ def _time(lines: list[Line]) -> list[str]:
 def _sweep(lines: list[Line]) -> list[str]:
     parts = [f"```\n{line['table']}\n```" for line in _last(lines) if line.get("table")]
     return [*parts, _why(_last(lines))]
+
+
+def _packed(lines: list[Line]) -> list[str]:
+    shared = {(line["size"], line["points"]): line for line in lines if line["how"] == "slots"}
+    rows = []
+    for line in _last([line for line in lines if line["how"] == "packed"], "size", "points"):
+        packed, alone = line.get("packed_steps_per_second"), line.get("alone_steps_per_second")
+        slots = shared.get((line["size"], line["points"]), {}).get("point_steps_per_second")
+        rows.append(
+            [
+                line["size"],
+                str(line["points"]),
+                _number(packed),
+                _number(alone),
+                _number(packed / alone if packed and alone else None),
+                _number(packed / slots if packed and slots else None),
+                _number(line.get("packed_peak_bytes"), ".2f", GIGABYTE),
+            ]
+        )
+    heading = ["backbone", "points", "steps/s packed", "one at a time", "ratio", "ratio to one per process", "peak GB"]
+    told = "Steps of points a second; LoRA, rank 8, query and value, 8 rows of 128 tokens each."
+    return [table(heading, rows), told, _why(lines, "size", "points", "how")]
 
 
 def _latency(lines: list[Line]) -> list[str]:

@@ -24,8 +24,14 @@ from page import RESULTS, STEPS, write_page
 
 # Seconds of each step on a GPU, in proportion where the whole has other than `SECONDS`; what one leaves over the later
 # ones have, and the last takes all that is left.
-LIMITS = {"tests": 90, "costs": 170, "time": 60, "sweep": 60, "latency": 40, "glue": 600}
-MODULES = {"costs": "step_costs", "time": "step_time", "sweep": "step_sweep", "latency": "step_latency"}
+LIMITS = {"tests": 90, "costs": 170, "time": 60, "sweep": 60, "packed": 60, "latency": 40, "glue": 600}
+MODULES = {
+    "costs": "step_costs",
+    "time": "step_time",
+    "sweep": "step_sweep",
+    "packed": "step_packed",
+    "latency": "step_latency",
+}
 MODULES |= {"glue": "step_glue"}
 SECONDS, DRY_SECONDS = 570, 900
 # Kept for the last page, and for steps to end.

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # What one GPU has to show, in ten minutes and without a network: tests, bytes and times of steps beside their plan,
-# a sweep on a shared device, latency, real rows. Results are in the folder from the first one on.
+# a sweep on a shared device, packed points, latency, real rows. Results are in the folder from the first one on.
 #
 #   make gpu-bundle                           here: what a machine without a network lacks, into gpu-bundle/
 #   tests/gpu/prove.sh --out FOLDER           there: results.jsonl, records.jsonl, gpu.md and prove.log
 #   tests/gpu/prove.sh --resume FOLDER --out FOLDER       goes on from what came back from an earlier start
 #   tests/gpu/prove.sh --dry-run              the same on the CPU at tiny sizes
 #
-# Further: --seconds N (the time for all, 570), --steps tests,costs,time,sweep,latency,glue, --bundle FOLDER.
+# Further: --seconds N (the time for all, 570), --steps tests,costs,time,sweep,packed,latency,glue, --bundle FOLDER.
 # Without --out the results go into $OUT, or into gpu-results/. PYTHON names the interpreter.
 set -u
 began=$(date +%s)

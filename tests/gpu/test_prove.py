@@ -117,7 +117,7 @@ def test_an_unknown_step_is_refused(tmp_path: Path) -> None:
     """Exit status 2 and a sentence with the valid names."""
     ended = prove(tmp_path, "--steps", "costs,speed")
     assert ended.returncode == 2
-    assert "speed: no such step; valid: tests, costs, time, sweep, latency, glue" in ended.stderr
+    assert "speed: no such step; valid: tests, costs, time, sweep, packed, latency, glue" in ended.stderr
 
 
 def made_wheel(path: Path, *libraries: str) -> None:

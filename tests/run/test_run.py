@@ -20,7 +20,8 @@ from harness.config.errors import ConfigError
 from harness.config.sources import conf_root
 from harness.methods.selective import SelectedWeights
 from harness.plan.costs import plan
-from harness.run import job, pipeline
+from harness.run import job
+from harness.run.recording import judge
 from harness.tracking.record import COST_FIELDS, RunRecord, Status
 from harness.training.trainer import Trainer
 
@@ -248,7 +249,7 @@ def test_what_a_gpu_says_of_its_allocator_is_cut() -> None:
         "CUDA out of memory. Tried to allocate 11.58 GiB. GPU 0 has a total capacity of 139.80 GiB of which 10.98 GiB "
         "is free. Including non-PyTorch memory, this process has 128.81 GiB memory in use. Of the allocated memory ..."
     )
-    status, sentence = pipeline._judge(torch.OutOfMemoryError(said))
+    status, sentence = judge(torch.OutOfMemoryError(said))
     assert status is Status.out_of_memory
     assert "10.98 GiB is free; a smaller train.batch_size" in sentence
     assert "non-PyTorch" not in sentence
@@ -258,7 +259,7 @@ def test_memory_that_no_machine_has_is_out_of_memory(tiny_experiment: list[str],
     """The allocator's own error, not one of ours: a batch of 10^15 numbers."""
     with pytest.raises(RuntimeError) as caught:
         torch.empty(10**15)
-    assert pipeline._judge(caught.value)[0] is Status.out_of_memory
+    assert judge(caught.value)[0] is Status.out_of_memory
 
 
 def interrupt_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer, list, int], torch.Tensor]:

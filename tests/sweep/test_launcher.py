@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from toy_sweep import ToySweep, die_while_starting, task, values
 
 from harness import tracking
+from harness.config.compose import without_hydra
 from harness.config.errors import ConfigError
-from harness.sweep import points as sweep_points
 from harness.sweep.launchers import composing, local, workers
 from harness.sweep.launchers.composing import Composer
 from harness.sweep.launchers.launcher import SweepLauncher
@@ -180,7 +180,7 @@ def test_rerun_runs_points_again(toy, rerun, skipped):
     points = [["act=diverge"], ["act=tie"]]
     for point, status in zip(points, ("diverged", "finished"), strict=True):
         with toy.hydra(point, None) as (_, config):
-            plain = OmegaConf.to_container(sweep_points.without_hydra(config), resolve=True)
+            plain = OmegaConf.to_container(without_hydra(config), resolve=True)
             toy.stored[composing.identities()(plain)] = {"status": status, "scores": {}}
     outcomes = toy.launch([[*point, f"sweep.rerun={rerun}"] for point in points])
     assert sum(outcome.get("skipped", False) for outcome in outcomes) == skipped

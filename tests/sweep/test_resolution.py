@@ -13,10 +13,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from harness.__main__ import register_plugins
+from harness.config.compose import without_hydra
 from harness.config.errors import ConfigError
 from harness.config.sources import conf_root
 from harness.run import Identities, identify
-from harness.sweep.points import without_hydra
 from harness.sweep.resolve import Inseparable, Resolution
 
 MICRO = "task=micro/sentiment"

@@ -17,10 +17,10 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from harness import tracking
+from harness.config.compose import hydra_config
 from harness.config.errors import ConfigError
 from harness.config.mistakes import MISTAKES, explain
 from harness.sweep import outcome
-from harness.sweep.launchers.composing import hydra_config
 from harness.sweep.launchers.local import check_numbers
 from harness.sweep.launchers.protocol import Task
 from harness.sweep.locks import PointLock
@@ -151,6 +151,7 @@ class ClusterWorkers(ABC):
 
     # The workers of this kind of cluster.
     worker: type[ClusterWorker]
+    packs = False
 
     def __init__(self, workers: int | None, threads: int, gpus: float | None, retries: int) -> None:
         self.wanted, self.threads, self.gpus, self.retries = workers, threads, gpus, retries

@@ -1,21 +1,20 @@
 """Composition of the points of a sweep: quickly to learn what each is, with Hydra where one is about to run."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from harness.config.build import resolved
+from harness.config.compose import hydra_config, without_hydra
 from harness.config.errors import ConfigError
 from harness.config.mistakes import MISTAKES, explain, key_of, not_made
 from harness.config.sources import sweep_of
 from harness.sweep.outcome import failed
-from harness.sweep.points import Point, check_folders, check_rerun, defining_overrides, without_hydra
+from harness.sweep.points import Point, check_folders, check_rerun, defining_overrides
 from harness.sweep.resolve import Inseparable, Resolution
 
 if TYPE_CHECKING:
@@ -79,6 +78,10 @@ class Composer:
         except MISTAKES as error:
             point.settle(failed(explain(error, overrides, self._compose_alone)))
 
+    def pack_key(self, point: Point) -> str | None:
+        """What points share that may train in one pack; null for one that trains alone."""
+        return self.identify.pack_key(point.settings) if point.settings else None
+
     def make_folder(self, points: list[Point]) -> None:
         """Make the sweep's folder, in which no point may write where another, or an earlier run, does.
 
@@ -123,14 +126,3 @@ def _goes_on(config: DictConfig, overrides: list[str]) -> bool:
     """
     said = any(key_of(override) == "train.resume" for override in overrides)
     return not said and str(config.sweep.rerun) != "all" and OmegaConf.select(config, "train.resume") is False
-
-
-@contextmanager
-def hydra_config(config: DictConfig) -> Iterator[None]:
-    """Let `${hydra:...}` in a point's configuration mean that point's."""
-    before = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(config)
-    try:
-        yield
-    finally:
-        HydraConfig.instance().cfg = before

@@ -5,8 +5,9 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -14,13 +15,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from harness import tracking
+from harness.config.compose import without_hydra
 from harness.config.errors import ConfigError
 from harness.sweep.launchers.composing import Composer
-from harness.sweep.launchers.protocol import Worker, Workers
+from harness.sweep.launchers.protocol import PackingWorker, Worker, Workers
 from harness.sweep.launchers.schedule import INTERRUPTED, Schedule
 from harness.sweep.launchers.settling import settle_known, settle_rest
 from harness.sweep.outcome import gather
-from harness.sweep.points import Point, next_command, summary, without_hydra, write_record
+from harness.sweep.points import Point, next_command, summary, write_record
 from harness.sweep.progress import Durations, Progress
 
 EMPTY = "the sweep is empty: one of its lists of values has nothing in it"
@@ -52,6 +54,7 @@ class SweepLauncher(Launcher):
         if not job_overrides:
             raise ConfigError(EMPTY)
         self.workers.begin(self.config)
+        self._check_pack()
         composer = Composer(self.context, self.config, self.workers.device)
         points = composer.points(job_overrides, initial_job_idx)
         _refuse_if_all_are_wrong(points)
@@ -74,6 +77,13 @@ class SweepLauncher(Launcher):
         """Stop the workers."""
         self.workers.stop()
 
+    def _check_pack(self) -> None:
+        pack = OmegaConf.select(self.config, "sweep.pack") or 1
+        if pack > 1 and not self.workers.packs:
+            raise ConfigError(
+                f"sweep.pack={pack}: only hydra/launcher=local trains several points at a time; leave it 1"
+            )
+
     def _run(self, points: list[Point], places: list[str | None], composer: Composer) -> str | None:
         """Run the points without an outcome; returns why this ended early, null when it did not."""
         progress = Progress(len(points), len(places), self.durations)
@@ -85,14 +95,14 @@ class SweepLauncher(Launcher):
         waiting = [point for point in points if not point.outcome and not point.twin]
         hired = self.workers.hire(places[: len(waiting)])
         self._learn_durations(waiting)
-        schedule = Schedule(waiting, hired, progress, composer.compose, self._start)
+        schedule = Schedule(waiting, hired, progress, composer.compose, self._start, partial(self._mates, composer))
         try:
             reason = schedule.run(self.config.sweep.fail_fast)
         finally:
             progress.close()
             if schedule.running:
                 self.workers.stop()
-        settle_rest(points, [point for _, point in schedule.running.values()], reason)
+        settle_rest(points, schedule.under_way, reason)
         return reason
 
     def _learn_durations(self, waiting: list[Point]) -> None:
@@ -102,11 +112,26 @@ class SweepLauncher(Launcher):
             with suppress(ConnectionError):
                 self.durations.earlier = tracking.durations(uris.pop())
 
-    def _start(self, worker: Worker, point: Point) -> Future[Any]:
-        assert point.config is not None
-        point.began, point.ended = time.time(), None
-        started = worker.start(self.task, point.config, self.context, point.seconds_allowed, point.lock)
-        started.add_done_callback(point.stamp)
+    def _mates(self, composer: Composer, point: Point, waiting: list[Point]) -> list[Point]:
+        """Waiting points that train in one pack with a point, as many as `sweep.pack` allows."""
+        size = OmegaConf.select(self.config, "sweep.pack") or 1
+        key = composer.pack_key(point) if size > 1 else None
+        return [one for one in waiting if composer.pack_key(one) == key][: size - 1] if key else []
+
+    def _start(self, worker: Worker, points: list[Point]) -> Future[Any]:
+        for point in points:
+            point.began, point.ended = time.time(), None
+        first, *others = points
+        assert first.config is not None
+        if others:
+            configs = [point.config for point in points if point.config is not None]
+            allowed = first.seconds_allowed and first.seconds_allowed * len(points)
+            packing = cast(PackingWorker, worker)
+            started = packing.start_pack(configs, self.context, allowed, [point.lock for point in points])
+        else:
+            started = worker.start(self.task, first.config, self.context, first.seconds_allowed, first.lock)
+        for point in points:
+            started.add_done_callback(point.stamp)
         return started
 
     def _returned(self, point: Point) -> JobReturn:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class LocalWorkers:
     """Processes of this machine; see `LocalLauncher`."""
 
+    packs = True
+
     def __init__(self, workers: int | None, threads: int, imports: Sequence[str]) -> None:
         self.wanted, self.threads, self.imports = workers, threads, imports
         self.processes: list[WorkerProcess] = []

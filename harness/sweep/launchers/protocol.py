@@ -34,8 +34,32 @@ class Worker(Protocol):
         ...
 
 
+class PackingWorker(Worker, Protocol):
+    """Can also carry out points that train in one pack (`sweep.pack`)."""
+
+    def start_pack(
+        self,
+        configs: Sequence[DictConfig],
+        context: HydraContext,
+        seconds: float | None,
+        locks: Sequence[PointLock | None],
+    ) -> Future[Any]:
+        """Begin them.
+
+        Returns:
+            The future list of each one's `Ended`; one that raises tells of a lost worker.
+        """
+        ...
+
+
 class Workers(Protocol):
-    """Carry out the points of a sweep, batch after batch."""
+    """Carry out the points of a sweep, batch after batch.
+
+    Attributes:
+        packs: Whether they are `PackingWorker`s.
+    """
+
+    packs: bool
 
     def begin(self, config: DictConfig) -> None:
         """Check the settings and find what the points are to run on, before each batch.

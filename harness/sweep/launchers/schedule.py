@@ -23,7 +23,8 @@ class Schedule:
         workers: As many as points can run at a time.
         progress: Display; it knows how long points take.
         compose: Composes a point; a wrong one has its outcome then.
-        start: Begins a composed point on a worker.
+        start: Begins composed points on a worker, several of them in one pack.
+        mates: Gives the waiting points that may train in one pack with a point, itself not among them.
     """
 
     def __init__(
@@ -32,11 +33,17 @@ class Schedule:
         workers: Sequence[Worker],
         progress: Progress,
         compose: Callable[[Point], None],
-        start: Callable[[Worker, Point], Future[Any]],
+        start: Callable[[Worker, list[Point]], Future[Any]],
+        mates: Callable[[Point, list[Point]], list[Point]],
     ) -> None:
         self.waiting, self.free = list(points), list(workers)
-        self.progress, self.compose, self.start = progress, compose, start
-        self.running: dict[Future[Any], tuple[Worker, Point]] = {}
+        self.progress, self.compose, self.start, self.mates = progress, compose, start, mates
+        self.running: dict[Future[Any], tuple[Worker, list[Point]]] = {}
+
+    @property
+    def under_way(self) -> list[Point]:
+        """The points that workers are at."""
+        return [point for _, points in self.running.values() for point in points]
 
     def run(self, fail_fast: bool) -> str | None:
         """Run the points, all of them or until the first failure.
@@ -47,7 +54,7 @@ class Schedule:
         try:
             while self.running or self.waiting:
                 self._hand_over()
-                self.progress.refresh([point for _, point in self.running.values()], self.waiting)
+                self.progress.refresh(self.under_way, self.waiting)
                 if self._take_ends() and fail_fast:
                     return STOPPED
         except KeyboardInterrupt:
@@ -57,9 +64,20 @@ class Schedule:
     def _hand_over(self) -> None:
         while self.free and (point := self._next()):
             worker = self.free.pop()
-            self.running[self.start(worker, point)] = worker, point
-            self.waiting.remove(point)
+            together = [point, *self._with(point)]
+            self.running[self.start(worker, together)] = worker, together
+            for one in together:
+                self.waiting.remove(one)
         self._next()  # composed while the workers are busy
+
+    def _with(self, point: Point) -> list[Point]:
+        """The points that train in one pack with a point, composed."""
+        now = time.monotonic()
+        found = self.mates(point, [one for one in self.waiting if one is not point and one.not_before <= now])
+        for mate in found:
+            if mate.config is None:
+                self.compose(mate)
+        return [mate for mate in found if mate.config is not None]
 
     def _next(self) -> Point | None:
         """The longest of the waiting points, composed; those that no one can tell the length of come before."""
@@ -78,16 +96,18 @@ class Schedule:
 
     def _take_ends(self) -> bool:
         """Settle what has ended, or let it wait to be tried again; true when there is a failure among it."""
-        from harness.sweep.launchers.workers import outcome_of
+        from harness.sweep.launchers.workers import outcomes_of
 
         failure = False
         for future in self._ended():
-            worker, point = self.running[future]
-            if settle(point, outcome_of(future, point.seconds_allowed, point.seconds)):
-                self.progress.ended(point)
-                failure = failure or point.result.counts_as_failure
-            else:
-                self.waiting.append(point)
+            worker, points = self.running[future]
+            ends = outcomes_of(future, points[0].seconds_allowed, points[0].seconds, len(points))
+            for point, ended in zip(points, ends, strict=True):
+                if settle(point, ended):
+                    self.progress.ended(point)
+                    failure = failure or point.result.counts_as_failure
+                else:
+                    self.waiting.append(point)
             del self.running[future]
             self.free.append(worker)
         return failure

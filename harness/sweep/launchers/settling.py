@@ -104,7 +104,9 @@ def settle_run(point: Point, ended: Ended) -> None:
         send_once(point)
         return
     seconds = ended.outcome.seconds
-    point.settle(replace(ended.outcome, seconds=point.seconds if seconds is None else seconds))
+    if seconds is None and not ended.outcome.packed:
+        seconds = point.seconds
+    point.settle(replace(ended.outcome, seconds=seconds))
     if not written:
         write_record(point)
 

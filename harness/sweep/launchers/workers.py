@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -83,6 +83,18 @@ class WorkerProcess:
             run_in_worker, args=(task, config, context, seconds, lock), timeout=seconds and seconds + GRACE_SECONDS
         )
 
+    def start_pack(
+        self,
+        configs: Sequence[DictConfig],
+        context: HydraContext,
+        seconds: float | None,
+        locks: Sequence[PointLock | None],
+    ) -> ProcessFuture[Any]:
+        """Begin points that train in one pack."""
+        return self.begin().schedule(
+            run_pack_in_worker, args=(configs, context, seconds, locks), timeout=seconds and seconds + GRACE_SECONDS
+        )
+
     def stop(self) -> None:
         if self.pool is not None:
             self.pool.stop()
@@ -106,6 +118,17 @@ def outcome_of(future: Future[Any], allowed: float | None, elapsed: float) -> En
         return Ended(failed(_death(status)), lost=True)
     except (CancelledError, Exception) as error:
         return Ended(failed(f"its worker process could not be used: {type(error).__name__}: {error}"), lost=True)
+
+
+def outcomes_of(future: Future[Any], allowed: float | None, elapsed: float, count: int) -> list[Ended]:
+    """The ends of points that were carried out together; of a lost worker that of each."""
+    if count == 1:
+        return [outcome_of(future, allowed, elapsed)]
+    try:
+        ends: list[Ended] = future.result()
+    except (CancelledError, Exception):
+        return [outcome_of(future, allowed and allowed * count, elapsed) for _ in range(count)]
+    return ends
 
 
 def _death(status: int | None) -> str:
@@ -194,6 +217,48 @@ def run_in_worker(
         if not held:
             return Ended(Outcome(TAKEN))
         return Ended(lock.result() or _run_alone(task, config, context, seconds))
+
+
+def run_pack_in_worker(
+    configs: Sequence[DictConfig], context: HydraContext, seconds: float | None, locks: Sequence[PointLock | None]
+) -> list[Ended]:
+    """Run points in one pack, but for those that another sweep is at, or has done by now; never raises."""
+    ends: dict[int, Outcome] = {}
+    # All are held to the end: a lock that is let go in a process takes the others of the same file with it.
+    with ExitStack() as locked:
+        for number, lock in enumerate(locks):
+            if lock is None:
+                continue
+            if not locked.enter_context(lock.hold()):
+                ends[number] = Outcome(TAKEN)
+            elif known := lock.result():
+                ends[number] = known
+        left = [number for number in range(len(configs)) if number not in ends]
+        if left:
+            ends |= zip(left, _run_together([configs[number] for number in left], context, seconds), strict=True)
+    return [Ended(ends[number]) for number in range(len(configs))]
+
+
+def _run_together(configs: Sequence[DictConfig], context: HydraContext, seconds: float | None) -> list[Outcome]:
+    """Run points as one Hydra job, the first one's; the logs of the others say where theirs is."""
+    setup_globals()
+    register_resolvers()
+    folders = [Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir) for config in configs]
+    for folder in folders[1:]:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / CONSOLE_FILE).open("a") as log:
+            log.write(f"trains in one pack with {len(configs) - 1} others; their log is {folders[0] / CONSOLE_FILE}\n")
+
+    def together(_: DictConfig) -> dict[str, Any]:
+        from harness.run.job import jobs_in_a_pack
+
+        points = jobs_in_a_pack(configs)
+        stopped = any(one["status"] == "interrupted" and not one.get("stopped_alone") for one in points)
+        return {"status": "interrupted" if stopped else "finished", "points": points}
+
+    outcome = _run_alone(together, configs[0], context, seconds)
+    told = outcome.further.get("points")
+    return [Outcome.of(one) for one in told] if told else [outcome] * len(configs)
 
 
 def _run_alone(task: Task, config: DictConfig, context: HydraContext, seconds: float | None) -> Outcome:
