@@ -4,8 +4,8 @@
 
 Four methods at four learning rates with three seeds on MRPC with MiniLM: 48 runs. Against it the same methods and rates
 in a race (`hydra.sweeper.race`), whose winners alone get the three seeds, with the head's features cached. Printed are
-the seconds of both, their ratio, and which methods are level with the best. Without the variable two methods and two
-rates on the micro world, where starting workers is most of the price.
+the seconds of both, their ratio, and which methods are level with the best. Without the variable two methods, two rates
+and a seed on the micro world, where starting workers is most of the price.
 """
 
 import os
@@ -28,7 +28,7 @@ RATES = {
     "bitfit": (1e-3, 3.16e-3, 1e-2, 3.16e-2),
     "lora": (3.16e-4, 1e-3, 3.16e-3, 1e-2),
 }
-SEEDS = "1,2,3"
+SEEDS = "1,2,3" if ROWS else "1"
 SHARED = "train.evaluations_per_epoch=4 train.keep_adapter=false forgetting.text=null measure.costs=false".split()
 SMALL = "task=micro/sentiment model=micro_encoder task.max_length=16 task.max_train_rows=96 train.epochs=1".split()
 

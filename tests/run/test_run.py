@@ -56,6 +56,7 @@ def test_a_run_is_recorded_whole(method: str, tiny_experiment: list[str], tmp_pa
     assert missing == {name for name in explained if "." not in name}
     elsewhere = {"cuda_allocated_bytes", "cuda_reserved_bytes", "energy_joules"}
     unasked = {"predicted", "seconds_to_target", "reference_bytes", "generated_tokens_per_second"}
+    unasked |= {"features_bytes", "features_seconds"}
     assert missing <= elsewhere | unasked
     assert all(written["unmeasured"].values())
     assert written["provenance"]["data"]["rows"] == {"train": 180, "validation": 60, "development": 20}
