@@ -1,7 +1,7 @@
 """Training on cached features against training without, with MiniLM on the same rows of RTE, in one run.
 
     export HARNESS_REAL_DATA=FOLDER HARNESS_FEATURE_ROWS=2000
-    python -m pytest -m slow -s tests/benchmarks/test_cached_features.py
+    python -m pytest -m slow -s tests/benchmarks/test_features_speed.py
 
 The two take turns, a run each, with fresh seeds; the first run with features computes them, the others find them. The
 last variable makes it ten minutes; without it the figures are of few rows.

@@ -1,7 +1,7 @@
 """Races replayed on sweeps whose trials all ran to their ends: tokens spent and choices kept, against the error level.
 
     HARNESS_REAL_DATA=FOLDER harness -cn racing model.path=FOLDER
-    HARNESS_RACE_STORE=sqlite:///mlflow.db python -m pytest -m slow -s tests/benchmarks/test_racing.py
+    HARNESS_RACE_STORE=sqlite:///mlflow.db python -m pytest -m slow -s tests/benchmarks/test_races_replayed.py
 
 The first takes hours on two cores; without a store of it, four rates of one method on a task of the micro world are
 trained here, too few to conclude from.
