@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
-from toy_sweep import identity
+from toy_sweep import ToyIdentities, identity
 
 from harness.__main__ import exit_status
 from harness.config import compose
@@ -96,7 +96,7 @@ def main() -> None:
     Path("conf/config.yaml").write_text(CONFIG.replace("CONF", str(conf_root() / "conf")))
     compose.register(local.LocalLauncher)
     sweepers.register()
-    composing.identities = lambda: identity
+    composing.identities = ToyIdentities
     with initialize_config_dir(str(Path("conf").resolve()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         config = loader.load_configuration("config", arguments, RunMode.MULTIRUN)
