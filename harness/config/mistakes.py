@@ -35,6 +35,13 @@ def is_mistake(error: Exception) -> bool:
     return _unwritable(error) is not None
 
 
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether an exception came of Ctrl-C, in whose stead OmegaConf raises one of its own where it copies."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def _unwritable(error: BaseException) -> OSError | None:
     """What the system says of a run's folder, or the log in it, that Hydra could not make; null for any other error."""
     cause = error if isinstance(error, OSError) else error.__cause__

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError
 from toy_sweep import ToySweep, die_while_starting, task, values
 
 from harness import tracking
@@ -215,6 +217,25 @@ def test_an_interrupted_sweep_records_what_was_running_and_stops_its_workers(toy
     assert statuses == ["finished", "interrupted", "not run"]
     assert [record.status for record in toy.sent if record.config["act"] == "hang"] == ["interrupted"]
     assert "1 finished, 1 interrupted, 1 not run" in capsys.readouterr().out
+
+
+def test_an_interrupt_while_a_point_is_composed_is_no_fault_of_the_point(toy, monkeypatch):
+    """OmegaConf, interrupted while it copies, raises what looks like a user's mistake."""
+    compose = ConfigLoaderImpl.load_sweep_config
+
+    def interrupted(loader, master, overrides):
+        if "act=hang" not in overrides:
+            return compose(loader, master, overrides)
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        finally:
+            raise ConfigAttributeError("'NoneType' object has no attribute '_invalidate_flags_cache'")
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", interrupted)
+    with gathering() as outcomes, pytest.raises(KeyboardInterrupt):
+        toy.launch([["act=finish"], ["act=hang"]], "hydra.launcher.workers=1")
+    assert outcomes[-1].status == "not run"
 
 
 def test_workers_die_with_a_sweep_that_was_killed(tmp_path):

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from harness.config.build import resolved
 from harness.config.compose import hydra_config, without_hydra
 from harness.config.errors import ConfigError
-from harness.config.mistakes import MISTAKES, explain, key_of, not_made
+from harness.config.mistakes import MISTAKES, explain, is_interrupt, key_of, not_made
 from harness.config.sources import sweep_of
 from harness.sweep.outcome import failed
 from harness.sweep.points import Point, check_folders, check_rerun, defining_overrides
@@ -76,6 +76,8 @@ class Composer:
                 _hand_precision(config, settings["train"]["precision"], why)
             point.config = config
         except MISTAKES as error:
+            if is_interrupt(error):
+                raise KeyboardInterrupt from error
             point.settle(failed(explain(error, overrides, self._compose_alone)))
 
     def pack_key(self, point: Point) -> str | None:
