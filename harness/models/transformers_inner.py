@@ -122,14 +122,10 @@ class PrefixHandle:
     """
 
     def __init__(self, attention: Any, prefix: Any) -> None:
-        from transformers import AttentionInterface
-
-        AttentionInterface.register(WITH_PREFIX, attend_with_prefixes)
         if not hasattr(attention, "prefixes"):
             # A list, since a module that is an attribute would be the attention's own; several methods may put one.
-            attention.prefixes, attention.config_without = [], attention.config
-            attention.config = copy(attention.config)
-            attention.config._attn_implementation_internal = WITH_PREFIX
+            attention.prefixes = []
+            _attend_by(attention, WITH_PREFIX, attend_with_prefixes)
         attention.prefixes.append(prefix)
         self._attention, self._prefix = attention, prefix
 
@@ -155,8 +151,7 @@ def attend_with_prefixes(
     import torch
     from torch.nn.functional import pad
 
-    name, file = attention.config_without._attn_implementation, _file_of(attention)
-    attend = file.ALL_ATTENTION_FUNCTIONS.get_interface(name, file.eager_attention_forward)
+    name, attend = _own_attention(attention)
     states = torch.cat([prefix() for prefix in attention.prefixes], dim=1)
     tokens, (rows, heads, keys, _), queries = states.shape[1], key.shape, query.shape[2]
     in_front = states.to(key.dtype).unflatten(2, (heads, -1)).transpose(1, 2).unsqueeze(1).expand(2, rows, -1, -1, -1)
@@ -186,22 +181,20 @@ def run_attention_apart(model: Any, apart: Callable[..., Any]) -> None:
         apart: Takes tensors whose first dimension is the batch's rows and a function of some rows of each, and puts
             together what that gives.
     """
-    from transformers import AttentionInterface, PreTrainedModel
+    from transformers import PreTrainedModel
 
-    AttentionInterface.register(APART, attend_apart)
     for module in model.modules():
         # A whole model goes by the same name in its configuration when it makes the mask.
         if takes_prefix(module) and not isinstance(module, PreTrainedModel):
-            module.apart, module.config_without, module.config = apart, module.config, copy(module.config)
-            module.config._attn_implementation_internal = APART
+            module.apart = apart
+            _attend_by(module, APART, attend_apart)
 
 
 def attend_apart(
     attention: Any, query: Any, key: Any, value: Any, mask: Any, dropout: float = 0.0, **further: Any
 ) -> Any:
     """The attention that a module would compute, its dropout drawn for one part of the batch after the other."""
-    name, file = attention.config_without._attn_implementation, _file_of(attention)
-    attend = file.ALL_ATTENTION_FUNCTIONS.get_interface(name, file.eager_attention_forward)
+    _, attend = _own_attention(attention)
     if not dropout:
         return attend(attention, query, key, value, mask, dropout=dropout, **further)
     states = [query, key, value] if mask is None else [query, key, value, mask]
@@ -210,6 +203,21 @@ def attend_apart(
         return attend(attention, query, key, value, mask, dropout=dropout, **further)[0]
 
     return attention.apart(states, compute), None
+
+
+def _attend_by(attention: Any, name: str, function: Callable[..., Any]) -> None:
+    """Have a module attend by a function of ours, in a configuration of its own; the one before is kept beside it."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(name, function)
+    attention.config_without, attention.config = attention.config, copy(attention.config)
+    attention.config._attn_implementation_internal = name
+
+
+def _own_attention(attention: Any) -> tuple[str, Callable[..., Any]]:
+    """Name and function by which a module attends when left alone."""
+    name, file = attention.config_without._attn_implementation, _file_of(attention)
+    return name, file.ALL_ATTENTION_FUNCTIONS.get_interface(name, file.eager_attention_forward)
 
 
 def _file_of(module: Any) -> Any:
