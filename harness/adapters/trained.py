@@ -89,7 +89,7 @@ class TrainedRun:
 
 
 def parse_options(schema: type[Options], arguments: Sequence[str], needed: dict[str, str], command: str) -> Options:
-    """The options of a command on a trained run, each of its type; `uri` is given as `tracking.uri`.
+    """The options of a command on the runs of a store, each of its type; `uri` is given as `tracking.uri`.
 
     Args:
         schema: The options as declared, `uri` among them; those that are needed are empty there.

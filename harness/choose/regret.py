@@ -18,12 +18,13 @@ import random
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness.adapters.trained import STORE, parse_options
 from harness.choose import answer
 from harness.choose.budget import FIRST_SEED, RUNGS, SIZES, Size, survivors
-from harness.config.command import carry_out, key_values, options
+from harness.config.command import carry_out
 from harness.config.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from harness.report.report import Report
 
 RATE = "param.train.learning_rate"
-URI_KEY = "tracking.uri"
 # Seeds that a choice must leave over, on which its advice is scored.
 FEWEST_HELD = 2
 POINTS = 100
@@ -45,7 +45,7 @@ class Options:
     sweep: str = ""
     out: str = "regret"
     replays: int = 40
-    uri: str = "sqlite:///mlflow.db"
+    uri: str = STORE
 
 
 @dataclass(frozen=True)
@@ -278,14 +278,8 @@ def parse(arguments: Sequence[str]) -> Options:
     Raises:
         ConfigError: A key is unknown, a value is of another type, or no sweep is named.
     """
-    names = [field.name for field in fields(Options) if field.name != "uri"]
-    given = key_values(arguments, [*names, URI_KEY])
-    uri = given.pop(URI_KEY, Options.uri)
-    found = options(Options, {**given, "uri": uri})
-    if not found.sweep:
-        raise ConfigError(
-            "sweep=: the sweep of all methods, rates and seeds is needed, as of sweeps/choose_regret.yaml"
-        )
+    needed = {"sweep": "the sweep of all methods, rates and seeds"}
+    found = parse_options(Options, arguments, needed, "python -m harness.choose.regret")
     if found.replays < 1:
         raise ConfigError(f"replays={found.replays}: a positive number is needed")
     return found
