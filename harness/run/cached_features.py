@@ -63,8 +63,7 @@ def begin(
     told: dict[str, Any] = {"used": True}
     result.provenance["cached_features"] = told
     try:
-        with subject.computing():
-            pass  # evaluation mode, which stays
+        subject.model.eval()
         front = _front(loaded, subject, backbone)
     except Inseparable as reason:
         log.warning(
