@@ -60,6 +60,11 @@ class Advice:
     nothing_learned: str
     alone: bool = False
 
+    @property
+    def refrained(self) -> bool:
+        """Whether none is advised: no method is known to beat the majority class, or nothing could be tested."""
+        return bool(self.nothing_learned) or not (self.level or self.alone)
+
 
 def finals(uri: str, sweep: str) -> "pd.DataFrame":
     """The runs of a choice's sweep; empty where none ended."""

@@ -56,7 +56,7 @@ class Replay:
         advised: The method that was advised.
         rate: The learning rate chosen for it.
         held: The seeds that the choice did not see.
-        refrained: Whether it said to take none yet, as none is known to beat the majority class.
+        refrained: Whether it said to take none yet, as none is known to beat the majority class or none was tested.
         seconds: What its runs took.
     """
 
@@ -161,7 +161,7 @@ def choose(known: Known, size: Size, order: Sequence[int]) -> Replay:
     frame = frame[first | frame["method"].isin(alive)]
     seconds += float(frame["cost.total_seconds"].sum())
     advice = answer.advise(frame, pd.DataFrame(columns=["run_id", "name", "step", "value"]))
-    return Replay(advice.method, chosen[advice.method], tuple(held), bool(advice.nothing_learned), seconds)
+    return Replay(advice.method, chosen[advice.method], tuple(held), advice.refrained, seconds)
 
 
 def replays(known: Known, size: Size, count: int) -> Iterator[Replay]:
@@ -258,8 +258,8 @@ def report(tasks: Sequence[Known], count: int) -> "Report":
         "method, at the rate chosen for it, is behind the best of all methods and rates on the seeds that the choice "
         "did not see: the mean, and what 95% of choices stay below. The best is picked by those very scores, which "
         "makes regrets larger than they are. Rule: what is lost by taking, untuned, the method that lost least on the "
-        "other tasks. None advised: choices that said to take none yet, as none was known to beat the majority class; "
-        "their regret is that of the method they would have named."
+        "other tasks. None advised: choices that said to take none yet, as none was known to beat the majority class "
+        "or none could be tested; their regret is that of the method they named as highest."
     )
     means = frame.groupby(["trials", "seeds"], sort=False)[["price", "regret", "thumb"]].mean()
     told = [

@@ -235,7 +235,7 @@ def test_the_only_method_that_learned_is_advised(
         for seed, score in enumerate(values, budget.FIRST_SEED):
             write_run(tmp_path / method, method, stage="final", seed=seed, score=score, majority=0.6)
     advice = answer.advise(load_runs(tmp_path), pd.DataFrame(columns=["run_id", "name", "step", "value"]))
-    assert (advice.method, advice.alone) == ("full", alone)
+    assert (advice.method, advice.alone, advice.refrained) == ("full", alone, not alone)
     choice = state.Choice({"overrides": [], "methods": ["full", "head"], "memory": [""]}, [])
     lead = answer.report(choice, load_runs(tmp_path), advice, SIZES[0]).lead
     assert lead.startswith("Take full: the only one known to beat the majority class") == alone

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from run_directories import store_of, write_run
 
-from harness.choose import regret
+from harness.choose import __main__ as command
+from harness.choose import budget, regret
 from harness.choose.budget import Size
 from harness.choose.regret import Known
 from harness.config.errors import ConfigError
@@ -54,7 +55,8 @@ def test_a_choice_finds_the_best_method_at_its_best_rate(tmp_path: Path) -> None
     assert found.best(found.seeds)[0] == "lora"
     for size, runs_made in ((Size(3, 5), 3 * 2.75 - 3 + 3 + 2 * 4), (Size(1, 3), 3 * 2 + 2 * 2)):
         for replay in regret.replays(found, size, 3):
-            assert (replay.advised, replay.rate, replay.refrained) == ("lora", 4e-3, False)
+            # Without predictions nothing is tested, and the highest is only named.
+            assert (replay.advised, replay.rate, replay.refrained) == ("lora", 4e-3, True)
             assert len(replay.held) == len(SEEDS) - 1 - size.seeds
             assert regret.lost(found, replay.advised, replay.rate, replay.held) == 0
             assert replay.seconds == pytest.approx(100 * runs_made)
@@ -129,28 +131,36 @@ def test_mistakes_are_told(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_replay_advises_what_the_command_does(tmp_path: Path) -> None:
+def test_a_replay_advises_what_the_command_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command's own choice, and the one replayed with its seeds from a sweep of every run, are the same."""
+    size = Size(3, 3)
+    for module in (budget, regret):
+        monkeypatch.setattr(module, "SIZES", (size,))
+    monkeypatch.setattr(regret, "FEWEST_HELD", 0)
+    monkeypatch.chdir(tmp_path)
     shared = ["task=micro/sentiment", "model=micro_encoder", "task.max_length=16", "task.max_train_rows=160"]
-    shared += ["task.max_validation_rows=100", "train.epochs=2", "train.evaluations_per_epoch=2", "measure.costs=false"]
-    shared += ["forgetting.text=null", "hydra.launcher.workers=1", "tracking.uri=sqlite:///mlflow.db"]
+    shared += ["task.max_development_rows=24", "task.max_validation_rows=40", "train.epochs=2"]
+    shared += ["train.evaluations_per_epoch=2", "measure.costs=false", "forgetting.text=null"]
+    shared += ["hydra.launcher.workers=1", "tracking.uri=sqlite:///mlflow.db"]
 
-    def carry_out(*command: str) -> None:
-        done = subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
-
-    carry_out("harness.choose", *shared, "methods=head,lora", "hours=1")
+    assert command.main([*shared, "methods=head,lora", "hours=1"]) == 0
     for method, rates in (("head", "1e-2,4e-2,1.6e-1"), ("lora", "5e-4,2e-3,8e-3")):
-        told = [f"method={method}", f"train.learning_rate={rates}", "seed=0,1,2,3,4,5,6,7", "sweep.name=every"]
-        carry_out("harness", "-m", *shared, *told)
+        told = [f"method={method}", f"train.learning_rate={rates}", "seed=0,1,2,3", "sweep.name=every"]
+        done = subprocess.run([sys.executable, "-m", "harness", "-m", *shared, *told], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     frame = runs.read(uri, {}, "every").frame
     found = Known(frame[frame["newest"]], curves_of.load(uri, "every"))
-    replay = regret.choose(found, Size(3, 5), list(SEEDS))
+    replay = regret.choose(found, size, found.seeds)
+    assert replay.held == ()
     (sweep,) = {str(name) for name in runs.read(uri, {}, None).frame["sweep"]} - {"every", "timing"}
     final = runs.read(uri, {}, sweep).frame.query("stage == 'final' and method == @replay.advised")
-    assert f"Take {replay.advised}" in (tmp_path / "choice/report.md").read_text()
+    page = (tmp_path / "choice/report.md").read_text()
+    # Whether so few steps teach it anything differs between processors.
+    named = f"{replay.advised} is the highest observed" if replay.refrained else f"Take {replay.advised}"
+    assert named in page or "Take none of these yet" in page
+    assert ("Take none" in page or "None can be advised" in page) == replay.refrained
     assert set(final[regret.RATE].astype(float)) == {replay.rate}
-    assert len(final) == 5
+    assert len(final) == size.seeds
     expected = [float(found.row[replay.advised, replay.rate, seed]["validation"]) for seed in final["seed"]]
     assert list(final["validation"]) == expected
