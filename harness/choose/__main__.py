@@ -18,7 +18,8 @@ from harness.config.command import FAILED, MISTAKEN, carry_out, interrupted, key
 from harness.config.compose import compose
 from harness.config.errors import ConfigError, near_misses
 from harness.config.mistakes import choices, key_of
-from harness.plan.costs import CONTEXT_BYTES, GIGABYTE
+from harness.plan.costs import GIGABYTE
+from harness.run.estimate import CONTEXT_BYTES
 from harness.sweep.sweepers import DECIDED
 from harness.training.interrupts import kill_as_interrupt
 

@@ -212,6 +212,19 @@ def locate(target: str, key: str) -> type:
     return cls
 
 
+def pack_size(value: Any) -> int | None:
+    """The number of runs that `sweep.pack` lets train together; null for auto.
+
+    Raises:
+        ConfigError: It is neither a positive whole number nor auto.
+    """
+    if value == "auto":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"sweep.pack={value}: a positive whole number or auto is allowed")
+    return value
+
+
 def check_values(built: dict[str, Any]) -> list[str]:
     """Check the ranges of the numbers in the sections, which types cannot express; returns one sentence per mistake."""
     train, evaluate, measure, sweep = (built[name] for name in ("train", "evaluate", "measure", "sweep"))
@@ -233,13 +246,16 @@ def check_values(built: dict[str, Any]) -> list[str]:
         "sweep.budget": sweep.budget,
         "sweep.timeout_minutes": sweep.timeout_minutes,
         "sweep.slots_per_gpu": sweep.slots_per_gpu,
-        "sweep.pack": sweep.pack,
     }
     mistakes = [
         f"{key}={value}: a positive number is needed"
         for key, value in positive.items()
         if value is not None and not 0 < value < float("inf")
     ]
+    try:
+        pack_size(sweep.pack)
+    except ConfigError as error:
+        mistakes.append(str(error))
     if not 0 <= train.warmup_share <= 1:
         mistakes.append(f"train.warmup_share={train.warmup_share}: a share from 0 to 1 is allowed")
     if train.cache_features and train.distributed is not Distributed.none:

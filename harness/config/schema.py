@@ -174,7 +174,8 @@ class SweepConfig:
     timeout_minutes: float | None
     fail_fast: bool
     slots_per_gpu: int
-    pack: int
+    # A positive whole number, or auto.
+    pack: Any
 
 
 @dataclass(frozen=True)

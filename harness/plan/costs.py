@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from harness.config.build import assemble, locate, resolved
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
-from harness.config.schema import Experiment, TrainConfig
+from harness.config.schema import Experiment, Stage, TrainConfig
 from harness.methods.skeleton import architecture_of, on_its_backbone, skeleton
-from harness.models import check_positions, choose_device, settled
+from harness.models import check_positions, choose_device, choose_quantization, settled
 from harness.models.sizes import logical_parameters
-from harness.run.estimate import Step, Unpredictable, at_full_depth, depths, predict, with_layers
+from harness.run.estimate import CONTEXT_BYTES, Step, Unpredictable, at_full_depth, depths, predict, with_layers
+from harness.run.pack_size import MOST, footprint_of, how_many
+from harness.run.packing import why_alone
 from harness.tracking.record import empty_cost
 
 if TYPE_CHECKING:
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
 # Makers count in powers of ten or of two; the smaller of the two readings promises less.
 DEVICE_GIGABYTES = (8, 16, 24, 40, 80, 141)
 GIGABYTE = 10**9
-# What CUDA's context and the workspace of its matrix products take before the first tensor: 0.3 to 0.6 GB.
-CONTEXT_BYTES = 600 * 10**6
 PICTURES = ("png", "svg")
 # Tokens that real texts are usually cut at.
 USUAL_LENGTH = 256
@@ -108,6 +108,21 @@ def fits(cost: dict[str, Any], rows: int) -> list[dict[str, Any]]:
     return answers
 
 
+def with_packs(
+    answers: list[dict[str, Any]], cost: dict[str, Any], experiment: Experiment, device: str
+) -> list[dict[str, Any]]:
+    """What `fits` says, with the points of the packs that `sweep.pack=auto` makes of such trials on an empty device.
+
+    Null where it makes none: on a CPU, of what never trains in a pack, and where the step alone does not fit.
+    """
+    trial = replace(experiment, sweep=replace(experiment.sweep, stage=Stage.tune))
+    if not answers or device == "cpu" or why_alone(trial):
+        return [{**answer, "largest_pack": None} for answer in answers]
+    points = [footprint_of(cost, choose_quantization(experiment))] * MOST
+    sizes = [how_many(answer["gigabytes"] * GIGABYTE, points) if answer["fits"] else None for answer in answers]
+    return [{**answer, "largest_pack": size} for answer, size in zip(answers, sizes, strict=True)]
+
+
 def storage(cost: dict[str, Any], backbone_parameters: int, tasks: int) -> dict[str, int | None]:
     """Bytes of files for so many tasks: an adapter each beside one float32 backbone, or a whole model each."""
     backbone = 4 * backbone_parameters
@@ -169,7 +184,7 @@ def plan_point(name: str, overrides: list[str], settings: PlanSettings | None = 
         "cost": cost,
         "unmeasured": unmeasured,
         "assumed": assumed,
-        "fits": fits(cost, step.rows // experiment.task.sequences()),
+        "fits": with_packs(fits(cost, step.rows // experiment.task.sequences()), cost, experiment, step.device),
         "storage": storage(cost, backbone_parameters(experiment), settings.tasks),
     }
 

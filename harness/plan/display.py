@@ -76,7 +76,8 @@ def _print_one(point: dict[str, Any]) -> None:
         print(f" train.precision=auto takes {point['precision']['taken']}: {point['precision']['why']}")
     for device in point["fits"]:
         answer = f"batches up to {device['largest_batch']}" if device["largest_batch"] else "does not fit"
-        print(f" {device['gigabytes']:>4} GB: {answer}")
+        pack = f"; packs of {size} by sweep.pack=auto" if (size := device["largest_pack"] or 0) > 1 else ""
+        print(f" {device['gigabytes']:>4} GB: {answer}{pack}")
     stored = point["storage"]
     adapters, copies = (readable(stored[key], True) for key in ("adapters_bytes", "copies_bytes"))
     print(f" {stored['tasks']} tasks: {adapters} as adapters with one backbone, {copies} as whole models")

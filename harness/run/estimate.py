@@ -47,6 +47,8 @@ SHALLOW = 12
 LARGEST_REAL_BYTES = 2 * 2**30
 # bitsandbytes' constants: 4-bit weights are scaled in blocks of 64, and these scales in blocks of 256.
 BLOCK, NESTED_BLOCK, CODEBOOK_4BIT, CODEBOOK_8BIT = 64, 256, 16, 256
+# What CUDA's context and the workspace of its matrix products take before the first tensor: 0.3 to 0.6 GB.
+CONTEXT_BYTES = 600 * 10**6
 
 
 @dataclass(frozen=True)

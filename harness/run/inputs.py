@@ -12,7 +12,7 @@ from harness.config import identity as config_identity
 from harness.config.schema import Experiment, Precision
 from harness.methods import earlier
 from harness.models import checkpoints, device_type, load_config, settled
-from harness.run import packing
+from harness.run import pack_size, packing
 from harness.tasks import forgetting
 
 if TYPE_CHECKING:
@@ -137,6 +137,20 @@ class Identities:
             ConfigError: As for the identity.
         """
         return packing.key(*self._experiment(plain))
+
+    def footprint(self, plain: dict[str, Any]) -> pack_size.Footprint:
+        """What a run that may train in a pack holds on a GPU, by its plan; runs that hold the same are planned once.
+
+        Raises:
+            ConfigError: As for the identity.
+            Unpredictable: Nothing true can be said beforehand.
+        """
+        experiment, _ = self._experiment(plain)
+        resolved = experiment.resolved
+        train = {name: value for name, value in resolved["train"].items() if name not in packing.OWN_TRAINING}
+        decisive = [resolved["model"], resolved["task"], resolved["method"], train]
+        found: pack_size.Footprint = self._once("footprint", decisive, lambda: pack_size.footprint(experiment))
+        return found
 
     def _experiment(self, plain: dict[str, Any]) -> tuple[Experiment, dict[str, str]]:
         plain, _ = self.settle(plain)

@@ -231,6 +231,9 @@ class ClusterWorkers(ABC):
                 point.settle(outcome.failed(reason))
         return [None] * min(self.wanted or self.capacity(), len(points))
 
+    def memory(self, places: Sequence[str | None]) -> int | None:
+        return None  # the GPUs are those of nodes
+
     def hire(self, places: Sequence[str | None]) -> list[ClusterWorker]:
         self.hired += [self.worker(self) for _ in places[len(self.hired) :]]
         return self.hired[: len(places)]

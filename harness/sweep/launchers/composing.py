@@ -19,6 +19,7 @@ from harness.sweep.resolve import Inseparable, Resolution
 
 if TYPE_CHECKING:
     from harness.run import Identities
+    from harness.run.pack_size import Footprint
 
 # hydra.sweep.subdir of conf/config.yaml, which every point can be told without composing it.
 OWN_FOLDER = "${hydra.job.num}"
@@ -83,6 +84,15 @@ class Composer:
     def pack_key(self, point: Point) -> str | None:
         """What points share that may train in one pack; null for one that trains alone."""
         return self.identify.pack_key(point.settings) if point.settings else None
+
+    def footprint(self, point: Point) -> "Footprint":
+        """What a point that may train in a pack holds on a GPU, by its plan.
+
+        Raises:
+            Unpredictable: Nothing true can be said beforehand.
+        """
+        assert point.settings is not None
+        return self.identify.footprint(point.settings)
 
     def make_folder(self, points: list[Point]) -> None:
         """Make the sweep's folder, in which no point may write where another, or an earlier run, does.

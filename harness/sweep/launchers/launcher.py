@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +14,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from harness import tracking
+from harness.config.build import pack_size
 from harness.config.compose import without_hydra
 from harness.config.errors import ConfigError
 from harness.sweep.launchers.composing import Composer
+from harness.sweep.launchers.packs import Packs
 from harness.sweep.launchers.protocol import PackingWorker, Worker, Workers
 from harness.sweep.launchers.schedule import INTERRUPTED, Schedule
 from harness.sweep.launchers.settling import settle_known, settle_rest
@@ -38,6 +39,7 @@ class SweepLauncher(Launcher):
     def __init__(self, workers: Workers) -> None:
         self.workers = workers
         self.durations = Durations()
+        self.said: set[str] = set()
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.task, self.config = hydra_context, task_function, config
@@ -54,7 +56,7 @@ class SweepLauncher(Launcher):
         if not job_overrides:
             raise ConfigError(EMPTY)
         self.workers.begin(self.config)
-        self._check_pack()
+        size = self._pack_size()
         composer = Composer(self.context, self.config, self.workers.device)
         points = composer.points(job_overrides, initial_job_idx)
         _refuse_if_all_are_wrong(points)
@@ -64,7 +66,9 @@ class SweepLauncher(Launcher):
         places = self.workers.prepare(points)
         _refuse_if_all_are_wrong(points)
         composer.make_folder(points)
-        reason = self._run(points, places, composer)
+        memory = self.workers.memory(places) if size is None else None
+        packs = Packs(size, composer, self.workers, memory, self.said)
+        reason = self._run(points, places, composer, packs)
         gather(point.result for point in points)
         print(summary(points), flush=True)
         if told := next_command(points, folder):
@@ -77,14 +81,17 @@ class SweepLauncher(Launcher):
         """Stop the workers."""
         self.workers.stop()
 
-    def _check_pack(self) -> None:
-        pack = OmegaConf.select(self.config, "sweep.pack") or 1
-        if pack > 1 and not self.workers.packs:
+    def _pack_size(self) -> int | None:
+        """Points of a pack at most; null for as many as fit."""
+        given = OmegaConf.select(self.config, "sweep.pack", default=1)
+        size = pack_size(given)
+        if size != 1 and not self.workers.packs:
             raise ConfigError(
-                f"sweep.pack={pack}: only hydra/launcher=local trains several points at a time; leave it 1"
+                f"sweep.pack={given}: only hydra/launcher=local trains several points at a time; leave it 1"
             )
+        return size
 
-    def _run(self, points: list[Point], places: list[str | None], composer: Composer) -> str | None:
+    def _run(self, points: list[Point], places: list[str | None], composer: Composer, packs: Packs) -> str | None:
         """Run the points without an outcome; returns why this ended early, null when it did not."""
         progress = Progress(len(points), len(places), self.durations)
         for point in points:
@@ -95,7 +102,7 @@ class SweepLauncher(Launcher):
         waiting = [point for point in points if not point.outcome and not point.twin]
         hired = self.workers.hire(places[: len(waiting)])
         self._learn_durations(waiting)
-        schedule = Schedule(waiting, hired, progress, composer.compose, self._start, partial(self._mates, composer))
+        schedule = Schedule(waiting, hired, progress, composer.compose, self._start, packs.mates)
         try:
             reason = schedule.run(self.config.sweep.fail_fast)
         finally:
@@ -111,12 +118,6 @@ class SweepLauncher(Launcher):
         if len(waiting) > 1 and len(uris) == 1:
             with suppress(ConnectionError):
                 self.durations.earlier = tracking.durations(uris.pop())
-
-    def _mates(self, composer: Composer, point: Point, waiting: list[Point]) -> list[Point]:
-        """Waiting points that train in one pack with a point, as many as `sweep.pack` allows."""
-        size = OmegaConf.select(self.config, "sweep.pack") or 1
-        key = composer.pack_key(point) if size > 1 else None
-        return [one for one in waiting if composer.pack_key(one) == key][: size - 1] if key else []
 
     def _start(self, worker: Worker, points: list[Point]) -> Future[Any]:
         for point in points:

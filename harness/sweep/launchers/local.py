@@ -1,5 +1,6 @@
 """`hydra/launcher=local`: the points of a sweep on worker processes of this machine."""
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -10,7 +11,7 @@ from omegaconf import DictConfig
 from harness.config.errors import ConfigError
 from harness.models import device_type
 from harness.sweep.launchers.launcher import SweepLauncher
-from harness.sweep.launchers.slots import slots, visible_gpus
+from harness.sweep.launchers.slots import free_memory, slots, visible_gpus
 from harness.sweep.outcome import failed
 from harness.sweep.points import Point
 
@@ -27,6 +28,7 @@ class LocalWorkers:
         self.wanted, self.threads, self.imports = workers, threads, imports
         self.processes: list[WorkerProcess] = []
         self.slots_per_gpu = 1
+        self.free: dict[str, int | None] = {}
 
     def begin(self, config: DictConfig) -> None:
         check_numbers(self.wanted, self.threads)
@@ -52,6 +54,14 @@ class LocalWorkers:
                 reason = "train.device=cuda: there is no GPU here; train.device=auto takes what there is"
                 point.settle(failed(reason))
         return slots(len(points), gpus, self.slots_per_gpu, self.wanted, self.threads)
+
+    def memory(self, places: Sequence[str | None]) -> int | None:
+        sharing = Counter(gpu for gpu in places if gpu is not None)
+        for gpu in sharing:
+            if gpu not in self.free:  # asked once: workers live on between batches, and hold memory
+                self.free[gpu] = free_memory(gpu)
+        shares = [free // workers for gpu, workers in sharing.items() if (free := self.free[gpu]) is not None]
+        return min(shares) if shares and len(shares) == len(sharing) else None
 
     def hire(self, places: Sequence[str | None]) -> "list[WorkerProcess]":
         from harness.sweep.launchers.workers import WorkerProcess

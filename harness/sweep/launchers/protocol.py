@@ -81,6 +81,16 @@ class Workers(Protocol):
         """
         ...
 
+    def memory(self, places: Sequence[str | None]) -> int | None:
+        """Bytes of its GPU that each worker has for itself before the first of them begins; null where not known.
+
+        Of several GPUs it is those of the fullest.
+
+        Args:
+            places: As of `prepare`.
+        """
+        ...
+
     def hire(self, places: Sequence[str | None]) -> Sequence[Worker]:
         """One worker per place, on its way; those of an earlier batch that fit live on."""
         ...

@@ -24,7 +24,8 @@ class Schedule:
         progress: Display; it knows how long points take.
         compose: Composes a point; a wrong one has its outcome then.
         start: Begins composed points on a worker, several of them in one pack.
-        mates: Gives the waiting points that may train in one pack with a point, itself not among them.
+        mates: Gives the waiting points that train in one pack with a point, itself not among them; takes the point, the
+            others that wait, and the number of workers that have nothing to do.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Schedule:
         progress: Progress,
         compose: Callable[[Point], None],
         start: Callable[[Worker, list[Point]], Future[Any]],
-        mates: Callable[[Point, list[Point]], list[Point]],
+        mates: Callable[[Point, list[Point], int], list[Point]],
     ) -> None:
         self.waiting, self.free = list(points), list(workers)
         self.progress, self.compose, self.start, self.mates = progress, compose, start, mates
@@ -73,7 +74,8 @@ class Schedule:
     def _with(self, point: Point) -> list[Point]:
         """The points that train in one pack with a point, composed."""
         now = time.monotonic()
-        found = self.mates(point, [one for one in self.waiting if one is not point and one.not_before <= now])
+        ready = [one for one in self.waiting if one is not point and one.not_before <= now]
+        found = self.mates(point, ready, 1 + len(self.free))
         for mate in found:
             if mate.config is None:
                 self.compose(mate)

@@ -43,3 +43,13 @@ def visible_gpus() -> list[str]:
         return []
     found = re.findall(r"UUID: ((?:GPU|MIG)-[\w-]+)", listed)
     return [gpu for gpu in found if gpu.startswith("MIG")] or found
+
+
+def free_memory(gpu: str) -> int | None:
+    """Free bytes of a GPU named as for CUDA_VISIBLE_DEVICES; null where the driver's tool can't say, as of a part."""
+    asked = ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return int(told) * 2**20 if told.isdecimal() else None
