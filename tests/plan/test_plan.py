@@ -26,6 +26,7 @@ from harness.plan import __main__ as planner
 from harness.plan import costs, display
 from harness.run import estimate
 from harness.run.estimate import Step
+from harness.run.pack_size import MOST
 
 MODELS = sorted(path.stem for path in (conf_root() / "conf/model").glob("*.yaml"))
 # method=peft has no class until one is given.
@@ -231,6 +232,33 @@ def test_the_largest_batch_fits_and_the_next_one_does_not() -> None:
     )
     assert device["fits"]
     assert fitting <= room < above
+
+
+@pytest.mark.slow
+def test_the_packs_of_each_device_are_those_that_a_plan_has_room_for() -> None:
+    """Of 3 billion frozen weights once; larger batches make no larger packs, and a CPU makes none.
+
+    By hand, in GB: 6.43 of weights, of which 0.01 are trained, in a step of 13.1 are 6.42 once and 6.68 for each point:
+    13.1, 19.8, 26.5, 33.1 and 39.8 for one to five, and 59.8 for the eight that are the most.
+    """
+    told, names = ["model=llama_3_2_3b", "task=glue/sst2"], ("largest_pack", "gigabytes")
+    small, large = (
+        costs.plan_point("config", told, costs.PlanSettings(batch_size=rows, length=256, device="cuda"))
+        for rows in (4, 8)
+    )
+    packs = [tuple(device[name] for name in names) for device in large["fits"]]
+    assert packs == [(None, 8), (1, 16), (2, 24), (4, 40), (8, 80), (8, 141)]
+    once = large["cost"]["weight_bytes"] - large["cost"]["gradient_bytes"]
+    each = large["cost"]["train_peak_bytes"] - once
+    for size, gigabytes in packs[1:]:
+        room = gigabytes * costs.GIGABYTE - estimate.CONTEXT_BYTES
+        assert once + size * each <= room
+        assert size == MOST or room < once + (size + 1) * each
+    for one, other in zip(small["fits"], large["fits"], strict=True):
+        assert (one["largest_pack"] or 0) >= (other["largest_pack"] or 0)
+    experiment = build(compose("config", told))
+    for answer in costs.with_packs(large["fits"], large["cost"], experiment, "cpu"):
+        assert answer["largest_pack"] is None
 
 
 @pytest.mark.parametrize(
