@@ -20,6 +20,8 @@ SYSTEM_SECONDS = 10
 CEILING_SIZE = 1024
 # At each of a run's moments; of the first one the first product warms up.
 CEILING_REPEATS = 2
+# A product that takes as long, as one in a precision that the processor emulates, is a mean of many moments itself.
+LONG_SECONDS = 1.0
 # The best so far, by device, precision and threads.
 _ceilings: dict[tuple[Any, Any, int], float] = {}
 # What this process itself takes of a GPU beside its tensors, the CUDA context and libraries, is below this.
@@ -37,23 +39,29 @@ def flops_ceiling(device: "Device", dtype: Any) -> float:
     """FLOP/s of a large square matrix product here: what a training step is held against.
 
     Clocks vary twofold within seconds where others compute too, and a step is the mean of many moments: so it is the
-    best of all calls of this process in this precision and on these threads. A run calls it at several moments.
+    best of all calls of this process in this precision and on these threads. A run calls it at several moments; where a
+    product is slow, one is enough.
     """
     import torch
 
+    place = device, dtype, torch.get_num_threads()
+    size = CEILING_SIZE * (8 if device.type == "cuda" else 1)
+    operations = 2 * size**3
+    if place in _ceilings and operations / _ceilings[place] > LONG_SECONDS:
+        return _ceilings[place]
     # From a generator of its own: a measurement must not move the one that seeds the run.
     generator = torch.Generator(device="cpu").manual_seed(0)
-    size = CEILING_SIZE * (8 if device.type == "cuda" else 1)
     matrix = torch.rand(size, size, generator=generator).to(device, dtype)
-    place = device, dtype, torch.get_num_threads()
     with torch.inference_mode():
         for _ in range(CEILING_REPEATS):
             _synchronize(device)
             start = time.perf_counter()
             matrix @ matrix
             _synchronize(device)
-            reached = 2 * size**3 / (time.perf_counter() - start)
-            _ceilings[place] = max(_ceilings.get(place, 0.0), reached)
+            seconds = time.perf_counter() - start
+            _ceilings[place] = max(_ceilings.get(place, 0.0), operations / seconds)
+            if seconds > LONG_SECONDS:
+                break
     return _ceilings[place]
 
 

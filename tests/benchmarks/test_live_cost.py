@@ -13,7 +13,7 @@ from harness.tracking import live
 from harness.tracking.record import STEPS_FILE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-SECONDS, LINES_A_SECOND, MOST = 90, 5, 0.01
+SECONDS, LINES_A_SECOND, MOST = 45, 5, 0.01
 
 
 def line(step: int) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from harness.report import runs
 
 SEEDS = range(8)
 RATES = (1e-3, 4e-3, 1.6e-2)
+# The learning rates of their YAML files.
+HEAD_AND_LORA = ((1e-2, 5e-4), (4e-2, 2e-3), (1.6e-1, 8e-3))
 SHARES = (0.25, 0.5, 0.75, 1.0)
 # Method -> its parameters, and its accuracy at each rate.
 TRUE = {"lora": (1000, (0.70, 0.90, 0.80)), "full": (9000, (0.60, 0.85, 0.65)), "head": (100, (0.55, 0.60, 0.62))}
@@ -144,10 +146,11 @@ def test_a_replay_advises_what_the_command_does(tmp_path: Path, monkeypatch: pyt
     shared += ["hydra.launcher.workers=1", "tracking.uri=sqlite:///mlflow.db"]
 
     assert command.main([*shared, "methods=head,lora", "hours=1"]) == 0
-    for method, rates in (("head", "1e-2,4e-2,1.6e-1"), ("lora", "5e-4,2e-3,8e-3")):
-        told = [f"method={method}", f"train.learning_rate={rates}", "seed=0,1,2,3", "sweep.name=every"]
-        done = subprocess.run([sys.executable, "-m", "harness", "-m", *shared, *told], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    rates = [f'"${{by:${{method.name}},{{head: {head}, lora: {lora}}}}}"' for head, lora in HEAD_AND_LORA]
+    every = ["method=head,lora", f"train.learning_rate={','.join(rates)}", "seed=0,1,2,3", "sweep.name=every"]
+    told = [sys.executable, "-m", "harness", "-m", *shared, *every]
+    done = subprocess.run(told, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     frame = runs.read(uri, {}, "every").frame
     found = Known(frame[frame["newest"]], curves_of.load(uri, "every"))

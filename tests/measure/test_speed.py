@@ -97,6 +97,21 @@ def test_the_ceiling_is_the_best_of_all_moments_in_one_precision_on_the_same_thr
         torch.set_num_threads(threads)
 
 
+def test_where_a_product_is_slow_the_ceiling_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As bfloat16 is on a processor without its instructions, where products at each moment took most of a run."""
+    monkeypatch.setattr(speed, "_ceilings", {})
+    speed.flops_ceiling(CPU, torch.float32)
+    [place] = speed._ceilings
+    speed._ceilings[place] = 1.0
+    assert speed.flops_ceiling(CPU, torch.float32) == 1.0
+    monkeypatch.setattr(speed, "_ceilings", {})
+    monkeypatch.setattr(speed, "LONG_SECONDS", 0.0)
+    made = []
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda one, other: made.append(torch.mm(one, other)))
+    speed.flops_ceiling(CPU, torch.float32)
+    assert len(made) == 1
+
+
 PEAKS = """
 import mmap
 from harness.measure import speed

@@ -131,33 +131,38 @@ def test_a_mistake_is_told(wrong: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_two_processes_end_where_one_does(way: str, tmp_path: Path) -> None:
+def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
     """The same rows per step give the same weights and scores, within what the order of a sum changes."""
     # Of the last of eleven batches, of a single row, the second process has none.
     rows = ("task.max_train_rows=31", "train.batch_size=3")
     short = (*rows, "train.max_steps=8", "forgetting.text=micro")
     one = run(tmp_path, *short, "hydra.run.dir=one", "train.distributed=none")
-    told = (*short, "hydra.run.dir=two", f"train.distributed={way}", "train.processes=2")
-    two = run(tmp_path, *told)
+    for way in ("ddp", "fsdp"):
+        told = (*short, f"hydra.run.dir={way}", f"train.distributed={way}", "train.processes=2")
+        two = run(tmp_path, *told)
+        assert two.provenance["command"][1:] == [*SMALL, *told]
+        assert_the_same(one, tmp_path / "one", two, tmp_path / way)
+        if way == "ddp":
+            assert two.cost["weight_bytes"] == one.cost["weight_bytes"]
+        else:
+            assert two.cost["weight_bytes"] < 0.8 * one.cost["weight_bytes"]
+            assert two.cost["latency_ms"] is None
+            assert "fsdp" in two.unmeasured["cost.latency_ms"]
+            assert "fsdp" in two.unmeasured["cost.train_peak_bytes"]
+
+
+def assert_the_same(one: RunRecord, one_dir: Path, two: RunRecord, two_dir: Path) -> None:
+    """One process and two have the same identity, counts, scores, weights and losses."""
     assert (one.identity, one.provenance["processes"], two.provenance["processes"]) == (two.identity, 1, 2)
-    assert two.provenance["command"][1:] == [*SMALL, *told]
     assert two.scores["validation"] == pytest.approx(one.scores["validation"], abs=1e-5)
     assert two.scores["forgetting"]["after"] == pytest.approx(one.scores["forgetting"]["after"], rel=1e-5)
-    apart, together = weights(tmp_path / "one"), weights(tmp_path / "two")
+    apart, together = weights(one_dir), weights(two_dir)
     assert apart.keys() == together.keys()
     for name, value in apart.items():
         assert torch.allclose(value, together[name], atol=1e-4), name
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    assert losses(two_dir) == pytest.approx(losses(one_dir), abs=1e-5)
     assert two.cost["trainable_parameters"] == one.cost["trainable_parameters"]
     assert two.cost["total_parameters"] == one.cost["total_parameters"]
-    if way == "ddp":
-        assert two.cost["weight_bytes"] == one.cost["weight_bytes"]
-    else:
-        assert two.cost["weight_bytes"] < 0.8 * one.cost["weight_bytes"]
-        assert two.cost["latency_ms"] is None
-        assert "fsdp" in two.unmeasured["cost.latency_ms"]
-        assert "fsdp" in two.unmeasured["cost.train_peak_bytes"]
 
 
 @pytest.mark.slow
