@@ -53,6 +53,7 @@ def footprint(experiment: Experiment) -> Footprint:
     """The footprint of a run on a GPU, by the plan of one of its steps.
 
     Raises:
+        ConfigError: The method can't go with the backbone.
         Unpredictable: Nothing true can be said beforehand.
     """
     experiment = on_its_backbone(experiment)

@@ -84,7 +84,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 def test_a_sweep_packs_trials_that_fit_together(tiny_experiment: list[str], tmp_path: Path) -> None:
     """Two of LoRA in one pack; the one of DoRA beside them alone, with its own costs."""
-    options = ["train.max_steps=6", "sweep.stage=tune", "evaluate.validation=false", "forgetting.text=null"]
+    options = ["train.max_steps=2", "sweep.stage=tune", "evaluate.validation=false", "forgetting.text=null"]
     points = ["method.use_dora=false,true", "train.learning_rate=0.001,0.01", f"hydra.sweep.dir={tmp_path}/points"]
     packed = ["sweep.pack=4", "hydra.launcher.workers=1"]
     command = [sys.executable, "-m", "harness", "-m", *tiny_experiment, *options, *points, *packed]
@@ -109,13 +109,16 @@ def test_a_pack_that_is_no_positive_number_is_refused() -> None:
     for given in ("many", "1.5", ""):
         with sweep(f"sweep.pack={given}") as launcher, pytest.raises(ConfigError, match=f"={given}: {allowed}"):
             launcher.launch(trials(2), 0)
+    only = pytest.raises(ConfigError, match=r"sweep\.pack=auto: only hydra/launcher=local trains several points")
+    with sweep("hydra/launcher=submitit_slurm", "sweep.pack=auto") as launcher, only:
+        launcher.launch(trials(2), 0)
 
 
 def test_the_size_of_packs_is_no_part_of_a_runs_identity() -> None:
     """Neither a number nor auto; and the configuration of a record holds what was asked for."""
-    packed = [prepare(compose("config", ["tracking=none", f"sweep.pack={size}"])) for size in (1, 4, "auto")]
+    packed = [prepare(compose("config", ["tracking=none", f"sweep.pack={size}"])) for size in (4, "auto")]
     assert len({one.identity for one in packed}) == 1
-    assert [one.experiment.resolved["sweep"]["pack"] for one in packed] == [1, 4, "auto"]
+    assert [one.experiment.resolved["sweep"]["pack"] for one in packed] == [4, "auto"]
 
 
 @pytest.mark.gpu
@@ -130,7 +133,7 @@ def test_trials_on_a_gpu_train_in_a_pack_unasked(
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("packed, K=3") == 3
-    assert "sweep.pack=auto: packs of 3 by the plan" in ended.stderr
+    assert "sweep.pack=auto: the first pack has 3 points, by their plan" in ended.stderr
 
 
 def planned(*overrides: str) -> tuple[int, int]:
@@ -146,7 +149,7 @@ def test_an_automatic_pack_is_what_the_free_memory_holds(
 ) -> None:
     """Of four trials three, where the GPU has room for three and a half by their plan; the fourth trains alone.
 
-    Were there another idle GPU, it would have half of them.
+    Were there another idle GPU, it would have half of them; what can't be planned is not packed, and says why itself.
     """
     options = [*tiny_experiment, *TRIALS, "train.max_steps=2", "task.max_length=128"]
     once, each = planned(*options)
@@ -154,14 +157,16 @@ def test_an_automatic_pack_is_what_the_free_memory_holds(
     assert each > 2 * MIB
     with sweep(*options, "sweep.pack=auto", f"hydra.sweep.dir={tmp_path}/points") as launcher:
         assert mates(launcher, trials(4, *options), 1, 2) == [2, 1]
+        assert mates(launcher, trials(2, *options, "method.target_modules=[nowhere]"), 1) == [0]
         ended = launcher.launch(trials(4, *options), 0)
     assert [one.return_value["status"] for one in ended] == ["finished"] * 4
     records = [RunRecord.read(tmp_path / "points" / str(number)) for number in range(4)]
     assert sorted(record.provenance.get("packed", 1) for record in records) == [1, 3, 3, 3]
     assert all((record.cost["train_seconds"] is None) == ("packed" in record.provenance) for record in records)
     said = capfd.readouterr()
+    assert "points train one at a time: their step can't be planned: method.target_modules=" in said.err
     assert said.out.count("packed, K=3") == 3
-    assert said.err.count("sweep.pack=auto: packs of 3 by the plan") == 1
+    assert said.err.count("sweep.pack=auto: the first pack has 3 points, by their plan") == 1
 
 
 def trials(count: int, *options: str) -> list[list[str]]:
@@ -201,7 +206,7 @@ def test_nothing_is_packed_unasked_whose_costs_are_reported_or_whose_memory_is_n
     driver(gpu, {"GPU-1a": 10**6})
     with sweep() as launcher:
         assert mates(launcher, trials(2, *TRIALS, "sweep.stage=final", "measure.costs=true"), 1) == [0]
-    assert not capsys.readouterr().err
+        assert not capsys.readouterr().err
     driver(gpu, {"GPU-1a": "[N/A]"})
     with sweep() as launcher:
         assert mates(launcher, trials(2, *TRIALS), 1) == [0]

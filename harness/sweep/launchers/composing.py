@@ -89,6 +89,7 @@ class Composer:
         """What a point that may train in a pack holds on a GPU, by its plan.
 
         Raises:
+            ConfigError: It can't be run.
             Unpredictable: Nothing true can be said beforehand.
         """
         assert point.settings is not None

@@ -55,8 +55,8 @@ class SweepLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         if not job_overrides:
             raise ConfigError(EMPTY)
-        self.workers.begin(self.config)
         size = self._pack_size()
+        self.workers.begin(self.config)
         composer = Composer(self.context, self.config, self.workers.device)
         points = composer.points(job_overrides, initial_job_idx)
         _refuse_if_all_are_wrong(points)

@@ -16,7 +16,7 @@ class Packs:
         composer: Tells points' keys and plans.
         workers: Carry the points out.
         memory: Bytes of a GPU that each worker has for itself; null where they are not known.
-        said: What was said already: nothing is said twice.
+        said: What the console was told of already, by topic: nothing is said twice.
     """
 
     def __init__(
@@ -43,7 +43,6 @@ class Packs:
 
     def _fitting(self, points: list[Point]) -> int:
         """How many of the points, from the first on, train in one pack where no number was given."""
-        from harness.run.estimate import Unpredictable
         from harness.run.pack_size import MOST, how_many
 
         if len(points) == 1:
@@ -53,10 +52,14 @@ class Packs:
         if self.memory is None:
             return self._alone("the free memory of its GPUs is not known; sweep.pack=4 makes packs of 4")
         try:
-            fitting = how_many(self.memory, [self.composer.footprint(one) for one in points[: MOST + 1]])
-        except Unpredictable as reason:
-            return self._alone(str(reason))
-        self._say(f"packs of {fitting} by the plan, {self.memory / 1e9:.1f} GB of GPU memory being free for each")
+            fitting = how_many(self.memory, [self.composer.footprint(one) for one in points[:MOST]])
+        except Exception as error:  # what is wrong with a point it will say itself
+            reason = str(error).split("\n")[0] or type(error).__name__
+            return self._alone(f"their step can't be planned: {reason}")
+        room = f"{self.memory / 1e9:.1f} GB of GPU memory that are free"
+        if fitting == 1:
+            return self._alone(f"by their plan two do not fit in the {room}")
+        self._say("packs", f"the first pack has {fitting} points, by their plan in the {room}")
         return fitting
 
     def _key(self, point: Point) -> str | None:
@@ -65,10 +68,10 @@ class Packs:
         return self.keys[point.number]
 
     def _alone(self, reason: str) -> int:
-        self._say(f"points train one at a time: {reason}")
+        self._say(reason, f"points train one at a time: {reason}")
         return 1
 
-    def _say(self, text: str) -> None:
-        if text not in self.said:
-            self.said.add(text)
+    def _say(self, topic: str, text: str) -> None:
+        if topic not in self.said:
+            self.said.add(topic)
             print(f"sweep.pack=auto: {text}", file=sys.stderr)
