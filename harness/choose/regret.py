@@ -97,7 +97,7 @@ class Known:
                 f"{self.task}: {len(missing)} of {len(whole)} runs are not finished, the first method={method} "
                 f"train.learning_rate={rate:g} seed={seed}; the sweep's command goes on"
             )
-        if len(self.seeds) < FEWEST_HELD + 1 + min(size.seeds for size in SIZES):
+        if not self.sizes:
             raise ConfigError(
                 f"{self.task}: {len(self.seeds)} seeds; no choice leaves {FEWEST_HELD} over to be scored on"
             )
@@ -122,6 +122,11 @@ class Known:
             rate = max(rates, key=lambda r: statistics.fmean(self.development(self.row[method, r, s]) for s in seeds))
             found[method] = self.score(method, rate, seeds)
         return max(found.items(), key=lambda one: one[1])
+
+    @property
+    def sizes(self) -> list[Size]:
+        """The choices that leave seeds over to be scored on."""
+        return [size for size in SIZES if len(self.seeds) >= FEWEST_HELD + 1 + size.seeds]
 
     @property
     def seconds(self) -> float:
@@ -201,10 +206,9 @@ def rows_of(tasks: Sequence[Known], count: int) -> list[dict[str, Any]]:
     from tqdm import tqdm
 
     found = []
-    sizes = [size for size in SIZES if all(len(one.seeds) >= FEWEST_HELD + 1 + size.seeds for one in tasks)]
     for known in tasks:
         others = [one for one in tasks if one is not known]
-        for size in sizes:
+        for size in known.sizes:
             made = list(tqdm(replays(known, size, count), total=count, desc=f"{known.task} {size}", disable=None))
             regrets = [lost(known, one.advised, one.rate, one.held) for one in made]
             ruled = [thumb(known, others, one.held) for one in made]
@@ -261,7 +265,13 @@ def report(tasks: Sequence[Known], count: int) -> "Report":
         "other tasks. None advised: choices that said to take none yet, as none was known to beat the majority class "
         "or none could be tested; their regret is that of the method they named as highest."
     )
-    means = frame.groupby(["trials", "seeds"], sort=False)[["price", "regret", "thumb"]].mean()
+    # A size that some task has too few seeds for is in the table alone.
+    of_size = frame.groupby(["trials", "seeds"], sort=False)
+    means = (
+        of_size.filter(lambda one: len(one) == len(tasks))
+        .groupby(["trials", "seeds"], sort=False)[["price", "regret", "thumb"]]
+        .mean()
+    )
     told = [
         f"with {trials} rate(s) and {seeds} seeds {number(one.regret, 2)} points at {one.price:.0%} of the price"
         for (trials, seeds), one in means.iterrows()

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from harness.claims import architecture, costs, scores
+from harness.claims import architecture, costs, rates, scores
 from harness.claims.evidence import Evidence
 from harness.claims.verdict import Case, Finding, Verdict, of_cases, of_tests
 from harness.config.build import typed
@@ -29,6 +29,7 @@ RULES: dict[str, type] = {
     "better": scores.Better,
     "choice_matters": scores.ChoiceMatters,
     "forgets_less": scores.ForgetsLess,
+    "optimal_rate_ratio": rates.OptimalRateRatio,
     "cost_ratio": costs.CostRatio,
     "same_run_ratio": costs.SameRunRatio,
     "cost_within": costs.CostWithin,

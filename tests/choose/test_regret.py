@@ -104,6 +104,18 @@ def test_the_page_says_what_was_lost(tmp_path: Path) -> None:
     assert set(made.frames["regret"]["advised"]) == {"lora 2", "full 2"}
 
 
+def test_a_size_that_one_task_has_too_few_seeds_for_is_not_in_the_mean(tmp_path: Path) -> None:
+    """Its rows are of the other task alone."""
+    fewer = known(tmp_path, task="glue/cola")
+    rows = fewer.runs[fewer.runs["seed"] < 6]
+    lines = [(run, "accuracy", step, value) for run in rows["run_id"] for step, value in fewer.curve[run]]
+    fewer = Known(rows, pd.DataFrame(lines, columns=["run_id", "name", "step", "value"]))
+    made = regret.report([known(tmp_path), fewer], 2)
+    sizes = made.frames["regret"].groupby("task")[["trials", "seeds"]].apply(lambda one: one.to_numpy().tolist())
+    assert sizes.to_dict() == {"glue/rte": [[3, 5], [3, 3], [1, 3]], "glue/cola": [[3, 3], [1, 3]]}
+    assert made.lead.startswith("Mean regret over 2 task(s): with 3 rate(s) and 3 seeds ")
+
+
 def test_a_run_that_is_missing_is_named(tmp_path: Path) -> None:
     """A store with holes holds no choice."""
     frame = known(tmp_path).runs

@@ -24,7 +24,7 @@ from harness.report.plots.style import KINDS
 ROWS = 200
 EVIL = "<script>alert(1)</script>"
 IDS = (
-    "adapters-match-full lora-10000x lora-197k lora-memory-3x lora-matches-full rank-and-targets-matter "
+    "adapters-match-full lora-10000x lora-197k lora-memory-3x lora-matches-full lora-lr-10x rank-and-targets-matter "
     "attention-has-most size-linear-in-bits blockwise-separates qlora-matches-lora lora-int8 ia3-beats-lora "
     "peft-forgets-less adapters-swap merge-costs-nothing soft-prompts-semantic few-percent selective-mixed"
 ).split()
