@@ -18,16 +18,19 @@ RATE = "param.train.learning_rate"
 RESAMPLES = 2000
 # Seeds, without which drawing them again says nothing.
 FEWEST_SEEDS = 3
-# The parabola is fitted to the best rate and so many on either side of it.
-AROUND = 2
+# The parabola goes through the best rate and so many on either side of it: a wider one is pulled off its top by the
+# rates at which training collapses.
+AROUND = 1
+# Rates without which a best one between others is hardly to be had.
+FEWEST_RATES = 5
 
 
 @dataclass(frozen=True)
 class OptimalRateRatio(Against):
     """The best learning rate of a method is within a range of multiples of another's.
 
-    The best rate is the top of a parabola in the logarithm of the rate through the mean scores about the highest one.
-    The interval is the middle 95% over seeds drawn again, the same ones for both methods (a percentile bootstrap).
+    The best rate is the top of the parabola, in the logarithm of the rate, through the highest mean score and its
+    neighbors. The interval is the middle 95% over seeds drawn again, the same ones for both (a percentile bootstrap).
 
     Attributes:
         least: The smallest multiple with which the claim holds.
@@ -55,10 +58,10 @@ class OptimalRateRatio(Against):
         runs = runs[runs["task"] == task]
         ours, theirs = (grid_of(runs[Selection.parse(one).among(runs)]) for one in (text, self.against))
         seeds = ours.index.intersection(theirs.index)
-        if len(seeds) < FEWEST_SEEDS or min(ours.shape[1], theirs.shape[1]) < 2 * AROUND + 1:
+        if len(seeds) < FEWEST_SEEDS or min(ours.shape[1], theirs.shape[1]) < FEWEST_RATES:
             rates = f"{ours.shape[1]} and {theirs.shape[1]} rates, {len(seeds)} seeds in common"
             return Case(
-                where, name, Finding.no_evidence, remark=f"{rates}; {2 * AROUND + 1} and {FEWEST_SEEDS} are needed"
+                where, name, Finding.no_evidence, remark=f"{rates}; {FEWEST_RATES} and {FEWEST_SEEDS} are needed"
             )
         ours, theirs = ours.loc[seeds], theirs.loc[seeds]
         low, high = interval(ours, theirs)
@@ -86,19 +89,21 @@ def grid_of(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def optimum(grid: pd.DataFrame) -> float:
-    """The rate at the top of the parabola, in the logarithm of the rate, through the mean scores about the highest.
+    """The rate at the top of the parabola, in the logarithm of the rate, through the highest mean and its neighbors.
 
-    Where it has no top among the rates that it is fitted to, the rate of the highest mean.
+    Where that mean has no neighbor on one side, its own rate.
     """
     return _top(np.log(grid.columns.to_numpy(dtype=float)), grid.mean(axis=0).to_numpy())
 
 
 def _top(logs: np.ndarray, means: np.ndarray) -> float:
     best = int(means.argmax())
-    near = slice(max(0, best - AROUND), best + AROUND + 1)
+    near = slice(best - AROUND, best + AROUND + 1)
+    if near.start < 0 or near.stop > len(means):
+        return float(math.exp(logs[best]))
     curve, slope, _ = np.polyfit(logs[near], means[near], 2)
-    top = -slope / (2 * curve) if curve < 0 else math.nan
-    return float(math.exp(top if logs[near][0] <= top <= logs[near][-1] else logs[best]))
+    # Three equal means have no top.
+    return float(math.exp(-slope / (2 * curve) if curve < 0 else logs[best]))
 
 
 def on_edge(grid: pd.DataFrame) -> bool:

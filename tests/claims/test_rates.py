@@ -51,6 +51,17 @@ def test_the_multiple_that_was_put_in_comes_out(grid: Path, multiple: float, out
     assert (case.unit, case.least, case.most) == ("times", 5, 20)
 
 
+def test_a_cliff_above_the_best_rate_does_not_pull_it_down(tmp_path: Path) -> None:
+    """Where training collapses two rates above the best one, the best is still the one that was put in."""
+    for method, best in (("full", 8e-4), ("lora", 8e-4)):
+        add(tmp_path, method, best, GRID[:5], noise=0)
+        for rate in GRID[5:]:
+            for seed in range(5):
+                write_run(tmp_path, method, seed=seed, learning_rate=rate, score=0.5 if method == "lora" else 0.8)
+    (case,) = judged(tmp_path)
+    assert case.value == pytest.approx(1, rel=0.01)
+
+
 def test_noise_widens_the_interval(grid: Path) -> None:
     """Where seeds scatter by three points, ten times and three times can't be told apart for certain."""
     widths = []
