@@ -1,4 +1,4 @@
-"""The answer of a choice: which methods can't be told from the best, the cheapest of them, and what to do next."""
+"""The answer of a choice: which methods can't be told from the best, which of them to take, and what to do next."""
 
 import shlex
 from dataclasses import dataclass
@@ -30,6 +30,11 @@ FOR_SCORES = (
     "train.early_stopping_patience",
     "measure.target_score",
 )
+
+
+# How far behind the highest a cheaper method may be and still be taken: a point, or a hundredth of a perplexity. That
+# two methods can't be told apart after a few seeds does not make them equal.
+CLOSE = 0.01
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def surviving(frame: "pd.DataFrame", count: int) -> list[str]:
 
 
 def advise(frame: "pd.DataFrame", curves: "pd.DataFrame") -> Advice:
-    """Take the cheapest of the methods that can't be told from the best; where nothing is tested, the highest.
+    """Take the cheapest of the methods that can't be told from the best and score as high; untested, the highest.
 
     Args:
         frame: One row per run.
@@ -111,7 +116,7 @@ def advise(frame: "pd.DataFrame", curves: "pd.DataFrame") -> Advice:
     rows = summary[(summary["configuration"] != scores.MAJORITY) & (summary["n"] > 0)]
     tested = found.best if found.best in found.chances else ""
     level = rows[rows["configuration"].isin([tested, *found.level])] if tested else rows.iloc[:1]
-    row = level.sort_values("trainable_parameters").iloc[0]
+    row = cheapest(level, found.metric)
     runs = frame[(frame["stage"] == "final") & (frame["status"] == "finished") & (frame["method"] == row["method"])]
     best = runs.sort_values("development", ascending=not higher_is_better(found.metric)).iloc[0]
     return Advice(
@@ -130,6 +135,16 @@ def advise(frame: "pd.DataFrame", curves: "pd.DataFrame") -> Advice:
         nothing_learned=finding.beaten(rows, majority, found),
         alone=_alone(row, rows, majority, higher_is_better(found.metric)),
     )
+
+
+def cheapest(level: "pd.DataFrame", metric: str) -> "pd.Series[Any]":
+    """Of methods that can't be told apart, the one that trains least of those whose mean is about the highest."""
+    from harness.training.metrics import higher_is_better
+
+    higher = higher_is_better(metric)
+    best = level["mean"].max() if higher else level["mean"].min()
+    close = (level["mean"] - best).abs() <= CLOSE * (1 if higher else best)
+    return level[close].sort_values("trainable_parameters").iloc[0]
 
 
 def _alone(row: "pd.Series[Any]", rows: "pd.DataFrame", majority: "pd.DataFrame", higher: bool) -> bool:
@@ -165,7 +180,7 @@ def report(choice: Choice, frame: "pd.DataFrame", advice: Advice, size: Size) ->
     found = build(frame, Definition(title=f"Which method? {frame['task'].iloc[0]}", pairs=Pairs.all))
     why = "told apart from all others that were tested"
     if len(advice.level) > 1:
-        why = f"the cheapest of the {len(advice.level)} that can't be told from the best"
+        why = f"the cheapest within a point of the highest, of the {len(advice.level)} that can't be told from the best"
     lead, _, about = found.lead.partition(BREAK)
     costs = (
         f"A run of it trains {number(advice.row['trainable_parameters'], 0)} parameters in "
@@ -239,6 +254,6 @@ def changes(advice: Advice, size: Size, largest: Size) -> list[str]:
     if len(advice.level) > 1:
         told.append(
             f"More rows to score would: on those here {', '.join(advice.level)} can't be told apart, and the cheapest "
-            "was taken."
+            "within a point of the highest was taken."
         )
     return [*told, "It is of these rows, this backbone and this length; with many more rows to train on, ask again."]

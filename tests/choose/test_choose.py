@@ -241,6 +241,25 @@ def test_the_only_method_that_learned_is_advised(
     assert lead.startswith("Take full: the only one known to beat the majority class") == alone
 
 
+@pytest.mark.parametrize(
+    ("means", "metric", "taken"),
+    [
+        ((0.80, 0.795, 0.70), "accuracy", "lora"),
+        ((0.80, 0.785, 0.70), "accuracy", "full"),
+        ((0.80, 0.795, 0.80), "accuracy", "head"),
+        ((9.00, 9.05, 12.0), "perplexity", "lora"),
+        ((9.00, 9.20, 8.95), "perplexity", "head"),
+    ],
+)
+def test_a_cheaper_method_is_taken_only_where_it_scores_as_high(
+    means: tuple[float, ...], metric: str, taken: str
+) -> None:
+    """Of those that can't be told apart: a method far behind may still be among them, where seeds are few."""
+    parameters = (9000, 1000, 100)
+    level = pd.DataFrame({"configuration": ("full", "lora", "head"), "mean": means, "trainable_parameters": parameters})
+    assert answer.cheapest(level, metric)["configuration"] == taken
+
+
 def test_help_needs_nothing_heavy() -> None:
     """Neither torch nor pandas is imported for it."""
     code = (
