@@ -267,11 +267,7 @@ def report(tasks: Sequence[Known], count: int) -> "Report":
     )
     # A size that some task has too few seeds for is in the table alone.
     of_size = frame.groupby(["trials", "seeds"], sort=False)
-    means = (
-        of_size.filter(lambda one: len(one) == len(tasks))
-        .groupby(["trials", "seeds"], sort=False)[["price", "regret", "thumb"]]
-        .mean()
-    )
+    means = of_size[["price", "regret", "thumb"]].mean()[of_size.size() == len(tasks)]
     told = [
         f"with {trials} rate(s) and {seeds} seeds {number(one.regret, 2)} points at {one.price:.0%} of the price"
         for (trials, seeds), one in means.iterrows()

@@ -11,13 +11,12 @@ from harness.claims.scores import Against, sweeps_of
 from harness.claims.verdict import Case, Finding, decide
 from harness.config.errors import ConfigError
 from harness.report.scores import DIVERGED, FINISHED, compared, split_of
+from harness.report.spread import FEWEST_RUNS
 from harness.report.stats import CONFIDENCE
 from harness.training.metrics import higher_is_better
 
 RATE = "param.train.learning_rate"
 RESAMPLES = 2000
-# Seeds, without which drawing them again says nothing.
-FEWEST_SEEDS = 3
 # The parabola goes through the best rate and so many on either side of it: a wider one is pulled off its top by the
 # rates at which training collapses.
 AROUND = 1
@@ -58,10 +57,10 @@ class OptimalRateRatio(Against):
         runs = runs[runs["task"] == task]
         ours, theirs = (grid_of(runs[Selection.parse(one).among(runs)]) for one in (text, self.against))
         seeds = ours.index.intersection(theirs.index)
-        if len(seeds) < FEWEST_SEEDS or min(ours.shape[1], theirs.shape[1]) < FEWEST_RATES:
+        if len(seeds) < FEWEST_RUNS or min(ours.shape[1], theirs.shape[1]) < FEWEST_RATES:
             rates = f"{ours.shape[1]} and {theirs.shape[1]} rates, {len(seeds)} seeds in common"
             return Case(
-                where, name, Finding.no_evidence, remark=f"{rates}; {FEWEST_RATES} and {FEWEST_SEEDS} are needed"
+                where, name, Finding.no_evidence, remark=f"{rates}; {FEWEST_RATES} and {FEWEST_RUNS} are needed"
             )
         ours, theirs = ours.loc[seeds], theirs.loc[seeds]
         low, high = interval(ours, theirs)
