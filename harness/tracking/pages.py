@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 from urllib.request import urlopen
 
 from harness.config.errors import ConfigError
@@ -28,6 +26,7 @@ from harness.tracking.client import (
     _sweep_parent,
 )
 from harness.tracking.reading import _fetch
+from harness.tracking.sqlite import reading
 from harness.tracking.sweep_view import VIEW_TAG, _view, _view_key, address
 from harness.tracking.uri import Store, check, parse, redact
 
@@ -103,12 +102,12 @@ def views(uri: str) -> dict[str, str]:
     store = parse(uri)
     found: dict[str, str] = {}
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(store.path))}?mode=ro", uri=True)) as connection:
-            for name, experiment in connection.execute(experiments):
-                found[str(name)] = address(experiment)
-            for key, value, experiment in connection.execute(query, (len(VIEW_TAG), VIEW_TAG)):
-                found[json.loads(value)["name"]] = address(experiment, key.removeprefix(VIEW_TAG))
-    except (sqlite3.Error, ValueError, KeyError, TypeError):
+        for name, experiment in reading(store, lambda connection: connection.execute(experiments).fetchall()):
+            found[str(name)] = address(experiment)
+        kept = (len(VIEW_TAG), VIEW_TAG)
+        for key, value, experiment in reading(store, lambda connection: connection.execute(query, kept).fetchall()):
+            found[json.loads(value)["name"]] = address(experiment, key.removeprefix(VIEW_TAG))
+    except (ConnectionError, ValueError, KeyError, TypeError):
         return found
     return found
 

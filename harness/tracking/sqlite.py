@@ -3,12 +3,40 @@
 import json
 import math
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from harness.tracking.uri import ARTIFACT_FOLDER, RUN_ID_TAG, Store
+
+Found = TypeVar("Found")
+
+# What SQLite answers to one who may only read, where a writer was killed and left half of its work to be undone.
+HALF_WRITTEN = {sqlite3.SQLITE_READONLY_ROLLBACK, sqlite3.SQLITE_READONLY_RECOVERY}
+BUSY_SECONDS = 20
+
+
+def reading(store: Store, read: Callable[[sqlite3.Connection], Found]) -> Found:
+    """What `read` finds in a store in a file: nothing is written, but for what a killed writer left to be undone.
+
+    Raises:
+        ConnectionError: The store cannot be read.
+    """
+    address = f"file:{quote(str(store.path))}"
+    try:
+        try:
+            with closing(sqlite3.connect(f"{address}?mode=ro", timeout=BUSY_SECONDS, uri=True)) as connection:
+                return read(connection)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode not in HALF_WRITTEN:
+                raise
+        # SQLite undoes it for the first who may write.
+        with closing(sqlite3.connect(f"{address}?mode=rw", timeout=BUSY_SECONDS, uri=True)) as connection:
+            return read(connection)
+    except sqlite3.Error as error:
+        raise ConnectionError(f"the tracking store {store.uri} cannot be read: {error}") from None
 
 
 def read_sqlite(
@@ -42,22 +70,23 @@ def read_sqlite(
         {conditions}"""
     columns = ("mlflow_run_id", "run_id", "name", "started_at", "ended_at", "artifact_uri")
     named = " OR ".join("key GLOB ?" for _ in names)
-    try:
-        with closing(sqlite3.connect(f"file:{quote(str(store.path))}?mode=ro", timeout=20, uri=True)) as connection:
-            connection.execute(select, values)
-            runs = {
-                row[0]: dict(zip(columns, row, strict=True)) | {"params": {}, "tags": {}, "metrics": {}}
-                for row in connection.execute("SELECT * FROM wanted")
-            }
-            for table in tables:
-                value = "CASE WHEN is_nan THEN NULL ELSE value END" if table == "latest_metrics" else "value"
-                content = table.removeprefix("latest_")
-                of_wanted = "run_uuid IN (SELECT run_uuid FROM wanted)"
-                query = f"SELECT run_uuid, key, {value} FROM {table} WHERE {of_wanted} AND ({named})"
-                for run_id, key, item in connection.execute(query, names):
-                    runs[run_id][content][key] = math.nan if item is None else item
-    except sqlite3.Error as error:
-        raise ConnectionError(f"the tracking store {store.uri} cannot be read: {error}") from None
+
+    def read(connection: sqlite3.Connection) -> dict[str, dict[str, Any]]:
+        connection.execute(select, values)
+        runs = {
+            row[0]: dict(zip(columns, row, strict=True)) | {"params": {}, "tags": {}, "metrics": {}}
+            for row in connection.execute("SELECT * FROM wanted")
+        }
+        for table in tables:
+            value = "CASE WHEN is_nan THEN NULL ELSE value END" if table == "latest_metrics" else "value"
+            content = table.removeprefix("latest_")
+            of_wanted = "run_uuid IN (SELECT run_uuid FROM wanted)"
+            query = f"SELECT run_uuid, key, {value} FROM {table} WHERE {of_wanted} AND ({named})"
+            for run_id, key, item in connection.execute(query, names):
+                runs[run_id][content][key] = math.nan if item is None else item
+        return runs
+
+    runs = reading(store, read)
     for run in runs.values():
         run["artifact_uri"] = beside(store, run["artifact_uri"])
     return list(runs.values())
@@ -89,9 +118,7 @@ def read_history(store: Store, prefix: str, sweeps: list[str] | None) -> list[tu
         WHERE substr(m.key, 1, ?) = ? AND NOT m.is_nan
         AND (? IS NULL OR s.value IN (SELECT value FROM json_each(?)))
         ORDER BY t.value, m.key, m.step, m.timestamp"""
-    try:
-        with closing(sqlite3.connect(f"file:{quote(str(store.path))}?mode=ro", timeout=20, uri=True)) as connection:
-            wanted = None if sweeps is None else json.dumps(sweeps)
-            return connection.execute(query, (len(prefix), prefix, wanted, wanted)).fetchall()
-    except sqlite3.Error as error:
-        raise ConnectionError(f"the tracking store {store.uri} cannot be read: {error}") from None
+    wanted = None if sweeps is None else json.dumps(sweeps)
+    return reading(
+        store, lambda connection: connection.execute(query, (len(prefix), prefix, wanted, wanted)).fetchall()
+    )

@@ -6,9 +6,11 @@ What it does not have is a model: a start with one takes ten seconds, and there 
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +56,7 @@ hydra:
 """
 SCRIPT = "from recorded_sweep import main; main()"
 STEPS = 10
+STARTED: "list[subprocess.Popen[str]]" = []
 # So that the page of a task of a second is there before its end.
 live.FIRST_BEAT_SECONDS, live.BEAT_SECONDS, live.SHARE = 0.05, 0.2, 1.0
 
@@ -109,15 +112,30 @@ def main() -> None:
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     """Start it in a process group of its own; its output is the file `output.txt` of the folder."""
+    return started(folder, ["-c", SCRIPT, str(folder), *arguments], str(Path(__file__).parent))
+
+
+def started(folder: Path, arguments: list[str], *path: str) -> "subprocess.Popen[str]":
+    """Start Python as `start` does, with these folders on its path before the project's."""
     folder.mkdir(exist_ok=True)
-    support = Path(__file__).parent
-    path = os.pathsep.join([str(support), str(support.parents[1])])
     with (folder / "output.txt").open("a") as output:
-        return subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(folder), *arguments],
-            env={**os.environ, "PYTHONPATH": path},
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([*path, str(Path(__file__).parents[2])])},
             stdout=output,
             stderr=output,
             text=True,
             process_group=0,
         )
+    STARTED.append(process)
+    return process
+
+
+def end_started() -> None:
+    """End what a test that failed left behind: it would compute beside the next ones, and warn in one of them."""
+    while STARTED:
+        process = STARTED.pop()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

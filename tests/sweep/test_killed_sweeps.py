@@ -6,15 +6,14 @@ import re
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from recorded_sweep import start
+from recorded_sweep import end_started, start, started
 
 from harness import tracking
 
@@ -37,6 +36,13 @@ RACE = [
     "measure.costs=false", "forgetting.text=null", "hydra.launcher.workers=1",
     "hydra.sweeper.trials=2", "hydra.sweeper.rungs=[0.5]", "hydra.sweeper.race=0.5", "hydra.sweeper.seeds=[1]",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on() -> Iterator[None]:
+    """No sweep outlives its test."""
+    yield
+    end_started()
 
 
 def store(folder: Path) -> str:
@@ -188,13 +194,7 @@ def test_a_store_that_fails_in_the_middle_stops_nothing(tmp_path: Path) -> None:
 
 def harness(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     """Start the command in a folder; what it prints lies there."""
-    folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with (folder / "output.txt").open("a") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "harness", *arguments],
-            cwd=folder, env=environment, stdout=output, stderr=output, text=True, process_group=0,
-        )  # fmt: skip
+    return started(folder, ["-m", "harness", *arguments])
 
 
 @pytest.mark.slow

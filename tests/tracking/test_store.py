@@ -1,11 +1,16 @@
 """Tracking URIs are checked in seconds and shown without their secrets."""
 
 import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from run_directories import store_of, write_run
 
+from harness import tracking
 from harness.config.errors import ConfigError
 from harness.tracking import reading
 from harness.tracking.uri import Store, check, parse, redact
@@ -94,3 +99,28 @@ def test_a_store_that_was_moved_with_its_files_finds_them(tmp_path: Path) -> Non
     shutil.rmtree(tmp_path / "new/mlartifacts")
     lost = reading.read_runs(f"sqlite:///{tmp_path}/new/mlflow.db")[0]["artifact_uri"]
     assert str(tmp_path / "old/mlartifacts") in lost
+
+
+# A change that is too large for the memory it is given, so that half of it is in the file when the writer dies.
+KILLED_WRITER = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size = 1")
+connection.execute("BEGIN")
+connection.execute("UPDATE runs SET name = 'half'")
+connection.execute("UPDATE tags SET value = value || ?", ("x" * 100_000,))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("read", [tracking.read_runs, tracking.read_curves, tracking.finished, tracking.views])
+def test_what_a_killed_writer_left_is_undone_by_who_reads(read: Callable[[str], object], tmp_path: Path) -> None:
+    """A store whose writer was killed in the middle of a change is read as it was before, whoever reads it."""
+    uri = store_of(tmp_path, write_run(tmp_path / "runs", steps=[{"step": 1, "development.accuracy": 0.5}]))
+    before = read(uri)
+    assert before
+    file = parse(uri).path
+    killed = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(file)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert Path(f"{file}-journal").stat().st_size
+    assert read(uri) == before
