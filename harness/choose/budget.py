@@ -13,8 +13,8 @@ from harness.tracking.record import RESULT_FILE, RunRecord
 TIMED_STEPS = 6
 # What a run takes beyond its steps and what was seen in a few of them: scoring validation, latency, other work here.
 SLACK = 1.3
-# With three trials the worse of each method's are stopped there: 3 runs cost 0.25 * 3 + 0.25 * 2 + 0.5.
-RUNGS = [0.25, 0.5]
+# Where trials of a method are raced, from three on, and the error level of it.
+RUNGS, LEVEL = (0.25, 0.5), 0.05
 # Seed of the first runs after tuning, on which methods are dropped; the survivors get the further ones.
 FIRST_SEED = 1
 
@@ -27,13 +27,12 @@ class Size:
     seeds: int
 
     @property
-    def runs(self) -> float:
-        """Whole runs that tuning a method and its first seed come to."""
-        tuning = 0.25 * 3 + 0.25 * 2 + 0.5 if self.halves else self.trials
-        return tuning + 1
+    def runs(self) -> int:
+        """Whole runs that tuning a method and its first seed come to, at most: a race may stop none of them."""
+        return self.trials + 1
 
     @property
-    def halves(self) -> bool:
+    def races(self) -> bool:
         return self.trials >= 3
 
     def hours(self, candidates: list[Candidate], workers: int, start_seconds: float = 0.0) -> float:

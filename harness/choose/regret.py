@@ -17,17 +17,22 @@ keys:
 import random
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from harness.adapters.trained import STORE, parse_options
 from harness.choose import answer
-from harness.choose.budget import FIRST_SEED, RUNGS, SIZES, Size, survivors
+from harness.choose.budget import FIRST_SEED, LEVEL, RUNGS, SIZES, Size, survivors
 from harness.config.command import carry_out
 from harness.config.errors import ConfigError
+from harness.sweep.racing import Race, beaten, read_rows, values_of_rows
+from harness.tracking import artifact
+from harness.tracking.record import DEVELOPMENT_FILE
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from harness.report.report import Report
@@ -73,16 +78,17 @@ class Known:
     Args:
         frame: One row per run, of `harness.report.runs.load_runs`.
         curves: Of `harness.report.curves.load`.
+        server: URI of the store, where it is a server.
 
     Raises:
         ConfigError: A run is missing, or did not finish.
     """
 
-    def __init__(self, frame: "pd.DataFrame", curves: "pd.DataFrame") -> None:
+    def __init__(self, frame: "pd.DataFrame", curves: "pd.DataFrame", server: str | None = None) -> None:
         from harness.training.metrics import higher_is_better
 
-        self.task, metric = str(frame["task"].iloc[0]), str(frame["primary_metric"].iloc[0])
-        self.sign = 1 if higher_is_better(metric) else -1
+        self.task, self.metric = str(frame["task"].iloc[0]), str(frame["primary_metric"].iloc[0])
+        self.sign, self.server = 1 if higher_is_better(self.metric) else -1, server
         self.runs = frame.assign(rate=frame[RATE].astype(float))
         self.rates = {
             str(method): sorted(map(float, own["rate"].unique())) for method, own in self.runs.groupby("method")
@@ -101,27 +107,60 @@ class Known:
             raise ConfigError(
                 f"{self.task}: {len(self.seeds)} seeds; no choice leaves {FEWEST_HELD} over to be scored on"
             )
-        lines = curves[curves["name"] == metric].sort_values("step", kind="stable").groupby("run_id", sort=False)
+        lines = curves[curves["name"] == self.metric].sort_values("step", kind="stable").groupby("run_id", sort=False)
         self.curve = {str(run): list(zip(line["step"], line["value"], strict=True)) for run, line in lines}
+        self.tune: Callable[[str, tuple[float, ...], int, bool], tuple[float, float]] = cache(self._tune)
+
+    def step(self, row: "pd.Series[Any]", share: float) -> int:
+        """The first evaluation of a run at a share of its steps."""
+        line = self.curve[str(row["run_id"])]
+        return next(int(step) for step, _ in line if step >= share * line[-1][0])
 
     def development(self, row: "pd.Series[Any]", share: float = 1.0) -> float:
         """The best development score of a run up to the first evaluation at a share of its steps; higher is better."""
-        line = self.curve[str(row["run_id"])]
-        last = line[-1][0]
-        stop = next(step for step, _ in line if step >= share * last)
-        return max(self.sign * value for step, value in line if step <= stop)
+        stop = self.step(row, share)
+        return max(self.sign * value for step, value in self.curve[str(row["run_id"])] if step <= stop)
+
+    def values(self, row: "pd.Series[Any]", share: float) -> "np.ndarray | None":
+        """What each development row came to at that evaluation; null where the run left none."""
+        file = artifact(row.get("artifact_uri"), row.get("mlflow_run_id"), self.server, DEVELOPMENT_FILE)
+        if file is None:
+            return None
+        rows = read_rows(file)
+        return values_of_rows(rows[rows["step"] == self.step(row, share)], self.metric)
+
+    def _tune(self, method: str, rates: tuple[float, ...], seed: int, races: bool) -> tuple[float, float]:
+        """The learning rate that tuning on a seed ends with, and the seconds that its runs take."""
+        rows = {rate: self.row[method, rate, seed] for rate in rates}
+        seconds, done, trials = 0.0, 0.0, list(rates)
+        race = Race(LEVEL, len(RUNGS), len(rates))
+        for share in (*(RUNGS if races else ()), 1.0):
+            seconds += sum((share - done) * rows[rate]["cost.total_seconds"] for rate in trials)
+            # Of equals the smaller rate.
+            trials, done = sorted(trials, key=lambda rate: (-self.development(rows[rate], share), rate)), share
+            values = [self.values(rows[rate], share) for rate in trials] if share < 1 else []
+            known = [one for one in values if one is not None]
+            # Without rows nothing is raced, as in the command.
+            lost = beaten(known, 0, race) if len(known) == len(trials) else set()
+            trials = [rate for place, rate in enumerate(trials) if place not in lost]
+        return trials[0], seconds
 
     def score(self, method: str, rate: float, seeds: Sequence[int]) -> float:
         """The mean validation score over seeds; higher is better."""
         return self.sign * statistics.fmean(float(self.row[method, rate, seed]["validation"]) for seed in seeds)
 
     def best(self, seeds: Sequence[int]) -> tuple[str, float]:
-        """The method of the highest score over seeds, each at the rate with its best development scores there."""
-        found = {}
+        """The method of the highest score over seeds and its rate, the one with its best development scores there."""
+        found = []
         for method, rates in self.rates.items():
             rate = max(rates, key=lambda r: statistics.fmean(self.development(self.row[method, r, s]) for s in seeds))
-            found[method] = self.score(method, rate, seeds)
-        return max(found.items(), key=lambda one: one[1])
+            found.append((method, rate))
+        return max(found, key=lambda one: self.score(one[0], one[1], seeds))
+
+    @cached_property
+    def found(self) -> tuple[str, float]:
+        """The method and its rate that all runs find best."""
+        return self.best(self.seeds)
 
     @property
     def sizes(self) -> list[Size]:
@@ -135,7 +174,7 @@ class Known:
 
 
 def choose(known: Known, size: Size, order: Sequence[int]) -> Replay:
-    """Choose as the command does: tune on the first seed, drop the worse half on the second, score the rest of them.
+    """Choose as the command does: tune on the first seed, drop worse methods on the second, score on those fresh ones.
 
     Args:
         order: Seeds; those that the choice does not need are held back from it.
@@ -149,17 +188,10 @@ def choose(known: Known, size: Size, order: Sequence[int]) -> Replay:
     for method, rates in known.rates.items():
         if size.trials > len(rates):
             raise ConfigError(f"{known.task}: {method} has {len(rates)} learning rates, a choice tries {size.trials}")
-        trials = spread(rates, size.trials)
-        done = 0.0
-        for share in (*(RUNGS if size.halves else ()), 1.0):
-            rows = {rate: known.row[method, rate, tuning] for rate in trials}
-            seconds += sum((share - done) * row["cost.total_seconds"] for row in rows.values())
-            # Of equals the smaller rate.
-            ranked = sorted(trials, key=lambda rate: (-known.development(rows[rate], share), rate))
-            trials, done = ranked[: (len(ranked) + 1) // 2], share
-        chosen[method] = trials[0]
+        chosen[method], taken = known.tune(method, tuple(spread(rates, size.trials)), tuning, size.races)
+        seconds += taken
         for place, seed in enumerate(fresh):
-            finals.append({**known.row[method, trials[0], seed], "seed": FIRST_SEED + place, "stage": "final"})
+            finals.append({**known.row[method, chosen[method], seed], "seed": FIRST_SEED + place, "stage": "final"})
     frame = pd.DataFrame(finals)
     first = frame["seed"] == FIRST_SEED
     alive = answer.surviving(frame, survivors(len(known.rates)))
@@ -177,8 +209,13 @@ def replays(known: Known, size: Size, count: int) -> Iterator[Replay]:
 
 
 def lost(known: Known, method: str, rate: float, seeds: Sequence[int]) -> float:
-    """Points of the metric by which a method is behind the best on some seeds."""
-    return POINTS * (known.best(seeds)[1] - known.score(method, rate, seeds))
+    """Points of the metric by which a method is behind the one that all runs find best, on some seeds."""
+    return POINTS * (known.score(*known.found, seeds) - known.score(method, rate, seeds))
+
+
+def lost_in_hindsight(known: Known, method: str, rate: float, seeds: Sequence[int]) -> float:
+    """Points by which it is behind the one that is best on those very seeds, which no choice could have known."""
+    return POINTS * (known.score(*known.best(seeds), seeds) - known.score(method, rate, seeds))
 
 
 def thumb(known: Known, others: Sequence[Known], seeds: Sequence[int]) -> float | None:
@@ -211,6 +248,7 @@ def rows_of(tasks: Sequence[Known], count: int) -> list[dict[str, Any]]:
         for size in known.sizes:
             made = list(tqdm(replays(known, size, count), total=count, desc=f"{known.task} {size}", disable=None))
             regrets = [lost(known, one.advised, one.rate, one.held) for one in made]
+            hindsight = [lost_in_hindsight(known, one.advised, one.rate, one.held) for one in made]
             ruled = [thumb(known, others, one.held) for one in made]
             named = [one.advised for one in made]
             found.append(
@@ -225,8 +263,9 @@ def rows_of(tasks: Sequence[Known], count: int) -> list[dict[str, Any]]:
                     "refrained": statistics.fmean(one.refrained for one in made),
                     "regret": statistics.fmean(regrets),
                     "worst": sorted(regrets)[int(0.95 * (len(regrets) - 1))],
+                    "hindsight": statistics.fmean(hindsight),
                     "thumb": None if None in ruled else statistics.fmean(one for one in ruled if one is not None),
-                    "best": known.best(known.seeds)[0],
+                    "best": known.found[0],
                 }
             )
     return found
@@ -240,7 +279,18 @@ def report(tasks: Sequence[Known], count: int) -> "Report":
     from harness.report.report import Report
 
     frame = pd.DataFrame(rows_of(tasks, count))
-    columns = ("task", "choice", "price", "best of all runs", "advised", "none advised", "regret", "95%", "rule")
+    columns = (
+        "task",
+        "choice",
+        "price",
+        "best of all runs",
+        "advised",
+        "none advised",
+        "regret",
+        "95%",
+        "hindsight",
+        "rule",
+    )
     cells = [
         (
             str(one.task),
@@ -251,6 +301,7 @@ def report(tasks: Sequence[Known], count: int) -> "Report":
             f"{one.refrained:.0%}",
             number(one.regret, 2),
             number(one.worst, 2),
+            number(one.hindsight, 2),
             "" if pd.isna(one.thumb) else number(one.thumb, 2),
         )
         for one in frame.itertuples()
@@ -259,11 +310,12 @@ def report(tasks: Sequence[Known], count: int) -> "Report":
     caption = (
         f"Of {count} choices each, replayed with seeds of their own from {runs} finished runs. Price: seconds of a "
         "choice's runs, as a share of those of all runs of the task. Regret: points of the metric by which the advised "
-        "method, at the rate chosen for it, is behind the best of all methods and rates on the seeds that the choice "
-        "did not see: the mean, and what 95% of choices stay below. The best is picked by those very scores, which "
-        "makes regrets larger than they are. Rule: what is lost by taking, untuned, the method that lost least on the "
-        "other tasks. None advised: choices that said to take none yet, as none was known to beat the majority class "
-        "or none could be tested; their regret is that of the method they named as highest."
+        "method, at the rate chosen for it, is behind the one that all runs find best, on the seeds that the choice "
+        "did not see: the mean, and what 95% of choices stay below. Hindsight: the mean against what is best on those "
+        "very seeds, which makes it larger than what a choice could have avoided. Rule: what is lost by taking, "
+        "untuned, the method that lost least on the other tasks. None advised: choices that said to take none yet, as "
+        "none was known to beat the majority class or none could be tested; their regret is that of the method they "
+        "named as highest."
     )
     # A size that some task has too few seeds for is in the table alone.
     of_size = frame.groupby(["trials", "seeds"], sort=False)
@@ -308,7 +360,8 @@ def run(given: Options) -> None:
         raise ConfigError(f"sweep={given.sweep}: the store has no run of it")
     curves = curves_of.load(given.uri, given.sweep)
     frame = frame[frame["newest"]]
-    tasks = [Known(of_task, curves) for _, of_task in frame.groupby("task", sort=True)]
+    server = given.uri if given.uri.startswith("http") else None
+    tasks = [Known(of_task, curves, server) for _, of_task in frame.groupby("task", sort=True)]
     found = report(tasks, given.replays)
     write(found, Path(given.out))
     print(f"{found.title}\n{found.lead}\n")
