@@ -113,6 +113,8 @@ def parse_options(schema: type[Options], arguments: Sequence[str], needed: dict[
 def find(told: str, store: str) -> TrainedRun:
     """Find a run by its directory, by the `adapter/` in that, or by the beginning of its id in a store.
 
+    What a server has of it is fetched once and kept in this machine's cache.
+
     Raises:
         ConfigError: There is no such run, it kept no adapter, or its files are damaged.
         ConnectionError: The store can't be read.
@@ -158,5 +160,15 @@ def _in_store(told: str, store: str) -> Path:
         )
     parts = urlsplit(found[0]["artifact_uri"])
     if parts.scheme not in ("", "file"):
-        raise ConfigError(f"adapter={told}: its files are on a server ({redact(store)}); name its run directory")
+        return _from_server(told, store, found[0]["mlflow_run_id"])
     return Path(unquote(parts.path) if parts.scheme else found[0]["artifact_uri"])
+
+
+def _from_server(told: str, store: str, run: str) -> Path:
+    """The copy on this machine of the record and the adapter that a server has of a run, fetched once."""
+    kept = tracking.files(store, run)
+    if RESULT_FILE not in kept:
+        raise ConfigError(f"adapter={told}: {redact(store)} has no {RESULT_FILE} of it; name its run directory")
+    if ADAPTER_FOLDER in kept:
+        tracking.download(store, run, ADAPTER_FOLDER)
+    return tracking.download(store, run, RESULT_FILE).parent

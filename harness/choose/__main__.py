@@ -34,8 +34,9 @@ USAGE = f"""harness-choose: which fine-tuning method to use on your data, model 
 
 Takes the overrides of harness. Each method is planned, and what does not fit is named with by how much; a few steps of
 the others are timed; then each is tuned on the development split by a race of the same number of trials, the worse half
-of the methods is dropped, the rest get fresh seeds, and validation is scored once. It ends with a paragraph, a table and
-a page that has the commands to train, predict and export. The runs are a sweep like any other; the same command goes on.
+of the methods is dropped, the rest get fresh seeds, and validation is scored once. It ends with a paragraph, a table
+and a page that has the commands to train, predict and export. The runs are a sweep like any other; the same command
+goes on where it stopped.
 
   hours=H              how long it may take (2)
   memory=24GB          what there is: the GPU's, or what is free here, unless said otherwise

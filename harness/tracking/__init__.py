@@ -6,7 +6,7 @@ Alone in importing mlflow.
 from harness.tracking.client import create
 from harness.tracking.live import LiveRun, ask_to_stop, end_killed, running
 from harness.tracking.pages import attach, browse, views
-from harness.tracking.reading import artifact, download, durations, finished, read_curves, read_runs, sweeps
+from harness.tracking.reading import artifact, download, durations, files, finished, read_curves, read_runs, sweeps
 from harness.tracking.sending import SyncOutcome, send, sync
 from harness.tracking.uri import check
 
@@ -22,6 +22,7 @@ __all__ = [
     "download",
     "durations",
     "end_killed",
+    "files",
     "finished",
     "read_curves",
     "read_runs",

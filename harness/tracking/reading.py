@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Collection, Iterable
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -121,18 +122,30 @@ def _server_history(store: Store, sweep: list[str] | None) -> list[tuple[str, st
     return [(run["run_id"], *point) for run in runs for point in copy.curves[run["mlflow_run_id"]]]
 
 
+def files(uri: str, mlflow_run_id: str) -> set[str]:
+    """Return the names of the files and folders that a server has of a run.
+
+    Raises:
+        ConnectionError: The server failed, or has no such run.
+    """
+    with _client(parse(uri)) as client:
+        return {entry.path for entry in client.list_artifacts(mlflow_run_id)}
+
+
 def download(uri: str, mlflow_run_id: str, name: str) -> Path:
-    """Return a file of a server's run, kept on this machine once it was asked for.
+    """Return a file or folder of a server's run, kept on this machine once it was asked for.
 
     Raises:
         ConnectionError: The server failed, or has no such file.
     """
     store = parse(uri)
     path = server_cache.load(store).file(mlflow_run_id, name)
-    if not path.is_file():
+    if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as partial, _client(store) as client:
-            Path(client.download_artifacts(mlflow_run_id, name, partial)).replace(path)
+            got = Path(client.download_artifacts(mlflow_run_id, name, partial))
+            with suppress(OSError) if path.exists() else nullcontext():  # another process may have been faster
+                got.replace(path)
     return path
 
 

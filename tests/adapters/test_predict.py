@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from browsing import tracking_server
 from trained import CLASSES, train
 
 from harness import tracking
@@ -222,6 +223,40 @@ def test_a_run_is_found_in_its_store_by_the_beginning_of_its_id(trained: Callabl
     assert found.saved.folder.parent != run_dir
     with pytest.raises(ConfigError, match="the beginning of 2 ids"):
         find(alike[:8], "sqlite:///mlflow.db")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_of_a_server_answers_from_what_the_server_has(
+    trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its directory is gone; the adapter is fetched once and asked as any other, and one that was not kept is named."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run_dir = trained("classes", "bert", "bitfit")
+    run_id = json.loads((run_dir / "result.json").read_text())["run_id"]
+    data = questions(run_dir, tmp_path / "new.jsonl")
+    shutil.copytree(run_dir, tmp_path / "gone")
+    shutil.copytree(run_dir, tmp_path / "bare", ignore=shutil.ignore_patterns("adapter"))
+    bare = "f" * 32
+    (tmp_path / "bare/result.json").write_text((run_dir / "result.json").read_text().replace(run_id, bare))
+    assert predict.main([f"adapter={run_dir}", f"data={data}", "out=here.parquet"]) == 0
+    with tracking_server(tmp_path) as server:
+        for folder in ("gone", "bare"):
+            tracking.send(tmp_path / folder, server, "e")
+            shutil.rmtree(tmp_path / folder)
+        asked = [f"adapter={run_id[:10]}", f"data={data}", f"tracking.uri={server}"]
+        assert predict.main([*asked, "out=there.parquet"]) == 0
+        files = sorted(path for path in (tmp_path / "cache").rglob("*") if "artifacts" in path.parts)
+        before = {path: path.stat().st_mtime_ns for path in files}
+        assert before
+        assert predict.main([*asked, "out=again.parquet"]) == 0
+        assert {path: path.stat().st_mtime_ns for path in files} == before
+        capsys.readouterr()
+        assert predict.main([f"adapter={bare}", f"data={data}", f"tracking.uri={server}", "out=no.parquet"]) == 2
+        assert "the run kept no adapter" in capsys.readouterr().err
+    here, there, again = (pd.read_parquet(f"{name}.parquet") for name in ("here", "there", "again"))
+    pd.testing.assert_frame_equal(here, there)
+    pd.testing.assert_frame_equal(here, again)
 
 
 @pytest.mark.parametrize("module", ["predict", "export"])

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+from run_directories import new_store
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking".split()
 # Importing MLflow's server takes a second or, on a machine that does other things, minutes.
@@ -56,6 +58,18 @@ def serving(command: Sequence[str], port: int, log: Path) -> Iterator[str]:
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(60)
+
+
+@contextmanager
+def tracking_server(folder: Path) -> Iterator[str]:
+    """Run MLflow's server, which keeps its database and the artifacts in a folder; yields its address."""
+    uri, port = new_store(folder), free_port()
+    (folder / "mlflow.db").rename(folder / "server.db")
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", uri.replace("mlflow.db", "server.db")]
+    command += ["--artifacts-destination", str(folder / "kept")]
+    with serving(command, port, folder / "server.log") as address:
+        yield address
 
 
 def _answers(address: str) -> bool:

@@ -19,7 +19,7 @@ from urllib.request import Request, urlopen
 
 import pandas as pd
 import pytest
-from browsing import free_port, serving
+from browsing import tracking_server
 from run_directories import new_store, store_of, write_run
 
 from harness import tracking
@@ -529,13 +529,7 @@ def test_the_rows_of_a_task_are_an_input(tmp_path: Path) -> None:
 def mlflow_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A real tracking server on this machine, which keeps the artifacts, and an empty cache of our own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    uri = new_store(tmp_path)
-    (tmp_path / "mlflow.db").rename(tmp_path / "server.db")
-    port = free_port()
-    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", uri.replace("mlflow.db", "server.db")]
-    command += ["--artifacts-destination", str(tmp_path / "kept")]
-    with serving(command, port, tmp_path / "server.log") as address:
+    with tracking_server(tmp_path) as address:
         yield address
 
 
