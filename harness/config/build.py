@@ -234,6 +234,7 @@ def check_values(built: dict[str, Any]) -> list[str]:
         "train.max_steps": train.max_steps,
         "train.batch_size": train.batch_size,
         "train.gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "train.pool_batches": train.pool_batches,
         "train.max_grad_norm": train.max_grad_norm,
         "train.processes": train.processes,
         "train.evaluations_per_epoch": train.evaluations_per_epoch,

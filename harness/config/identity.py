@@ -18,8 +18,8 @@ NOT_IDENTITY = {
     "method": ("learning_rate", "learning_rates", "second_range", "config_file"),
     "forgetting": ("text",),
 }
-# Keys that came later: a run without them is the one that it was before.
-ONLY_WHERE_TRUE = (("train", "all_rows"), ("train", "cache_features"))
+# Keys that came later, and what a run from before has, as reports read it: a run without them is the one that it was.
+LATER = {("train", "all_rows"): "false", ("train", "cache_features"): "false", ("train", "pool_batches"): ""}
 
 
 def identity(experiment: Experiment, revisions: dict[str, str]) -> str:
@@ -42,7 +42,7 @@ def decisive(experiment: Experiment, revisions: dict[str, str]) -> dict[str, Any
         for section, values in experiment.resolved.items()
         if section not in ("measure", "tracking", "sweep")
     }
-    for section, key in ONLY_WHERE_TRUE:
+    for section, key in LATER:
         if not config[section].get(key):
             config[section].pop(key, None)
     content: dict[str, Any] = {"config": config, **revisions, "version": RESULTS_VERSION}

@@ -124,6 +124,7 @@ class TrainConfig:
     cache_features: bool = False
     features_dir: str = "runs/features"
     features_gigabytes: float = 20
+    pool_batches: int | None = None
 
 
 @dataclass

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from harness import tracking
-from harness.config.identity import NOT_IDENTITY, ONLY_WHERE_TRUE
+from harness.config.identity import LATER, NOT_IDENTITY
 from harness.config.version import RESULTS_VERSION
 from harness.config.versions import DECIDING
 from harness.report.intervals import over_seeds
@@ -185,8 +185,7 @@ def label(frame: pd.DataFrame, without: tuple[str, ...] = ()) -> pd.Series:
     One that trained on cached features says so, since its costs are not those of the others.
     """
     found = sorted(str(column).removeprefix("param.") for column in frame if str(column).startswith("param."))
-    # A run from before such a key came is one where it is false.
-    before = {f"{section}.{key}": "false" for section, key in ONLY_WHERE_TRUE}
+    before = {".".join(key): value for key, value in LATER.items()}
     candidates = [key for key in TELLING if key in found] + [key for key in found if key not in TELLING]
     values = {
         key: frame[f"param.{key}"].fillna(before.get(key, "")).to_numpy()

@@ -5,6 +5,7 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from harness.config.schema import TrainConfig
 from harness.models.architectures import Kind
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 # Rows are shuffled, then sorted within pools of this many batches: smaller pools mix more, larger ones pad less.
 POOL_BATCHES = 64
+# The same where rows weigh differently, by their target tokens. Every batch moves the weights about as far, so that a
+# batch of short answers alone, which are often of one kind, would count for more than its tokens do.
+MIXED_POOL_BATCHES = 4
 # transformers' losses skip targets of this value.
 IGNORED = -100
 
@@ -57,12 +61,42 @@ class Collate(Protocol):
     def __call__(self, features: list[Features], indices: list[int]) -> Batch: ...
 
 
-def bucketed(lengths: list[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+@dataclass(frozen=True)
+class Order:
+    """In which batches the rows come.
+
+    Attributes:
+        lengths: Tokens of each row.
+        batch_size: Rows of a batch.
+        pool: Batches within which rows are sorted by length.
+        seed: Of the order.
+    """
+
+    lengths: list[int]
+    batch_size: int
+    pool: int
+    seed: int
+
+    @classmethod
+    def of(cls, features: list[Features], settings: TrainConfig, seed: int) -> "Order":
+        """The order of a run over these rows."""
+        weights = {row["weight"] for row in features}
+        pool = settings.pool_batches or (POOL_BATCHES if len(weights) < 2 else MIXED_POOL_BATCHES)
+        return cls([row["length"] for row in features], settings.batch_size, pool, seed)
+
+    def epoch(self, number: int) -> list[list[int]]:
+        """Row numbers of an epoch's batches."""
+        return bucketed(self.lengths, self.batch_size, self.seed, number, self.pool)
+
+
+def bucketed(
+    lengths: list[int], batch_size: int, seed: int, epoch: int, pool_batches: int = POOL_BATCHES
+) -> list[list[int]]:
     """Row numbers of an epoch's batches: every row once, rows of like length together, batches in random order."""
     order = random.Random(f"{seed}/{epoch}")
     rows = list(range(len(lengths)))
     order.shuffle(rows)
-    pool = POOL_BATCHES * batch_size
+    pool = pool_batches * batch_size
     batches = []
     for start in range(0, len(rows), pool):
         # The sort is stable, so rows of equal length stay shuffled.

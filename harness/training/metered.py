@@ -3,8 +3,7 @@
 from typing import TYPE_CHECKING
 
 from harness import measure
-from harness.config.schema import TrainConfig
-from harness.training.batches import Batch, bucketed
+from harness.training.batches import Batch, Order
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -12,16 +11,15 @@ if TYPE_CHECKING:
     from harness.methods import Adapter
 
 
-def largest_step(lengths: list[int], settings: TrainConfig, data_seed: int, total: int) -> int:
+def largest_step(order: Order, size: int, total: int) -> int:
     """The step of the first epoch that computes most tokens; the very first is left out, as it makes the state.
 
     Args:
-        lengths: Of the training rows.
+        order: Of the training rows.
+        size: Batches of a step.
         total: Steps of the run.
     """
-    size = settings.gradient_accumulation_steps
-    order = bucketed(lengths, settings.batch_size, data_seed, 0)
-    computed = [len(rows) * max(lengths[row] for row in rows) for rows in order]
+    computed = [len(rows) * max(order.lengths[row] for row in rows) for rows in order.epoch(0)]
     largest = [max(computed[first : first + size]) for first in range(0, len(computed), size)]
     candidates = range(1, min(len(largest), total)) or range(1)
     return max(candidates, key=largest.__getitem__)

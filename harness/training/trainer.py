@@ -24,7 +24,7 @@ from harness.methods import Adapter, trained_parameters
 from harness.methods.optimizer import make_optimizer
 from harness.models import fast_dropout
 from harness.training import checkpoint
-from harness.training.batches import Batch, Collate, Features, bucketed
+from harness.training.batches import Batch, Collate, Features, Order
 from harness.training.evaluation import Evaluation
 from harness.training.interrupts import StopAsked, deferred_interrupts
 from harness.training.metered import largest_step, meter_of
@@ -85,7 +85,6 @@ class Trainer:
         self.features = features
         self.collate = collate
         self.settings = settings
-        self.data_seed = data_seed
         self.autocast = autocast
         self.loss = loss
         self.score = score
@@ -96,12 +95,13 @@ class Trainer:
         # Of the best weights; null after a resumption, when the best may lie before it.
         self.best_evaluation: Evaluation | None = None
         self.trained = trained_parameters(adapter)
-        self.lengths = [row["length"] for row in features]
+        self.order = Order.of(features, settings, data_seed)
         self.steps = Steps.of(len(features), settings, stop_share)
         self.stopped = False
         self.optimizer = adapter.optimizer(self.trained, settings) or make_optimizer(self.trained, settings)
         self.schedule = make_schedule(self.optimizer, settings, self.steps.total)
-        self.metered_step = largest_step(self.lengths, settings, data_seed, self.steps.total) if metered else None
+        size = settings.gradient_accumulation_steps
+        self.metered_step = largest_step(self.order, size, self.steps.total) if metered else None
         self.state = TrainingState()
         self._timed_step, self._timed_seconds = 0, 0.0
         self.load = SystemLoad(collate.device)
@@ -182,7 +182,7 @@ class Trainer:
         """This process's batches of each optimizer step from where the run stands, and the weight of all processes'."""
         while self.state.step < self.steps.last:
             epoch, done = divmod(self.state.step, self.steps.per_epoch)
-            order = bucketed(self.lengths, self.settings.batch_size, self.data_seed, epoch)
+            order = self.order.epoch(epoch)
             size = self.settings.gradient_accumulation_steps
             for first in range(done * size, len(order), size):
                 together = order[first : first + size]

@@ -5,7 +5,9 @@ import random
 import pytest
 import torch
 
-from harness.training.batches import Collator, bucketed, by_length
+from harness.config.build import build
+from harness.config.compose import compose
+from harness.training.batches import MIXED_POOL_BATCHES, POOL_BATCHES, Collator, Order, bucketed, by_length
 
 LENGTHS = [random.Random(number).randint(3, 60) for number in range(1003)]
 
@@ -41,6 +43,26 @@ def test_batches_do_not_come_in_order_of_length() -> None:
     """Buckets are shuffled among each other."""
     means = [sum(LENGTHS[row] for row in batch) / len(batch) for batch in bucketed(LENGTHS, 32, 0, 0)]
     assert means != sorted(means)
+
+
+def order_of(weights: list[int], *overrides: str) -> Order:
+    settings = build(compose("config", list(overrides))).train
+    features = [{"length": length, "weight": weight} for length, weight in zip(LENGTHS, weights, strict=True)]
+    return Order.of(features, settings, 3)
+
+
+def test_rows_that_weigh_differently_are_mixed_more() -> None:
+    """Classes are sorted over many batches, answers over few, and either over as many as are asked for."""
+    alike, answers = [1] * len(LENGTHS), [1 + length // 2 for length in LENGTHS]
+    assert order_of(alike).pool == POOL_BATCHES
+    assert order_of(answers).pool == MIXED_POOL_BATCHES
+    assert order_of(alike, "train.pool_batches=2").pool == order_of(answers, "train.pool_batches=2").pool == 2
+    assert padding(order_of(alike).epoch(0)) < padding(order_of(answers).epoch(0)) < 0.35
+    # Of a pool of one batch every row is as likely to stand beside any other.
+    shuffled = order_of(answers, "train.pool_batches=1").epoch(0)
+    assert padding(shuffled) > 0.4
+    assert sorted(row for batch in shuffled for row in batch) == list(range(len(LENGTHS)))
+    assert [batch == sorted(batch, key=LENGTHS.__getitem__) for batch in shuffled] == [True] * len(shuffled)
 
 
 FEATURES = [
