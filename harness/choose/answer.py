@@ -122,7 +122,7 @@ def advise(frame: "pd.DataFrame", curves: "pd.DataFrame") -> Advice:
     return Advice(
         method=str(row["method"]),
         level=tuple(level["configuration"]) if tested else (),
-        learning_rate=str(best["param.train.learning_rate"]),
+        learning_rate=str(best[scores.LEARNING_RATE]),
         run=str(best["run_id"]),
         length=length_of(best, curves),
         row=row,

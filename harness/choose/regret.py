@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from harness.report.report import Report
 
-RATE = "param.train.learning_rate"
 # Seeds that a choice must leave over, on which its advice is scored.
 FEWEST_HELD = 2
 POINTS = 100
@@ -85,11 +84,12 @@ class Known:
     """
 
     def __init__(self, frame: "pd.DataFrame", curves: "pd.DataFrame", server: str | None = None) -> None:
+        from harness.report.scores import LEARNING_RATE
         from harness.training.metrics import higher_is_better
 
         self.task, self.metric = str(frame["task"].iloc[0]), str(frame["primary_metric"].iloc[0])
         self.sign, self.server = 1 if higher_is_better(self.metric) else -1, server
-        self.runs = frame.assign(rate=frame[RATE].astype(float))
+        self.runs = frame.assign(rate=frame[LEARNING_RATE].astype(float))
         self.rates = {
             str(method): sorted(map(float, own["rate"].unique())) for method, own in self.runs.groupby("method")
         }

@@ -10,12 +10,11 @@ from harness.claims.evidence import Evidence, Selection, Sweep
 from harness.claims.scores import Against, sweeps_of
 from harness.claims.verdict import Case, Finding, decide
 from harness.config.errors import ConfigError
-from harness.report.scores import DIVERGED, FINISHED, compared, split_of
+from harness.report.scores import DIVERGED, FINISHED, LEARNING_RATE, compared, split_of
 from harness.report.spread import FEWEST_RUNS
 from harness.report.stats import CONFIDENCE
 from harness.training.metrics import higher_is_better
 
-RATE = "param.train.learning_rate"
 RESAMPLES = 2000
 # The parabola goes through the best rate and so many on either side of it: a wider one is pulled off its top by the
 # rates at which training collapses.
@@ -83,7 +82,7 @@ def grid_of(runs: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     sign = 1 if higher_is_better(str(runs["primary_metric"].iloc[0])) else -1
     scores = sign * runs[split_of(runs)].astype(float)
-    scored = runs.assign(rate=runs[RATE].astype(float), score=scores.fillna(scores.min()))
+    scored = runs.assign(rate=runs[LEARNING_RATE].astype(float), score=scores.fillna(scores.min()))
     return scored.pivot_table(index="seed", columns="rate", values="score").dropna()
 
 

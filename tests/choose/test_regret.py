@@ -17,6 +17,7 @@ from harness.choose.regret import Known
 from harness.config.errors import ConfigError
 from harness.report import curves as curves_of
 from harness.report import runs
+from harness.report.scores import LEARNING_RATE
 
 SEEDS = range(8)
 RATES = (1e-3, 4e-3, 1.6e-2)
@@ -204,7 +205,7 @@ def test_a_replay_advises_what_the_command_does(tmp_path: Path, monkeypatch: pyt
     named = f"{replay.advised} is the highest observed" if replay.refrained else f"Take {replay.advised}"
     assert named in page or "Take none of these yet" in page
     assert ("Take none" in page or "None can be advised" in page) == replay.refrained
-    assert set(final[regret.RATE].astype(float)) == {replay.rate}
+    assert set(final[LEARNING_RATE].astype(float)) == {replay.rate}
     assert len(final) == size.seeds
     expected = [float(found.row[replay.advised, replay.rate, seed]["validation"]) for seed in final["seed"]]
     assert list(final["validation"]) == expected
