@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.choose import answer, budget
-from harness.choose.budget import FIRST_SEED, LEVEL, RUNGS, TIMED_STEPS, Size
+from harness.choose.budget import FIRST_SEED, TIMED_STEPS, Size
 from harness.choose.state import Candidate, Choice, load
 from harness.config.command import FAILED, MISTAKEN, carry_out, interrupted, key_values, options
 from harness.config.compose import compose
@@ -33,10 +33,10 @@ USAGE = f"""harness-choose: which fine-tuning method to use on your data, model 
   harness-choose task=glue/rte model=roberta_base --dry-run
 
 Takes the overrides of harness. Each method is planned, and what does not fit is named with by how much; a few steps of
-the others are timed; then each is tuned on the development split by a race of the same number of trials, the worse half
-of the methods is dropped, the rest get fresh seeds, and validation is scored once. It ends with a paragraph, a table
-and a page that has the commands to train, predict and export. The runs are a sweep like any other; the same command
-goes on where it stopped.
+the others are timed; then each is tuned on the development split with the same number of trials, the worse half of the
+methods is dropped, the rest get fresh seeds, and validation is scored once. It ends with a paragraph, a table and a
+page that has the commands to train, predict and export. The runs are a sweep like any other; the same command goes on
+where it stopped.
 
   hours=H              how long it may take (2)
   memory=24GB          what there is: the GPU's, or what is free here, unless said otherwise
@@ -223,8 +223,6 @@ def sweep(choice: Choice, methods: list[str], size: Size, seeds: int, deadline: 
         f"hydra.sweeper.seeds=[{listed}]",
         f"sweep.name={choice.sweep}",
     ]
-    if size.races:
-        arguments += [f"hydra.sweeper.rungs=[{','.join(map(str, RUNGS))}]", f"hydra.sweeper.race={LEVEL}"]
     return run_harness(arguments, deadline)
 
 

@@ -13,8 +13,6 @@ from harness.tracking.record import RESULT_FILE, RunRecord
 TIMED_STEPS = 6
 # What a run takes beyond its steps and what was seen in a few of them: scoring validation, latency, other work here.
 SLACK = 1.3
-# Where trials of a method are raced, from three on, and the error level of it.
-RUNGS, LEVEL = (0.25, 0.5), 0.05
 # Seed of the first runs after tuning, on which methods are dropped; the survivors get the further ones.
 FIRST_SEED = 1
 
@@ -28,12 +26,11 @@ class Size:
 
     @property
     def runs(self) -> int:
-        """Whole runs that tuning a method and its first seed come to, at most: a race may stop none of them."""
-        return self.trials + 1
+        """Runs of a method until its first seed is scored. Each trial runs to its end.
 
-    @property
-    def races(self) -> bool:
-        return self.trials >= 3
+        Of so few, what is stopped early is too often the best: reports/choose has what stopping them costs.
+        """
+        return self.trials + 1
 
     def hours(self, candidates: list[Candidate], workers: int, start_seconds: float = 0.0) -> float:
         """What it takes, if the slowest half survives, with the start of workers for each of its two sweeps."""

@@ -17,22 +17,18 @@ keys:
 import random
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from harness.adapters.trained import STORE, parse_options
 from harness.choose import answer
-from harness.choose.budget import FIRST_SEED, LEVEL, RUNGS, SIZES, Size, survivors
+from harness.choose.budget import FIRST_SEED, SIZES, Size, survivors
 from harness.config.command import carry_out
 from harness.config.errors import ConfigError
-from harness.sweep.racing import Race, beaten, read_rows, values_of_rows
-from harness.tracking import artifact
-from harness.tracking.record import DEVELOPMENT_FILE
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
     from harness.report.report import Report
@@ -77,18 +73,17 @@ class Known:
     Args:
         frame: One row per run, of `harness.report.runs.load_runs`.
         curves: Of `harness.report.curves.load`.
-        server: URI of the store, where it is a server.
 
     Raises:
         ConfigError: A run is missing, or did not finish.
     """
 
-    def __init__(self, frame: "pd.DataFrame", curves: "pd.DataFrame", server: str | None = None) -> None:
+    def __init__(self, frame: "pd.DataFrame", curves: "pd.DataFrame") -> None:
         from harness.report.scores import LEARNING_RATE
         from harness.training.metrics import higher_is_better
 
-        self.task, self.metric = str(frame["task"].iloc[0]), str(frame["primary_metric"].iloc[0])
-        self.sign, self.server = 1 if higher_is_better(self.metric) else -1, server
+        self.task, metric = str(frame["task"].iloc[0]), str(frame["primary_metric"].iloc[0])
+        self.sign = 1 if higher_is_better(metric) else -1
         self.runs = frame.assign(rate=frame[LEARNING_RATE].astype(float))
         self.rates = {
             str(method): sorted(map(float, own["rate"].unique())) for method, own in self.runs.groupby("method")
@@ -107,43 +102,17 @@ class Known:
             raise ConfigError(
                 f"{self.task}: {len(self.seeds)} seeds; no choice leaves {FEWEST_HELD} over to be scored on"
             )
-        lines = curves[curves["name"] == self.metric].sort_values("step", kind="stable").groupby("run_id", sort=False)
+        lines = curves[curves["name"] == metric].sort_values("step", kind="stable").groupby("run_id", sort=False)
         self.curve = {str(run): list(zip(line["step"], line["value"], strict=True)) for run, line in lines}
-        self.tune: Callable[[str, tuple[float, ...], int, bool], tuple[float, float]] = cache(self._tune)
 
-    def step(self, row: "pd.Series[Any]", share: float) -> int:
-        """The first evaluation of a run at a share of its steps."""
-        line = self.curve[str(row["run_id"])]
-        return next(int(step) for step, _ in line if step >= share * line[-1][0])
+    def development(self, method: str, rate: float, seeds: Sequence[int]) -> float:
+        """The mean over seeds of the best development scores; higher is better."""
+        curves = [self.curve[str(self.row[method, rate, seed]["run_id"])] for seed in seeds]
+        return statistics.fmean(max(self.sign * value for _, value in curve) for curve in curves)
 
-    def development(self, row: "pd.Series[Any]", share: float = 1.0) -> float:
-        """The best development score of a run up to the first evaluation at a share of its steps; higher is better."""
-        stop = self.step(row, share)
-        return max(self.sign * value for step, value in self.curve[str(row["run_id"])] if step <= stop)
-
-    def values(self, row: "pd.Series[Any]", share: float) -> "np.ndarray | None":
-        """What each development row came to at that evaluation; null where the run left none."""
-        file = artifact(row.get("artifact_uri"), row.get("mlflow_run_id"), self.server, DEVELOPMENT_FILE)
-        if file is None:
-            return None
-        rows = read_rows(file)
-        return values_of_rows(rows[rows["step"] == self.step(row, share)], self.metric)
-
-    def _tune(self, method: str, rates: tuple[float, ...], seed: int, races: bool) -> tuple[float, float]:
-        """The learning rate that tuning on a seed ends with, and the seconds that its runs take."""
-        rows = {rate: self.row[method, rate, seed] for rate in rates}
-        seconds, done, trials = 0.0, 0.0, list(rates)
-        race = Race(LEVEL, len(RUNGS), len(rates))
-        for share in (*(RUNGS if races else ()), 1.0):
-            seconds += sum((share - done) * rows[rate]["cost.total_seconds"] for rate in trials)
-            # Of equals the smaller rate.
-            trials, done = sorted(trials, key=lambda rate: (-self.development(rows[rate], share), rate)), share
-            values = [self.values(rows[rate], share) for rate in trials] if share < 1 else []
-            known = [one for one in values if one is not None]
-            # Without rows nothing is raced, as in the command.
-            lost = beaten(known, 0, race) if len(known) == len(trials) else set()
-            trials = [rate for place, rate in enumerate(trials) if place not in lost]
-        return trials[0], seconds
+    def tuned(self, method: str, rates: Sequence[float], seeds: Sequence[int]) -> float:
+        """The rate of the best development scores on some seeds; of equals the smaller one."""
+        return min(rates, key=lambda rate: (-self.development(method, rate, seeds), rate))
 
     def score(self, method: str, rate: float, seeds: Sequence[int]) -> float:
         """The mean validation score over seeds; higher is better."""
@@ -151,10 +120,7 @@ class Known:
 
     def best(self, seeds: Sequence[int]) -> tuple[str, float]:
         """The method of the highest score over seeds and its rate, the one with its best development scores there."""
-        found = []
-        for method, rates in self.rates.items():
-            rate = max(rates, key=lambda r: statistics.fmean(self.development(self.row[method, r, s]) for s in seeds))
-            found.append((method, rate))
+        found = [(method, self.tuned(method, rates, seeds)) for method, rates in self.rates.items()]
         return max(found, key=lambda one: self.score(one[0], one[1], seeds))
 
     @cached_property
@@ -188,8 +154,9 @@ def choose(known: Known, size: Size, order: Sequence[int]) -> Replay:
     for method, rates in known.rates.items():
         if size.trials > len(rates):
             raise ConfigError(f"{known.task}: {method} has {len(rates)} learning rates, a choice tries {size.trials}")
-        chosen[method], taken = known.tune(method, tuple(spread(rates, size.trials)), tuning, size.races)
-        seconds += taken
+        trials = spread(rates, size.trials)
+        seconds += sum(known.row[method, rate, tuning]["cost.total_seconds"] for rate in trials)
+        chosen[method] = known.tuned(method, trials, [tuning])
         for place, seed in enumerate(fresh):
             finals.append({**known.row[method, chosen[method], seed], "seed": FIRST_SEED + place, "stage": "final"})
     frame = pd.DataFrame(finals)
@@ -360,8 +327,7 @@ def run(given: Options) -> None:
         raise ConfigError(f"sweep={given.sweep}: the store has no run of it")
     curves = curves_of.load(given.uri, given.sweep)
     frame = frame[frame["newest"]]
-    server = given.uri if given.uri.startswith("http") else None
-    tasks = [Known(of_task, curves, server) for _, of_task in frame.groupby("task", sort=True)]
+    tasks = [Known(of_task, curves) for _, of_task in frame.groupby("task", sort=True)]
     found = report(tasks, given.replays)
     write(found, Path(given.out))
     print(f"{found.title}\n{found.lead}\n")

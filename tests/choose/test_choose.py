@@ -114,7 +114,7 @@ def test_more_hours_give_a_larger_comparison_and_too_few_none() -> None:
 
 
 def test_a_comparison_counts_its_runs() -> None:
-    """One worker, equal methods: whole trials, as a race may stop none, then a seed for all and the rest for half."""
+    """One worker, equal methods: whole trials, then a seed for all and the rest for half."""
     assert Size(3, 5).hours(times(a=3600, b=3600, c=3600, d=3600), 1) == pytest.approx(4 * 4 + 2 * 4)
     assert Size(1, 3).hours(times(a=3600, b=3600), 1) == pytest.approx(2 * 2 + 2 * 2)
     assert [budget.survivors(count) for count in (1, 2, 3, 4, 9)] == [1, 2, 2, 2, 5]

@@ -87,19 +87,17 @@ def test_what_is_lost_in_hindsight_is_more(tmp_path: Path) -> None:
     )
 
 
-def test_a_race_stops_what_the_rows_tell_apart(tmp_path: Path) -> None:
-    """A rate far behind is stopped at a quarter of its steps, one a little behind goes on and may overtake."""
+def test_a_rate_is_tuned_on_its_own_seeds_alone(tmp_path: Path) -> None:
+    """By the best development score of whole runs, whatever the validation scores say; of equals the smaller."""
     found = known(tmp_path, {"lora": (1000, (0.70, 0.90, 0.10))}, spread=0.0)
-    rows = pd.DataFrame({"step": [25] * 60 + [50] * 60 + [100] * 60, "idx": list(range(60)) * 3, "label": 1})
-    # Right on so many of the 60 rows at each evaluation: the first is ahead at a quarter, by too little.
-    for rate, right in zip(RATES, ((38, 40, 42), (36, 45, 54), (6, 6, 6)), strict=True):
-        predictions = [int(row < count) for count in right for row in range(60)]
-        run_dir = Path(found.row["lora", rate, 0]["artifact_uri"])
-        rows.assign(prediction=predictions).to_parquet(run_dir / "development.parquet")
-    assert found.tune("lora", RATES, 0, True) == (4e-3, pytest.approx(100 * (1 + 1 + 0.25)))
-    assert found.tune("lora", RATES, 0, False) == (4e-3, pytest.approx(300))
-    # No rows: nothing to race by.
-    assert found.tune("lora", RATES, 1, True)[1] == pytest.approx(300)
+    assert found.tuned("lora", RATES, [0]) == 4e-3
+    assert found.tuned("lora", (RATES[0], RATES[2]), [0, 1]) == 1e-3
+    late = str(found.row["lora", RATES[2], 5]["run_id"])
+    found.curve[late] = [(25, 0.0), (100, 0.95)]
+    assert found.tuned("lora", RATES, [5]) == RATES[2]
+    assert found.tuned("lora", RATES, [5, 6]) == 4e-3
+    found.curve[late] = [(25, 0.9), (100, 0.0)]
+    assert found.tuned("lora", RATES, [5]) == 4e-3
 
 
 def test_a_loss_is_better_the_lower_it_is(tmp_path: Path) -> None:
