@@ -1,7 +1,8 @@
 """Dropout on a CPU, its masks drawn as whole words: torch draws number by number, which takes a fifth of a step."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -20,50 +21,42 @@ def fast_dropout(device: str) -> AbstractContextManager[Any]:
     Args:
         device: cpu or cuda, of the tensors; a plan for a GPU does not enter.
     """
-    return _mode()() if device == "cpu" else nullcontext()
+    return _whole_words() if device == "cpu" else nullcontext()
 
 
 def as_in_the_forward_pass() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """The `context_fn` of `torch.utils.checkpoint`: what is computed again draws the masks that were drawn before."""
-    mode = _mode()
-    return nullcontext(), mode() if mode.entered else nullcontext()
+    from torch.nn import functional
+
+    return nullcontext(), _whole_words() if functional.dropout is _dropout else nullcontext()
+
+
+@contextmanager
+def _whole_words() -> Iterator[None]:
+    """Put ours in the place of torch's two functions: a mode that sees every function costs 1 to 5% of a step."""
+    from torch.nn import functional
+
+    _of_torch()
+    before = functional.dropout, functional.scaled_dot_product_attention
+    functional.dropout, functional.scaled_dot_product_attention = _dropout, _attention
+    try:
+        yield
+    finally:
+        functional.dropout, functional.scaled_dot_product_attention = before
 
 
 @cache
-def _mode() -> Any:
-    """The class is made on first use, because its base class needs torch, which start-up does not."""
+def _of_torch() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Torch's own dropout and attention, as they were before the first context."""
     from torch.nn import functional
-    from torch.overrides import TorchFunctionMode
 
-    class FastDropout(TorchFunctionMode):
-        # How many contexts of it the program is in.
-        entered = 0
-
-        def __enter__(self) -> Any:
-            FastDropout.entered += 1
-            return super().__enter__()
-
-        def __exit__(self, *exception: Any) -> None:
-            FastDropout.entered -= 1
-            super().__exit__(*exception)
-
-        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = kwargs or {}
-            if function is functional.dropout:
-                return _dropout(*args, **kwargs)
-            if function is functional.scaled_dot_product_attention:
-                return _attention(*args, **kwargs)
-            return function(*args, **kwargs)
-
-    return FastDropout
+    return functional.dropout, functional.scaled_dot_product_attention
 
 
-def _dropout(states: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
-    from torch.nn.functional import dropout
-
+def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     if not training or inplace or not 0 < p < 1:
-        return dropout(states, p, training, inplace)
-    return drop(states, p)
+        return _of_torch()[0](input, p, training, inplace)
+    return drop(input, p)
 
 
 def drop(states: Any, rate: float) -> Any:
@@ -99,11 +92,10 @@ def _attention(
         attn_mask: What broadcasts to batch x heads x queries x keys; true where a query sees a key, or numbers to add.
     """
     import torch
-    from torch.nn.functional import scaled_dot_product_attention
 
     if not 0 < dropout_p < 1:
         further: dict[str, Any] = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-        return scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, **further)
+        return _of_torch()[1](query, key, value, attn_mask, dropout_p, **further)
     if enable_gqa:
         key, value = (states.repeat_interleave(query.shape[1] // states.shape[1], dim=1) for states in (key, value))
     if is_causal:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import dropout, scaled_dot_product_attention
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoModelForSequenceClassification
 
@@ -92,14 +92,14 @@ def test_only_training_inside_of_the_context_draws_words() -> None:
 
     def seeded(**options: bool) -> torch.Tensor:
         torch.manual_seed(5)
-        return dropout(states, 0.5, **options)
+        return functional.dropout(states, 0.5, **options)
 
     plain = seeded()
     with fast_dropout("cpu"):
         words = seeded()
         assert torch.equal(seeded(training=False), states)
-        assert torch.equal(dropout(states, 0.0), states)
-        assert not dropout(states, 1.0).any()
+        assert torch.equal(functional.dropout(states, 0.0), states)
+        assert not functional.dropout(states, 1.0).any()
     assert not torch.equal(words, plain)
     with fast_dropout("cuda"):
         assert torch.equal(seeded(), plain)
@@ -120,10 +120,10 @@ def test_attention_without_a_drop_is_the_fused_one(mask: str, heads: int) -> Non
     torch.manual_seed(6)
     query, key, value = torch.randn(3, 4, 5, 8), torch.randn(3, heads, 5, 8), torch.randn(3, heads, 5, 8)
     given = {"attn_mask": masks(3, 5, 5).get(mask), "is_causal": mask == "causal", "enable_gqa": heads < 4}
-    expected = scaled_dot_product_attention(query, key, value, scale=0.3, **given)
+    expected = functional.scaled_dot_product_attention(query, key, value, scale=0.3, **given)
     with fast_dropout("cpu"):
-        found = scaled_dot_product_attention(query, key, value, dropout_p=1e-9, scale=0.3, **given)
-        undropped = scaled_dot_product_attention(query, key, value, scale=0.3, **given)
+        found = functional.scaled_dot_product_attention(query, key, value, dropout_p=1e-9, scale=0.3, **given)
+        undropped = functional.scaled_dot_product_attention(query, key, value, scale=0.3, **given)
     assert torch.allclose(found, expected, atol=1e-6)
     assert torch.equal(undropped, expected)
 
@@ -134,8 +134,8 @@ def test_attention_drops_probabilities() -> None:
     query, key = torch.randn(64, 4, 32, 8), torch.randn(64, 4, 32, 8)
     value = torch.eye(32).expand(64, 4, 32, 32)
     with fast_dropout("cpu"):
-        found = scaled_dot_product_attention(query, key, value, dropout_p=0.1)
-    exact = scaled_dot_product_attention(query, key, value)
+        found = functional.scaled_dot_product_attention(query, key, value, dropout_p=0.1)
+    exact = functional.scaled_dot_product_attention(query, key, value)
     zero = found == 0
     assert near(float(zero.sum()), zero.numel(), round(0.1 * VALUES) / VALUES)
     assert torch.allclose(found[~zero], exact[~zero] / 0.9, rtol=1e-3)
@@ -146,7 +146,7 @@ def test_a_query_that_sees_nothing_is_a_number() -> None:
     query = torch.randn(1, 1, 2, 4, requires_grad=True)
     seen = torch.tensor([[True, False], [False, False]])
     with fast_dropout("cpu"):
-        found = scaled_dot_product_attention(query, query, query, attn_mask=seen, dropout_p=0.5)
+        found = functional.scaled_dot_product_attention(query, query, query, attn_mask=seen, dropout_p=0.5)
     found.sum().backward()
     assert found.isfinite().all()
     assert query.grad is not None
