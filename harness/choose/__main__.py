@@ -261,9 +261,10 @@ def run_harness(arguments: list[str], deadline: float) -> bool:
 def plan_table(candidates: list[Candidate]) -> str:
     """Each method's memory, and why it is out."""
     width = max(len(one.name) for one in candidates)
+    largest = max((one.peak_bytes or 0 for one in candidates), default=0)
     lines = []
     for one in candidates:
-        peak = "-" if one.peak_bytes is None else budget.as_memory(one.peak_bytes)
+        peak = "-" if one.peak_bytes is None else budget.as_memory(one.peak_bytes, largest)
         lines.append(f"{one.name:<{width}}  {peak:>10}  {one.refused}".rstrip())
     return "\n".join(lines)
 

@@ -83,7 +83,7 @@ def fit(candidates: list[Candidate], memory: int, around: int) -> None:
     for one in candidates:
         needed = planned.get(one.name, 0)
         if not one.refused and needed > memory:
-            one.refused = f"it needs {as_memory(needed)}, {as_memory(needed - memory)} more than there is"
+            one.refused = f"it needs {as_memory(needed)}, {as_memory(needed - memory, needed)} more than there is"
     if all(one.refused for one in candidates):
         least = min(planned, key=lambda name: planned[name])
         raise ConfigError(
@@ -144,6 +144,8 @@ def choose_size(candidates: list[Candidate], hours: float, workers: int, start_s
     )
 
 
-def as_memory(count: float) -> str:
-    """Bytes as people write memory."""
-    return f"{count / GIGABYTE:.2f} GB" if count >= GIGABYTE / 2 else f"{1000 * count / GIGABYTE:,.0f} MB"
+def as_memory(count: float, largest: float | None = None) -> str:
+    """Bytes as people write memory, in the unit of the largest number that stands beside."""
+    if (largest or count) >= GIGABYTE / 2:
+        return f"{count / GIGABYTE:.2f} GB"
+    return f"{1000 * count / GIGABYTE:,.0f} MB"

@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_named_with_what_it_lacks() -> None:
     budget.fit(planned, between, 0)
     head, full = planned
     assert not head.refused
-    lacking = budget.as_memory(needs["full"] - between)
+    lacking = budget.as_memory(needs["full"] - between, needs["full"])
     assert full.refused == f"it needs {budget.as_memory(needs['full'])}, {lacking} more than there is"
     # A device takes some itself.
     with pytest.raises(ConfigError, match=f"the smallest, head, needs {budget.as_memory(needs['head'] + between)}"):
@@ -146,6 +146,14 @@ def test_a_few_steps_tell_how_long_a_run_takes_and_what_fails_is_out(tmp_path: P
     assert lora.run_seconds == pytest.approx(budget.SLACK * (3 + 200 * 0.1 + 6 * 2))
     assert "failed: it broke on the first step" in full.refused
     assert gone.refused
+
+
+def test_a_plan_has_one_unit() -> None:
+    """That of the largest figure, so that a column can be compared at a glance."""
+    small, large = Candidate("head", 150_000_000), Candidate("full", 780_000_000, "it is refused")
+    assert command.plan_table([small, large]) == "head     0.15 GB\nfull     0.78 GB  it is refused"
+    assert command.plan_table([small, Candidate("x", None, "why")]) == "head      150 MB\nx              -  why"
+    assert budget.as_memory(50_000_000, 780_000_000) == "0.05 GB"
 
 
 def test_the_better_half_survives_on_the_development_split() -> None:
