@@ -30,7 +30,7 @@ def reading(store: Store, read: Callable[[sqlite3.Connection], Found]) -> Found:
             with closing(sqlite3.connect(f"{address}?mode=ro", timeout=BUSY_SECONDS, uri=True)) as connection:
                 return read(connection)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode not in HALF_WRITTEN:
+            if getattr(error, "sqlite_errorcode", None) not in HALF_WRITTEN:
                 raise
         # SQLite undoes it for the first who may write.
         with closing(sqlite3.connect(f"{address}?mode=rw", timeout=BUSY_SECONDS, uri=True)) as connection:
