@@ -20,7 +20,7 @@ from harness import tracking
 pytestmark = pytest.mark.timeout(7200)
 
 POINTS = 12
-KILLS = int(os.environ.get("HARNESS_KILLS", "20"))
+KILLS = int(os.environ.get("HARNESS_KILLS", "12"))
 SEED = 20261121
 # Seconds that a busy machine may take to start a sweep and end it.
 PATIENCE = 1800

@@ -1,6 +1,7 @@
 """One table and one line: classes, splits and metrics are read from the rows, or what is missing is asked for."""
 
 import csv
+import hashlib
 import json
 import tracemalloc
 from pathlib import Path
@@ -113,6 +114,22 @@ def test_the_split_is_seeded_and_recorded() -> None:
     assert not texts["train"] & texts["development"]
     other = table("tickets.csv", "kind", "task.split_seed=1").load()
     assert other.notes["row_hashes"] != data.notes["row_hashes"]
+
+
+def test_equal_rows_are_told_apart() -> None:
+    """Each run's answers to them can be paired with another's; split and revision are those of their content."""
+    rows = rows_of(60)
+    write("tickets.csv", [*rows, *rows[:20], *rows[:5]])
+    data = table("tickets.csv").load()
+    for split, kept in data.splits.items():
+        names = [row["idx"] for row in kept]
+        assert len(set(names)) == len(names), split
+        contents = [splitting.row_hash(row, ["text", "kind"]) for row in kept]
+        assert [name.partition("-")[0] for name in names] == contents
+        assert {name for name in names if "-" not in name} == set(contents)
+        digest = hashlib.sha256("\n".join(sorted(contents)).encode()).hexdigest()
+        assert data.notes["row_hashes"][split] == digest
+    assert sum(name.endswith(("-2", "-3")) for kept in data.splits.values() for name in (r["idx"] for r in kept)) == 25
 
 
 @pytest.mark.parametrize(
