@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from harness.config.schema import Experiment
 from harness.run.inputs import Inputs
+from harness.tasks.scoring import row_ids
 from harness.tracking import record, uri
 from harness.tracking.record import RunRecord, Status
 from harness.training.batches import Row
@@ -111,7 +112,7 @@ def write_outcomes(run_dir: Path, outcomes: list[dict[str, Any]], rows: list[Row
         return
     import pandas as pd
 
-    idx = [row.get("idx", number) for number, row in enumerate(rows)]
+    idx = row_ids(rows)
     frame = pd.concat([pd.DataFrame({"step": one.pop("step"), "idx": one.pop("idx", idx), **one}) for one in found])
     if not pd.api.types.is_integer_dtype(frame["idx"]):
         frame["idx"] = frame["idx"].map(str)

@@ -1,10 +1,12 @@
 """Scores of a model on a split, and the predictions that reports compare."""
 
 import time
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.tasks import Task
+from harness.tasks.rows import IDX
 from harness.training.batches import Features, Row
 from harness.training.evaluation import Evaluation, Subject
 
@@ -30,6 +32,21 @@ def evaluate(
     return evaluation
 
 
+def row_ids(rows: list[Row]) -> list[Any]:
+    """What each row of a split is known by: its `idx`, else its number.
+
+    An `idx` that came before, as of equal rows of a table or of several files that each count from zero, gets a number
+    of its own (`7-2`): a run's answers to such rows could not be paired with another run's.
+    """
+    seen: Counter[Any] = Counter()
+    found = []
+    for number, row in enumerate(rows):
+        one = row.get(IDX, number)
+        seen[one] += 1
+        found.append(one if seen[one] == 1 else f"{one}-{seen[one]}")
+    return found
+
+
 def write_predictions(path: Path, evaluations: dict[str, Evaluation], rows: dict[str, list[Row]]) -> None:
     """Write a Parquet file: split, idx, and the evaluation's columns (label, prediction, ...), one line per row."""
     import pandas as pd
@@ -38,7 +55,7 @@ def write_predictions(path: Path, evaluations: dict[str, Evaluation], rows: dict
     for split, evaluation in evaluations.items():
         columns = dict(evaluation.columns)
         # What is scored in other pieces than rows numbers them itself.
-        idx = columns.pop("idx", None) or [row.get("idx", number) for number, row in enumerate(rows[split])]
+        idx = columns.pop("idx", None) or row_ids(rows[split])
         frames.append(pd.DataFrame({"split": split, "idx": idx, **columns}))
     whole = pd.concat(frames, ignore_index=True)
     if not pd.api.types.is_integer_dtype(whole["idx"]):

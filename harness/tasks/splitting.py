@@ -20,34 +20,12 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 KEY_BYTES = 8
-# Between a row's content and its number among the rows of that content.
-AGAIN = "-"
 
 
 def row_hash(row: Row, columns: Iterable[str]) -> str:
     """Sixteen hexadecimal digits of a row's content, whatever its place in the file."""
     content = json.dumps([row[column] for column in columns], ensure_ascii=False, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def row_id(row: Row, columns: Iterable[str], seen: Counter[str]) -> str:
-    """What a row is known by: its content, and a number where it is not the first of that content.
-
-    So each run's answers to rows of one content can be paired with another run's.
-
-    Args:
-        row: The row.
-        columns: Its content.
-        seen: How often each content came so far; counted on.
-    """
-    content = row_hash(row, columns)
-    seen[content] += 1
-    return content if seen[content] == 1 else f"{content}{AGAIN}{seen[content]}"
-
-
-def content_of(row_id: str) -> str:
-    """The content that a row is known by."""
-    return row_id.partition(AGAIN)[0]
 
 
 def key(text: str) -> int:

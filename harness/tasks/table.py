@@ -4,7 +4,6 @@ import hashlib
 import logging
 import time
 from array import array
-from collections import Counter
 from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -214,12 +213,11 @@ class Table(Classification):
         places = np.concatenate(list(used.values()))
         turns = iter(np.argsort(places).tolist())
         kept: list[Row] = [{}] * len(places)
-        seen: Counter[str] = Counter()
         turn = next(turns)
         for place, (where, row) in enumerate(self._rows(source)):
             if place == places[turn]:
                 kept[turn] = self._checked_row(row, where)
-                kept[turn][IDX] = splitting.row_id(row, self.columns(), seen)
+                kept[turn][IDX] = splitting.row_hash(row, self.columns())
                 if (following := next(turns, None)) is None:
                     break
                 turn = following
@@ -391,4 +389,4 @@ def _source(split: str, read: Container[str]) -> str:
 
 
 def _digest(rows: list[Row]) -> str:
-    return hashlib.sha256("\n".join(sorted(splitting.content_of(row[IDX]) for row in rows)).encode()).hexdigest()
+    return hashlib.sha256("\n".join(sorted(row[IDX] for row in rows)).encode()).hexdigest()

@@ -14,8 +14,9 @@ from harness.config.build import build, component
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.sources import conf_root
+from harness.report.comparison import read_predictions
 from harness.tasks.leakage import overlap
-from harness.tasks.scoring import write_predictions
+from harness.tasks.scoring import row_ids, write_predictions
 from harness.training.evaluation import Evaluation
 
 FOLDER = conf_root() / "conf/task"
@@ -293,6 +294,16 @@ def test_rows_numbered_in_two_ways_keep_their_predictions(tmp_path: Path) -> Non
     found = {split: Evaluation({}, {"label": [0] * len(given)}) for split, given in rows.items()}
     write_predictions(tmp_path / "predictions.parquet", found, rows)
     assert pd.read_parquet(tmp_path / "predictions.parquet")["idx"].tolist() == ["0", "1", "dev-0"]
+
+
+def test_rows_of_one_number_are_told_apart(tmp_path: Path) -> None:
+    """As of two files that each count from zero: reports read them, and pair each with its own of another run."""
+    rows = {"validation": [{"idx": 0}, {"idx": 1}, {"idx": 0}, {}, {"idx": 1}, {"idx": 1}]}
+    found = {"validation": Evaluation({}, {"label": list(range(6))})}
+    write_predictions(tmp_path / "predictions.parquet", found, rows)
+    kept = read_predictions(tmp_path)
+    assert dict(zip(kept.index, kept["label"], strict=True)) == {"0": 0, "1": 1, "0-2": 2, "3": 3, "1-2": 4, "1-3": 5}
+    assert row_ids([{"idx": 7}, {}, {"idx": 2}]) == [7, 1, 2]
 
 
 def test_a_decoders_pairs_have_something_between_them() -> None:

@@ -1,7 +1,6 @@
 """One table and one line: classes, splits and metrics are read from the rows, or what is missing is asked for."""
 
 import csv
-import hashlib
 import json
 import tracemalloc
 from pathlib import Path
@@ -116,22 +115,6 @@ def test_the_split_is_seeded_and_recorded() -> None:
     assert other.notes["row_hashes"] != data.notes["row_hashes"]
 
 
-def test_equal_rows_are_told_apart() -> None:
-    """Each run's answers to them can be paired with another's; split and revision are those of their content."""
-    rows = rows_of(60)
-    write("tickets.csv", [*rows, *rows[:20], *rows[:5]])
-    data = table("tickets.csv").load()
-    for split, kept in data.splits.items():
-        names = [row["idx"] for row in kept]
-        assert len(set(names)) == len(names), split
-        contents = [splitting.row_hash(row, ["text", "kind"]) for row in kept]
-        assert [name.partition("-")[0] for name in names] == contents
-        assert {name for name in names if "-" not in name} == set(contents)
-        digest = hashlib.sha256("\n".join(sorted(contents)).encode()).hexdigest()
-        assert data.notes["row_hashes"][split] == digest
-    assert sum(name.endswith(("-2", "-3")) for kept in data.splits.values() for name in (r["idx"] for r in kept)) == 25
-
-
 @pytest.mark.parametrize(
     ("files", "given"),
     [
@@ -221,7 +204,8 @@ def test_a_run_names_its_classes_everywhere(tmp_path: Path) -> None:
     from harness.config.sources import PACKAGE
 
     shutil.copytree(PACKAGE / "pretrained/micro_encoder", "my-encoder")
-    write("tickets.csv", rows_of(90))
+    # Some tickets come several times.
+    write("tickets.csv", [*rows_of(90), *rows_of(90)[:40], *rows_of(90)[:20]])
     told = ["task=table", "task.file=tickets.csv", "task.text=text", "task.label=kind", "model=./my-encoder"]
     rest = ["tracking=none", "train.max_steps=2", "forgetting.text=null", "measure.costs=false"]
     result = run(prepare(compose("config", [*told, *rest])), tmp_path / "run")
@@ -229,6 +213,10 @@ def test_a_run_names_its_classes_everywhere(tmp_path: Path) -> None:
     names = sorted(KINDS)
     assert result.config["task"]["labels"] == names
     assert result.config["model"]["name"] == "my-encoder"
+    for file in ("predictions", "development"):
+        kept = pd.read_parquet(tmp_path / f"run/{file}.parquet")
+        assert kept["idx"].str.contains("-").any()
+        assert not kept.duplicated([name for name in ("split", "step", "idx") if name in kept]).any()
     kept = pd.read_parquet(tmp_path / "run/predictions.parquet")
     assert set(kept["label_name"]) == set(KINDS)
     assert [names[place] for place in kept["prediction"]] == list(kept["prediction_name"])
