@@ -329,9 +329,12 @@ def test_predictions_are_read_by_split_and_sorted_by_idx(tmp_path: Path) -> None
 
 def test_predictions_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     """No file, a damaged one, an unknown split and an idx that comes twice are each named."""
-    run_dir = written(tmp_path / "run", [0, 1], [0, 1], [3, 3])
+    run_dir = written(tmp_path / "run", [0, 1], [0, 1], [3, 4])
+    whole = pd.read_parquet(run_dir / PREDICTIONS_FILE)
+    whole.assign(idx=3).to_parquet(run_dir / PREDICTIONS_FILE)
     with pytest.raises(ConfigError, match="idx 3 comes twice"):
         read_predictions(run_dir)
+    whole.to_parquet(run_dir / PREDICTIONS_FILE)
     with pytest.raises(ConfigError, match="no predictions on the test split; there is development, validation"):
         read_predictions(run_dir, "test")
     with pytest.raises(ConfigError, match="no predictions can be read"):
