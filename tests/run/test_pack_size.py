@@ -64,7 +64,7 @@ def test_the_plan_of_one_step_says_what_a_packed_step_holds() -> None:
     inputs = plain_inputs(torch.zeros(rows, length, dtype=torch.long), backbone.kind, backbone.model.config)
     inputs["attention_mask"][:, -1] = 0
     batch = Batch(inputs, list(range(rows)), rows * length, rows * length, rows)
-    made = PackedSteps(experiment, backbone, [{"length": length}] * 2, Given(batch), None, points)
+    made = PackedSteps(experiment, backbone, [{"length": length, "weight": 1}] * 2, Given(batch), None, points)
     made.packed(batch)  # which makes the optimizers' state
     models = [member.trainer.adapter.model for member in made.members]
     optimizers = [member.trainer.optimizer for member in made.members]
