@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import warm
 import yaml
 
 from harness.adapters import export, predict
@@ -254,8 +255,11 @@ def run_one_after_the_other(told: list[list[str]], folder: Path) -> None:
             runs = (path.parent for path in folder.rglob("result.json") if "tickets" in path.read_text())
             run_dir = next(path for path in runs if (path / "adapter").is_dir())
             arguments = [text.replace("adapter=RUN", f"adapter={run_dir}") for text in arguments]
-        program = arguments if name == "python" else ["-m", module.get(name, "harness"), *arguments]
-        ended = subprocess.run([sys.executable, *program], cwd=folder, capture_output=True, text=True)
+        if name == "python":
+            (_, named), arguments = arguments[:2], arguments[2:]
+        else:
+            named = module.get(name, "harness")
+        ended = warm.run(named, arguments, folder)
         assert ended.returncode == 0, f"{name} {' '.join(arguments)}: {ended.stderr[-2000:]}"
 
 

@@ -34,6 +34,8 @@ keys:
   out=FOLDER                where the files go (report; comparison for compare)
   store=FOLDER              read the result.json files below a folder instead of a store
   others=PATH,...           results of others beside ours: JSON files, or folders of them, of peft's method_comparison
+  published=FILE            scores of others below ours, untested: CSV with task, metric, score, method, model, and any
+                            of spread, parameters, split, setting, source
   tracking.uri=URI          the store: sqlite:///FILE or http://HOST:PORT (sqlite:///mlflow.db)
   tracking.experiment=NAME  the experiment that --sync sends to (peft-harness)
   sync=FOLDER               the same as --sync FOLDER

@@ -57,6 +57,7 @@ class Definition:
         plots: Pictures that are drawn, by their file's name without ending.
         pairs: Each method is tested against the baseline, or with `all` against each other one too.
         analysis: Whether the tests confirm or explore; by default they explore where a task has more than ten methods.
+        published: A CSV file of scores that others published (`harness.report.published`), shown below ours.
     """
 
     title: str | None = None
@@ -71,6 +72,7 @@ class Definition:
     plots: list[str] | None = None
     pairs: Pairs = Pairs.baseline
     analysis: Analysis | None = None
+    published: str | None = None
 
 
 def find(name: str) -> dict[str, Any] | None:

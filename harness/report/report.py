@@ -58,14 +58,15 @@ def build(
     Raises:
         ConfigError: A column, the baseline or a picture that was asked for is not there.
     """
-    from harness.report import across, finding, markdown, noise, pairwise, scores, sections, single_scores, undertrained
+    from harness.report import across, finding, markdown, noise, pairwise, published, scores, sections, single_scores
     from harness.report import tables as render
     from harness.report import tuning as report_tuning
+    from harness.report import undertrained as report_undertrained
     from harness.report.plots import chosen as pictures
     from harness.report.predicted import predictions
 
     summary, tuning, failures = scores.summary(frame), report_tuning.tuning(frame), scores.failures(frame)
-    summary = undertrained.undertrained(frame, summary, curves)
+    summary = report_undertrained.undertrained(frame, summary, curves)
     if definition.columns is not None:
         summary = render.with_figures(summary, frame, definition.columns)
     found = pairwise.compare_tasks(frame, summary, definition.baseline, server, definition.pairs, definition.analysis)
@@ -83,6 +84,7 @@ def build(
         tuning=tuning,
         failures=failures,
         columns=definition.columns,
+        published=None if definition.published is None else published.read(definition.published),
     )
     sweeps = f": {scores.plain(', '.join(definition.sweep))}" if definition.sweep else ""
     title = scores.plain(definition.title or markdown.TITLE + sweeps)
@@ -91,7 +93,7 @@ def build(
     frames |= {"predictions": content.predictions, "failures": failures, "noise": content.noise}
     notes = (
         markdown.protocol(summary, not tuning.empty)
-        + undertrained.notes(summary)
+        + report_undertrained.notes(summary)
         + markdown.odd(frame)
         + pictures.telling(pictures.points(frame))[1]
     )

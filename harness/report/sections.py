@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from harness.report import noise, predicted, single_scores, tables, tuning
+from harness.report import noise, predicted, published, single_scores, tables, tuning
 from harness.report.across import Across
 from harness.report.cells import Table
 from harness.report.pairwise import Pairwise
@@ -30,6 +30,7 @@ class Found:
         tuning: How learning rates were chosen.
         failures: Runs that did not finish.
         columns: Of the score tables; null for all.
+        published: What others published of these tasks, of `published.read`; null where no file was named.
     """
 
     frame: pd.DataFrame
@@ -43,6 +44,7 @@ class Found:
     tuning: pd.DataFrame
     failures: pd.DataFrame
     columns: list[str] | None
+    published: pd.DataFrame | None = None
 
 
 def _if_any(table: Table | None) -> list[Table]:
@@ -54,6 +56,7 @@ TABLES: list[Callable[[Found], Sequence[Table]]] = [
     lambda found: single_scores.single_tables(single_scores.single_scores(found.frame)),
     lambda found: [tables.across_table(found.across)] if found.across else [],
     lambda found: tables.score_tables(found.summary, found.pairwise, found.columns),
+    lambda found: published.published_tables(found.published, found.summary),
     lambda found: tables.option_tables(found.summary, found.options),
     lambda found: tables.pair_tables(found.pairwise),
     lambda found: tables.cost_tables(found.costs),

@@ -33,7 +33,7 @@ SEEDS = int(os.environ.get("HARNESS_SWEEP_SEEDS", "2"))
 METHODS = ("full", "lora")
 WHOLE = (ROWS, SEEDS) == (1000, 4)
 EPOCHS = 3 if WHOLE else 1
-SCRIPT = Path(__file__).parent / "trainer_script.py"
+SCRIPT = Path(__file__).parents[1] / "support/trainer_script.py"
 # Environment that makes either use fewer threads than it would by itself.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM")
 
@@ -71,7 +71,7 @@ def shell_loop(model: Path, data: Path, folder: Path) -> tuple[dict[str, list[fl
         for seed in range(SEEDS):
             told = [str(model), str(data), method, str(seed), str(EPOCHS), str(folder / f"{method}{seed}")]
             output, took = run([sys.executable, str(SCRIPT), *told], folder)
-            scores[method].append(json.loads(output.splitlines()[-1])["accuracy"])
+            scores[method].append(json.loads(output.splitlines()[-1])["score"])
             seconds += took
     return scores, seconds
 

@@ -24,17 +24,25 @@ from transformers import (
 LEARNING_RATES = {"full": 2e-4, "lora": 2e-3}
 
 
-def main(folder: str, data: str, method: str, seed: int, epochs: float, output: str) -> None:
-    """Train, choose the best epoch on development, score validation."""
+def train(folder: str, data: str, method: str, seed: int, epochs: float, output: str) -> dict[str, float]:
+    """Train on one sentence or two, choose the best epoch on development, score validation.
+
+    A label with a fraction is a number to predict, scored by its correlation; any other is a class.
+    """
     files = {split: f"{data}/{split}.jsonl" for split in ("train", "development", "validation")}
     dataset = load_dataset("json", data_files=files)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = [name for name in dataset["train"].column_names if name.startswith("sentence")]
+    regression = dataset["train"].features["label"].dtype.startswith("float")
 
     def tokenize(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        return tokenizer(batch["sentence"], truncation=True, max_length=128)
+        return tokenizer(*(batch[name] for name in texts), truncation=True, max_length=128)
 
     dataset = dataset.map(tokenize, batched=True)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    metric, score = "accuracy", lambda answers, labels: float(np.mean(answers.argmax(-1) == labels))
+    if regression:
+        metric, score = "pearson", lambda answers, labels: float(np.corrcoef(answers[:, 0], labels)[0, 1])
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1 if regression else 2)
     if method == "lora":
         model = get_peft_model(
             model, LoraConfig(task_type=TaskType.SEQ_CLS, r=8, lora_alpha=16, target_modules=["query", "value"])
@@ -52,22 +60,24 @@ def main(folder: str, data: str, method: str, seed: int, epochs: float, output: 
             eval_strategy="epoch",
             save_strategy="epoch",
             load_best_model_at_end=True,
-            metric_for_best_model="accuracy",
+            metric_for_best_model=metric,
+            greater_is_better=True,
             seed=seed,
             report_to="none",
+            disable_tqdm=True,
         ),
         train_dataset=dataset["train"],
         eval_dataset=dataset["development"],
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=lambda found: {"accuracy": float(np.mean(found.predictions.argmax(-1) == found.label_ids))},
+        compute_metrics=lambda found: {metric: score(found.predictions, found.label_ids)},
     )
     start = time.perf_counter()
     trainer.train()
-    accuracy = trainer.evaluate(dataset["validation"])["eval_accuracy"]
-    print(json.dumps({"accuracy": accuracy, "train_seconds": time.perf_counter() - start}), flush=True)
+    found = trainer.evaluate(dataset["validation"])[f"eval_{metric}"]
+    return {"score": found, "train_seconds": time.perf_counter() - start}
 
 
 if __name__ == "__main__":
     folder, data, method, seed, epochs, output = sys.argv[1:]
-    main(folder, data, method, int(seed), float(epochs), output)
+    print(json.dumps(train(folder, data, method, int(seed), float(epochs), output)), flush=True)

@@ -1,0 +1,85 @@
+"""Scores that others published, read from a CSV file and shown below ours of the same task and metric, untested."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from harness.config.errors import ConfigError
+from harness.config.sources import conf_root
+from harness.report.cells import Table, number
+from harness.report.scores import plain
+from harness.report.words import metric_name
+
+NEEDED = ("task", "metric", "score", "method", "model")
+# What a reader needs to know before holding two scores against each other; an empty cell says nothing.
+TOLD = ("spread", "parameters", "split", "setting", "source")
+FOLDER = "reports"
+
+
+def read(place: str) -> pd.DataFrame:
+    """Read a file of `NEEDED` columns and any of `TOLD`; scores are in the unit of ours, such as shares from 0 to 1.
+
+    A name that is not found from the working directory is looked for among the shipped reports.
+
+    Raises:
+        ConfigError: There is no such file, or it is no such table.
+    """
+    given = f"published={place}"
+    shipped = conf_root() / FOLDER / place
+    path = shipped if shipped.is_file() and not Path(place).exists() else Path(place)
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{given}: there is no such file") from None
+    except (OSError, ValueError) as error:  # pandas' own errors of parsing are ValueErrors
+        raise ConfigError(f"{given}: it cannot be read as CSV: {plain(error)}") from None
+    if not isinstance(rows.index, pd.RangeIndex):
+        raise ConfigError(f"{given}: a row has more cells than there are columns")
+    missing = [name for name in NEEDED if name not in rows]
+    if missing:
+        raise ConfigError(f"{given}: columns {', '.join(missing)} are missing; it has {plain(', '.join(rows.columns))}")
+    scores = pd.to_numeric(rows["score"], errors="coerce")
+    if scores.isna().any():
+        first = int(scores.isna().to_numpy().argmax())
+        raise ConfigError(f"{given}: the score of row {first + 1} is {rows['score'].iloc[first]!r}, not a number")
+    return rows.assign(score=scores)
+
+
+def published_tables(published: pd.DataFrame | None, summary: pd.DataFrame) -> list[Table]:
+    """Make a table for each task that others published scores of, by the metric of ours, in the order of the file."""
+    if published is None:
+        return []
+    tables = []
+    for (task, metric), ours in summary.groupby(["task", "metric"], sort=True):
+        rows = published[(published["task"] == task) & (published["metric"] == metric)]
+        if len(rows):
+            tables.append(_table(str(task), str(metric), str(ours["split"].iloc[0]), rows))
+    return tables
+
+
+def _table(task: str, metric: str, split: str, rows: pd.DataFrame) -> Table:
+    heading = metric_name(metric)
+    cells = [
+        (
+            plain(f"{row['model']}, {row['method']}"),
+            number(float(row["score"])),
+            *(_count(row[name]) if name == "parameters" else plain(row[name]) for name in TOLD if name in rows),
+        )
+        for row in rows.to_dict("records")
+    ]
+    told = tuple(name for name in TOLD if name in rows)
+    caption = f"As others published them, beside ours on {task}. They are of other models, and ours are of the {split} "
+    caption += "split: nothing is tested between the two tables, and an empty cell was not stated."
+    return Table(
+        f"{task}: published by others",
+        ("model", heading, *told),
+        cells,
+        caption,
+        ("model", "split", "setting", "source"),
+        prose=("setting", "source"),
+        secondary=("setting",),
+    )
+
+
+def _count(text: str) -> str:
+    return f"{int(text):,}" if text.isascii() and text.isdigit() else plain(text)
