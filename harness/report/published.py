@@ -45,15 +45,16 @@ def read(place: str) -> pd.DataFrame:
     return rows.assign(score=scores)
 
 
-def published_tables(published: pd.DataFrame | None, summary: pd.DataFrame) -> list[Table]:
-    """Make a table for each task that others published scores of, by the metric of ours, in the order of the file."""
+def beside(ours: list[Table], published: pd.DataFrame | None, summary: pd.DataFrame) -> list[Table]:
+    """Put below each task's table what others published of it by the same metric, in the order of the file."""
     if published is None:
-        return []
+        return ours
+    told = summary.groupby("task")[["metric", "split"]].first()
     tables = []
-    for (task, metric), ours in summary.groupby(["task", "metric"], sort=True):
-        rows = published[(published["task"] == task) & (published["metric"] == metric)]
-        if len(rows):
-            tables.append(_table(str(task), str(metric), str(ours["split"].iloc[0]), rows))
+    for table in ours:
+        metric, split = told.loc[table.task]
+        rows = published[(published["task"] == table.task) & (published["metric"] == metric)]
+        tables += [table, *([_table(table.task, metric, split, rows)] if len(rows) else [])]
     return tables
 
 

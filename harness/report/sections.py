@@ -55,8 +55,9 @@ def _if_any(table: Table | None) -> list[Table]:
 TABLES: list[Callable[[Found], Sequence[Table]]] = [
     lambda found: single_scores.single_tables(single_scores.single_scores(found.frame)),
     lambda found: [tables.across_table(found.across)] if found.across else [],
-    lambda found: tables.score_tables(found.summary, found.pairwise, found.columns),
-    lambda found: published.published_tables(found.published, found.summary),
+    lambda found: published.beside(
+        tables.score_tables(found.summary, found.pairwise, found.columns), found.published, found.summary
+    ),
     lambda found: tables.option_tables(found.summary, found.options),
     lambda found: tables.pair_tables(found.pairwise),
     lambda found: tables.cost_tables(found.costs),
