@@ -27,6 +27,7 @@ from harness.choose import answer
 from harness.choose.budget import FIRST_SEED, SIZES, Size, survivors
 from harness.config.command import carry_out
 from harness.config.errors import ConfigError
+from harness.tracking.uri import redact
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -322,11 +323,11 @@ def run(given: Options) -> None:
     from harness.report import runs, terminal
     from harness.report.report import write
 
-    frame = runs.read(given.uri, {}, given.sweep).frame
-    if frame.empty:
-        raise ConfigError(f"sweep={given.sweep}: the store has no run of it")
+    read = runs.read(given.uri, {}, given.sweep)
+    if read.frame.empty:
+        raise runs.nothing_found(read, {"sweep": given.sweep}, f"tracking.uri={redact(given.uri)}")
     curves = curves_of.load(given.uri, given.sweep)
-    frame = frame[frame["newest"]]
+    frame = read.frame[read.frame["newest"]]
     tasks = [Known(of_task, curves) for _, of_task in frame.groupby("task", sort=True)]
     found = report(tasks, given.replays)
     write(found, Path(given.out))

@@ -18,6 +18,7 @@ from harness.config.errors import ConfigError
 from harness.config.schema import LARGEST_SEED
 from harness.replay.races import Rule, load, replay
 from harness.report.runs import DEFAULT_STORE
+from harness.tracking.uri import redact
 
 # Error levels, and the rungs of the races and of the fixed rule. Half-way alone, then earlier and earlier first rounds.
 LEVELS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
@@ -73,9 +74,10 @@ def study_races(study: Study) -> Path:
 
     curves = load(study.store, study.sweep.split(",") if study.sweep else None)
     if not curves:
+        asked = f"store={redact(study.store)}" + (f" sweep={study.sweep}" if study.sweep else "")
         raise ConfigError(
-            f"store={study.store}: no method there has three or more trials that ran to their ends, with one seed and"
-            " what each development row came to (development.parquet)"
+            f"{asked}: no method there has three or more trials that ran to their ends, with one seed and what each"
+            " development row came to (development.parquet)"
         )
     found = replay(curves, rules(), study.replays, study.seed)
     out = Path(study.out).expanduser()

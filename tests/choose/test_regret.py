@@ -159,7 +159,8 @@ def test_a_run_that_is_missing_is_named(tmp_path: Path) -> None:
     [
         ([], "sweep=: the sweep of all methods, rates and seeds is needed"),
         (["sweep=grid", "replays=0"], "replays=0: a positive number is needed"),
-        (["sweep=gird"], "sweep=gird: the store has no run of it"),
+        (["sweep=gird"], "sweep=gird: no runs found in tracking.uri="),
+        (["sweep=gird"], "did you mean grid? There are: grid (1 run)"),
         (["swep=grid"], "did you mean sweep"),
     ],
 )

@@ -121,5 +121,6 @@ def test_wrong_options_are_refused_in_a_sentence(arguments: list[str], sentence:
 def test_a_store_without_whole_sweeps_is_refused(tmp_path: Path) -> None:
     """As one of an earlier version, whose runs left no rows."""
     write_run(tmp_path / "runs", stage="tune")
-    with pytest.raises(ConfigError, match=r"three or more trials that ran to their ends"):
-        study_races(Study(store=str(tmp_path / "runs"), out=str(tmp_path / "out")))
+    for sweep, asked in ((None, "runs"), ("gird", "runs sweep=gird")):
+        with pytest.raises(ConfigError, match=rf"{asked}: no method there has three or more trials that ran to their"):
+            study_races(Study(store=str(tmp_path / "runs"), sweep=sweep, out=str(tmp_path / "out")))
