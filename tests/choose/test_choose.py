@@ -1,7 +1,6 @@
 """`harness-choose`: what fits is timed, tuned and raced within its hours, and the answer says what to type next."""
 
 import json
-import os
 import random
 import shlex
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import warm
 from run_directories import write_run
 from waiting import until
 
@@ -315,7 +315,7 @@ def test_a_choice_is_interrupted_goes_on_and_ends_with_what_to_do(tmp_path: Path
     printed, _ = begun.communicate(timeout=300)
     assert begun.returncode == 130, printed
     assert "the same command goes on from here" in printed
-    ended = subprocess.run(told, cwd=tmp_path, capture_output=True, text=True)
+    ended = warm.run("harness.choose", arguments, tmp_path)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "Take " in ended.stdout
     page = (tmp_path / "choice/report.md").read_text()
@@ -331,12 +331,10 @@ def test_a_choice_is_interrupted_goes_on_and_ends_with_what_to_do(tmp_path: Path
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/**/result.json")}
     assert len(before) >= 2 * 3 + 2 * 5
     began = time.monotonic()
-    assert subprocess.run(told, cwd=tmp_path, capture_output=True).returncode == 0
+    assert warm.run("harness.choose", arguments, tmp_path).returncode == 0
     after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/**/result.json")}
     assert after == before, f"{time.monotonic() - began:.0f} s"
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    answers = [sys.executable, "-m", "harness.adapters.predict", *found["harness-predict"]]
-    answers = [one.replace("NEW.csv", "tickets.csv") for one in answers]
-    assert subprocess.run(answers, cwd=tmp_path, capture_output=True).returncode == 0
+    answers = [one.replace("NEW.csv", "tickets.csv") for one in found["harness-predict"]]
+    assert warm.run("harness.adapters.predict", answers, tmp_path).returncode == 0
     assert len(pd.read_parquet(tmp_path / "answers.parquet")) == 160
     assert json.loads((tmp_path / "choice/choice.json").read_text())["candidates"][2]["refused"]

@@ -26,9 +26,9 @@ SEED = 20261121
 PATIENCE = 1800
 SWEEP = [f"seed=range(0,{POINTS})", "seconds=3"]
 MICRO = [
-    "-m", "method=head,bitfit", "seed=0,1", "task.generator_rows={train: 96, development: 32, validation: 32}",
+    "-m", "method=head,bitfit", "task.generator_rows={train: 96, development: 32, validation: 32}",
     "train.max_steps=20", "train.checkpoint_minutes=0.001", "measure.costs=false", "forgetting.text=null",
-    "hydra.launcher.workers=2",
+    "hydra.launcher.workers=1",
 ]  # fmt: skip
 RACE = [
     "-m", "hydra/sweeper=equal_budget", "method=bitfit",
@@ -218,11 +218,14 @@ def test_a_race_killed_in_the_middle_of_a_round_ends_as_an_undisturbed_one(tmp_p
 
 @pytest.mark.slow
 def test_the_command_itself_goes_on_with_the_same_bits(tmp_path: Path) -> None:
-    """Runs on the shipped encoder, cut off while they train: they go on from their checkpoints to the same scores."""
+    """Runs on the shipped encoder, cut off while they train: they go on from their checkpoints to the same scores.
+
+    Each start imports torch anew, which is most of what this takes; above, many kills meet a task without it.
+    """
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     assert harness(undisturbed, *MICRO).wait(timeout=PATIENCE) == 0, (undisturbed / "output.txt").read_text()
     order = random.Random(SEED)
-    for victim in ("group", "parent", "worker"):
+    for victim in ("group", "worker"):
         sweep = harness(disturbed, *MICRO)
         seen = set(disturbed.glob("runs/checkpoints/*/checkpoint.pt"))
         wait_for(lambda seen=seen: bool(set(disturbed.glob("runs/checkpoints/*/checkpoint.pt")) - seen), sweep)
@@ -231,6 +234,6 @@ def test_the_command_itself_goes_on_with_the_same_bits(tmp_path: Path) -> None:
             sweep.wait(timeout=PATIENCE)
     assert harness(disturbed, *MICRO).wait(timeout=PATIENCE) == 0, (disturbed / "output.txt").read_text()[-2000:]
     assert done(disturbed) == done(undisturbed)
-    assert len(finished_runs(disturbed)) == 4
+    assert len(finished_runs(disturbed)) == 2
     assert unended(disturbed) == 0
     assert not list(disturbed.glob("runs/checkpoints/*/*"))
