@@ -40,7 +40,11 @@ def write_rows(told: list[str], folder: Path) -> None:
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.mark.parametrize(("task", "metric"), [("stsb", "pearson"), ("mrpc", "accuracy")])
+# Of few rows one is enough: classes are what the sweep's benchmark holds against the same script.
+TASKS = [("stsb", "pearson"), ("mrpc", "accuracy")][: 2 if ASKED else 1]
+
+
+@pytest.mark.parametrize(("task", "metric"), TASKS)
 def test_pairs_are_learned_as_trainer_learns_them(
     task: str, metric: str, minilm: Path, real_data: Path, tmp_path: Path
 ) -> None:
