@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -67,8 +68,16 @@ class Selection:
         found = frame["method"] == self.method
         for column, value in self.settings.items():
             there = frame[column] if column in frame else pd.Series(None, frame.index, dtype=object)
-            found &= there.isna() if value == NOT_SET else there == value
+            found &= there.isna() if value == NOT_SET else _is(there, value)
         return found
+
+
+def _is(column: pd.Series, value: str) -> pd.Series:
+    """Where a column has a value, however the same number is written: a store has 82944.0 where 82944 was given."""
+    same = column == value
+    with suppress(ValueError):
+        same |= pd.to_numeric(column, errors="coerce") == float(value)
+    return same
 
 
 class Sweep:

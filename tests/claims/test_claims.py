@@ -376,12 +376,16 @@ def test_blocks_keep_apart_what_a_tensor_merges() -> None:
 
 
 def test_a_selection_narrows_runs_down(tmp_path: Path) -> None:
-    """By model, and by any setting; null is a setting that was not made."""
+    """By model, and by any setting, numbers as numbers; null is a setting that was not made."""
     write_run(tmp_path, model="int8", options={"rank": 8})
     write_run(tmp_path, model="nf4")
     frame = on(tmp_path).sweep("grid").runs
     for text, count in (("lora", 2), ("lora model=int8", 1), ("lora method.rank=8", 1), ("lora method.rank=null", 1)):
         assert Selection.parse(text).among(frame).sum() == count
+    # A store writes a float of the configuration as Python does, and a claim as its author did.
+    rates = frame.assign(**{"param.sweep.budget": ["82944.0", None], "param.train.learning_rate": ["0.001", "nan"]})
+    for text, count in (("lora sweep.budget=82944", 1), ("lora train.learning_rate=1e-3", 1), ("lora model=8", 0)):
+        assert Selection.parse(text).among(rates).sum() == count
     with pytest.raises(ConfigError, match="selects no runs"):
         Selection.parse("lora rank")
 

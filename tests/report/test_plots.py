@@ -251,3 +251,26 @@ def test_a_picture_says_what_it_shows_and_which_way_is_better(drawn: dict[str, d
     assert "prefers-color-scheme: dark" in text
     assert "seeds scatter by" in drawn["seeds"]["svg"].decode()
     assert "Predictions are off by 0% at most" in drawn["predicted_vs_measured"]["svg"].decode()
+
+
+@pytest.mark.parametrize("name", ["lora", "lora rank=8 learning_rate=0.0005 target_modules=['attention_qv'] a=1"])
+def test_a_long_name_takes_nothing_from_what_is_drawn(name: str) -> None:
+    """The panel keeps its three inches, and its title and labels end within the picture."""
+    runs = [
+        {"task": "glue/sst2", "configuration": f"{name} {place}", "metric": "accuracy", "split": "validation"}
+        | {"score": 0.8 + place / 50 + seed / 100, "majority": 0.5, "seed": seed}
+        for place in range(3)
+        for seed in range(3)
+    ]
+    figure = plot_scores.seed_spread(pd.DataFrame(runs))
+    assert figure is not None
+    style.settle(figure)
+    (panel,) = figure.axes
+    box = panel.get_window_extent()
+    assert box.width / figure.dpi > 3
+    renderer = figure.canvas.get_renderer()
+    edge = figure.bbox.width
+    for text in (panel._left_title, *panel.get_yticklabels()):
+        extent = text.get_window_extent(renderer)
+        assert extent.x0 >= 0
+        assert extent.x1 <= edge

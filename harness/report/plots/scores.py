@@ -49,13 +49,18 @@ def _rows(axes: "Axes", names: "list[str]", label: str) -> None:
     axes.set_xlabel(label)
 
 
+def _width(names: "pd.Series[str]") -> float:
+    """Inches of a panel with a row per name: long names take nothing from what is drawn."""
+    return 6.5 + 0.064 * max(0, int(names.str.len().max()) - 24)
+
+
 def seed_spread(points: pd.DataFrame) -> "Figure | None":
     """Draw one row per configuration, best mean first: every seed as a point, the mean as a line."""
     if points.empty:
         return None
     tasks = sorted(points["task"].unique())
     most = int(points.groupby("task")["configuration"].nunique().max())
-    figure, axes = figure_of(len(tasks), 2, 6.5, ROW * most + 1.1)
+    figure, axes = figure_of(len(tasks), 2, _width(points["configuration"]), ROW * most + 1.1)
     for panel, task in zip(axes, tasks, strict=True):
         runs = points[points["task"] == task]
         metric = runs["metric"].iloc[0]
@@ -101,7 +106,7 @@ def learning_rates(frame: pd.DataFrame) -> "Figure | None":
     runs = runs.assign(configuration=label(runs, without=searched(frame)))
     tasks = sorted(runs["task"].unique())
     most = min(int(runs.groupby("task")["configuration"].nunique().max()), MOST_DRAWN)
-    figure, axes = figure_of(len(tasks), 2, 6.5, ROW * most + 1.1)
+    figure, axes = figure_of(len(tasks), 2, _width(runs["configuration"]), ROW * most + 1.1)
     for panel, task in zip(axes, tasks, strict=True):
         _rates_panel(panel, task, runs[runs["task"] == task])
     return figure
