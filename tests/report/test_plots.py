@@ -267,6 +267,7 @@ def test_a_long_name_takes_nothing_from_what_is_drawn(name: str) -> None:
     style.settle(figure)
     (panel,) = figure.axes
     box = panel.get_window_extent()
+    assert figure.dpi == style.DPI
     assert box.width / figure.dpi > 3
     renderer = figure.canvas.get_renderer()
     edge = figure.bbox.width

@@ -67,6 +67,8 @@ DRAWN_AS = re.compile(rf"^# Drawn as: ({'|'.join(PALETTE)}) ({'|'.join(SHAPES)})
 LEGEND_LIMIT = 14
 # Of more names beside points few find a place, and trying takes long.
 MOST_LABELS = 24
+# Of bitmaps. Places are found at it too: letters are as wide as their pixels, and a line of many would end outside.
+DPI = 150
 # Offsets from a point in points of the page, the nearest first; the far ones get a line.
 LABEL_PLACES = (
     *((7, 0), (-7, 0), (0, 7), (0, -7), (6, 6), (-6, 6), (6, -6), (-6, -6)),
@@ -197,7 +199,7 @@ def figure_of(count: int, columns: int, width: float, height: float) -> "tuple[F
 
     columns = min(columns, count)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(max(6.5, width * columns), height * rows + 0.3), layout="constrained")
+    figure = Figure(figsize=(max(6.5, width * columns), height * rows + 0.3), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for unused in axes[count:]:
@@ -321,7 +323,7 @@ def encoded(figure: Any, kind: str) -> bytes:
     stream = io.BytesIO()
     # No date, no program: the same store gives the same bytes.
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    figure.savefig(stream, format=kind, dpi=150, metadata=metadata)
+    figure.savefig(stream, format=kind, dpi=DPI, metadata=metadata)
     content = stream.getvalue()
     return content if kind != "svg" else content.replace(b"</style>", f"\n{_dark_style()}</style>".encode(), 1)
 
