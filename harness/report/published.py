@@ -7,13 +7,13 @@ import pandas as pd
 from harness.config.errors import ConfigError
 from harness.config.sources import conf_root
 from harness.report.cells import Table, number
+from harness.report.definitions import FOLDER
 from harness.report.scores import plain
 from harness.report.words import metric_name
 
 NEEDED = ("task", "metric", "score", "method", "model")
 # What a reader needs to know before holding two scores against each other; an empty cell says nothing.
 TOLD = ("spread", "parameters", "split", "setting", "source")
-FOLDER = "reports"
 
 
 def read(place: str) -> pd.DataFrame:
@@ -59,16 +59,15 @@ def beside(ours: list[Table], published: pd.DataFrame | None, summary: pd.DataFr
 
 
 def _table(task: str, metric: str, split: str, rows: pd.DataFrame) -> Table:
-    heading = metric_name(metric)
+    heading, told = metric_name(metric), tuple(name for name in TOLD if name in rows)
     cells = [
         (
             plain(f"{row['model']}, {row['method']}"),
             number(float(row["score"])),
-            *(_count(row[name]) if name == "parameters" else plain(row[name]) for name in TOLD if name in rows),
+            *(_count(row[name]) if name == "parameters" else plain(row[name]) for name in told),
         )
         for row in rows.to_dict("records")
     ]
-    told = tuple(name for name in TOLD if name in rows)
     caption = f"As others published them, beside ours on {task}. They are of other models, and ours are of the {split} "
     caption += "split: nothing is tested between the two tables, and an empty cell was not stated."
     return Table(

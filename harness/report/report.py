@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harness.report.cells import Table
+    from harness.report.sections import Found
 
 
 FILES = (
@@ -58,15 +59,14 @@ def build(
     Raises:
         ConfigError: A column, the baseline or a picture that was asked for is not there.
     """
-    from harness.report import across, finding, markdown, noise, pairwise, published, scores, sections, single_scores
+    from harness.report import across, markdown, noise, pairwise, published, scores, sections, undertrained
     from harness.report import tables as render
     from harness.report import tuning as report_tuning
-    from harness.report import undertrained as report_undertrained
     from harness.report.plots import chosen as pictures
     from harness.report.predicted import predictions
 
     summary, tuning, failures = scores.summary(frame), report_tuning.tuning(frame), scores.failures(frame)
-    summary = report_undertrained.undertrained(frame, summary, curves)
+    summary = undertrained.undertrained(frame, summary, curves)
     if definition.columns is not None:
         summary = render.with_figures(summary, frame, definition.columns)
     found = pairwise.compare_tasks(frame, summary, definition.baseline, server, definition.pairs, definition.analysis)
@@ -93,16 +93,23 @@ def build(
     frames |= {"predictions": content.predictions, "failures": failures, "noise": content.noise}
     notes = (
         markdown.protocol(summary, not tuning.empty)
-        + report_undertrained.notes(summary)
+        + undertrained.notes(summary)
         + markdown.odd(frame)
         + pictures.telling(pictures.points(frame))[1]
     )
     drawn = pictures.draw(frame, curves, definition.plots)
     address = None if server is None else parse(server).uri
-    opened = finding.verdicts(summary, found, single_scores.single_scores(frame))
-    said = [pairwise.lost_files(frame), opened, finding.untuned(frame, tuning)]
-    lead = finding.BREAK.join(filter(None, [" ".join(filter(None, said)), markdown.opening(frame)]))
-    return Report(title, lead, sections.tabulate(content), notes, frames, drawn, curves, address)
+    return Report(title, _lead(content), sections.tabulate(content), notes, frames, drawn, curves, address)
+
+
+def _lead(content: "Found") -> str:
+    """What a report opens with: what was found, then the runs that it is of."""
+    from harness.report import finding, markdown, pairwise, single_scores
+
+    frame = content.frame
+    opened = finding.verdicts(content.summary, content.pairwise, single_scores.single_scores(frame))
+    said = [pairwise.lost_files(frame), opened, finding.untuned(frame, content.tuning)]
+    return finding.BREAK.join(filter(None, [" ".join(filter(None, said)), markdown.opening(frame)]))
 
 
 def write(report: Report, out: Path) -> None:

@@ -19,10 +19,9 @@ from typing import Any
 
 import pytest
 from scipy.stats import ttest_ind
+from split_rows import write_splits
 
 from harness import tracking
-from harness.config.build import build
-from harness.config.compose import compose
 from harness.report.stats import holm
 from harness.sweep.launchers.slots import available_cores
 
@@ -55,14 +54,6 @@ def task(data: Path) -> list[str]:
     return ["task=glue/sst2", f"task.data_dir={data}", f"task.max_train_rows={ROWS}"]
 
 
-def write_rows(data: Path, folder: Path) -> Path:
-    """Write the rows that a run of ours uses, for a script that splits nothing itself."""
-    folder.mkdir(parents=True)
-    for split, rows in build(compose("config", task(data))).task.load().splits.items():
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
 def shell_loop(model: Path, data: Path, folder: Path) -> tuple[dict[str, list[float]], float]:
     """The scores by method, and the seconds of all runs one after the other."""
     scores: dict[str, list[float]] = {method: [] for method in METHODS}
@@ -92,7 +83,7 @@ def test_a_sweep_takes_at_most_two_fifths_of_a_shell_loop(
     data, ours_in, theirs_in = real_data / "glue/sst2", tmp_path / "ours", tmp_path / "theirs"
     ours_in.mkdir()
     runs, seconds = sweep(minilm, data, ours_in)
-    theirs, loop_seconds = shell_loop(minilm, write_rows(data, theirs_in / "rows"), theirs_in)
+    theirs, loop_seconds = shell_loop(minilm, write_splits(task(data), theirs_in / "rows"), theirs_in)
 
     workers = min(available_cores(), len(runs))
     inside = sum(run["metrics"]["cost.train_seconds"] + run["metrics"]["cost.evaluation_seconds"] for run in runs)

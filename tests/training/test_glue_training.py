@@ -8,7 +8,6 @@ HARNESS_GLUE_ROWS=0, which takes three hours, or at most so many of each split. 
 one epoch, which teach little. `-s` prints scores and seconds.
 """
 
-import json
 import os
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,9 +15,9 @@ from statistics import fmean, stdev
 import pytest
 import trainer_script
 from scipy.stats import ttest_ind
+from split_rows import write_splits
 
 from harness import run as runner
-from harness.config.build import build
 from harness.config.compose import compose
 
 # What transformers warns of in its trainer is its own.
@@ -31,15 +30,6 @@ EPOCHS = 3 if ASKED else 1
 FEW = [f"task.max_{split}_rows={ROWS}" for split in ("train", "development", "validation") if ROWS]
 SHARED = ["method=full", "model=minilm", f"train.epochs={EPOCHS}", "train.keep_adapter=false", "tracking=none"]
 SHARED += ["measure.costs=false", "forgetting.text=null", "evaluate.base=false"]
-
-
-def write_rows(told: list[str], folder: Path) -> None:
-    """Write the rows that a run of ours uses, for a script that splits nothing itself."""
-    folder.mkdir(parents=True)
-    for split, rows in build(compose("config", told)).task.load().splits.items():
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 # Of few rows one is enough: classes are what the sweep's benchmark holds against the same script.
 TASKS = [("stsb", "pearson"), ("mrpc", "accuracy")][: 2 if ASKED else 1]
 
@@ -50,7 +40,7 @@ def test_pairs_are_learned_as_trainer_learns_them(
 ) -> None:
     """By the primary metric of validation, with the weights of the best epoch on development."""
     told = [*SHARED, f"task=glue/{task}", f"task.data_dir={real_data}/glue/{task}", *FEW, f"model.path={minilm}"]
-    write_rows(told, tmp_path / "rows")
+    write_splits(told, tmp_path / "rows")
     ours, theirs, seconds = [], [], ([], [])
     for seed in SEEDS:
         result = runner.run(runner.prepare(compose("config", [*told, f"seed={seed}"])), tmp_path / f"{task}{seed}")
