@@ -1,71 +1,25 @@
 """Bottleneck adapters compute what their papers say, at the places that their papers name, on every architecture."""
 
 import copy
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
-from tiny import random_backbone
+from tiny_methods import backbone_of, inputs, logits, method_of, train
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 
 from harness import methods, models
-from harness.config.build import component
 from harness.config.errors import ConfigError
 from harness.config.schema import Quantization
-from harness.config.sources import conf_root
-from harness.doctor.compatibility import TINY, backbones, words
-from harness.methods import trained_parameters
+from harness.doctor.compatibility import TINY, backbones
 from harness.methods.layers import Bottleneck, linear_bottleneck
 from harness.models import sizes
 from harness.models.architectures import Backbone, Kind
-from harness.training.batches import plain_inputs
 
 METHODS = ["houlsby", "pfeiffer", "parallel_adapter", "compacter", "diff_pruning"]
-
-
-def method_of(name: str, **changes: Any) -> Any:
-    """The method that conf/method/ describes, with other hyper-parameters; checked."""
-    values = OmegaConf.to_container(OmegaConf.load(conf_root() / f"conf/method/{name}.yaml"))
-    return component({**values, **changes}, "method")
-
-
-_original = cache(random_backbone)
-
-
-def backbone_of(architecture: str, kind: Kind = Kind.classification) -> Backbone:
-    """A tiny random backbone, the same every time."""
-    original = _original(architecture, kind)
-    return replace(original, model=copy.deepcopy(original.model))
-
-
-def inputs(kind: Kind, configuration: Any = None) -> dict[str, torch.Tensor]:
-    return plain_inputs(words(8, 12), kind, configuration)
-
-
-def logits(backbone: Backbone) -> torch.Tensor:
-    with torch.no_grad():
-        return backbone.model.eval()(**inputs(backbone.kind, backbone.model.config)).logits
-
-
-def train(adapter: Any, kind: Kind, steps: int = 3, autocast: bool = False) -> tuple[float, float]:
-    """A few steps on one batch without dropout; returns the loss before and after."""
-    trained = trained_parameters(adapter)
-    optimizer = torch.optim.AdamW(trained.values(), lr=5e-3)
-    losses = []
-    for _ in range(steps + 1):
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            loss = adapter.model(**inputs(kind, adapter.model.config)).loss
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return losses[0], losses[-1]
 
 
 @pytest.mark.parametrize(("architecture", "kind"), list(backbones()))

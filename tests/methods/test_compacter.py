@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_bottleneck import backbone_of, method_of
+from tiny_methods import backbone_of, method_of
 
 from harness.config.errors import ConfigError
 from harness.methods.layers import PHMLinear

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_bottleneck import backbone_of, inputs, logits, method_of, train
+from tiny_methods import backbone_of, inputs, logits, method_of, train
 
 from harness import models
 from harness.config.errors import ConfigError

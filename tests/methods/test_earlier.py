@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_saved import run_once
+from trained import run_once
 
 import harness
 from harness.methods.earlier import load_backbone

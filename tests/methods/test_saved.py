@@ -9,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from trained import run_once
 
 import harness
 from harness import run as runner
@@ -18,17 +19,11 @@ from harness.config.errors import ConfigError
 from harness.methods import saved
 from harness.methods.adapter_set import AdapterSet, load_adapter
 from harness.methods.card import card, command, overrides
-from harness.tracking.record import RunRecord, Status
+from harness.tracking.record import RunRecord
 
 TinyModel = Callable[[str], Path]
 # One for each way of being saved, put on and taken off.
 METHODS = ("full", "head", "bitfit", "lora", "prefix_tuning", "houlsby", "diff_pruning")
-
-
-def run_once(folder: Path, *options: str) -> RunRecord:
-    result = runner.run(runner.prepare(compose("config", list(options))), folder)
-    assert result.status == Status.finished, result.error
-    return result
 
 
 def task_options(folder: Path, labels: list[str]) -> list[str]:

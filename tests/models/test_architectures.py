@@ -1,9 +1,9 @@
 """Modules are found by role in every architecture that is described."""
 
 import pytest
-from conftest import TINY
 from transformers import AutoConfig
 
+from harness.doctor.compatibility import TINY
 from harness.methods.peft import find_modules
 from harness.methods.peft_counts import matches
 from harness.models import empty_model

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
 from safetensors.torch import load_file, save_file
 
 from harness import models
@@ -15,6 +14,7 @@ from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.schema import EarlierAdapter, ModelConfig, Quantization
+from harness.doctor.compatibility import TINY
 from harness.models.architectures import architecture
 from harness.training.batches import collator_for
 

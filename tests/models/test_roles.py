@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
 from torch import nn
 from torch.nn import functional
 from transformers import (
@@ -26,6 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput, Seque
 
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
+from harness.doctor.compatibility import TINY
 from harness.models import empty_model, roles
 from harness.models.architectures import ARCHITECTURES, Kind, architecture
 from harness.run import prepare, run

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness import run as runner
 from harness.config.compose import compose
-from harness.tracking.record import Status
+from harness.tracking.record import RunRecord, Status
 
 QUICK = "train.max_steps=3 train.learning_rate=0.01 forgetting.text=null measure.costs=false tracking=none".split()
 CLASSES = ["bad", "good", "neither"]
@@ -46,10 +46,16 @@ def write_rows(folder: Path) -> None:
         (folder / f"{split}.jsonl").write_text("".join(lines))
 
 
+def run_once(folder: Path, *options: str) -> RunRecord:
+    """Carry out a run, which must not fail."""
+    result = runner.run(runner.prepare(compose("config", list(options))), folder)
+    assert result.status == Status.finished, result.error
+    return result
+
+
 def train(folder: Path, model: Path, task: str, *options: str) -> Path:
     """Carry out a run and return its directory; its rows lie in `data/` beside it."""
     write_rows(folder / "data")
     told = [f"model.path={model}", *TASKS[task], "task.name=mine", f"task.data_dir={folder}/data", "task.max_length=16"]
-    result = runner.run(runner.prepare(compose("config", [*told, *QUICK, *options])), folder / "run")
-    assert result.status == Status.finished, result.error
+    run_once(folder / "run", *told, *QUICK, *options)
     return folder / "run"
