@@ -23,7 +23,7 @@ from harness.methods.skeleton import architecture_of, skeleton
 from harness.plan.__main__ import parse
 from harness.plan.costs import backbone_parameters, parameters, plan_point
 from harness.quantization.schemes import matrices, tabulate
-from harness.report import pairwise, runs, scores, tuning
+from harness.report import labels, pairwise, runs, scores, tuning
 from harness.report.definitions import Pairs
 from harness.report.pairwise import Pairwise
 from harness.report.scores import FINISHED, MAJORITY
@@ -92,7 +92,7 @@ class Sweep:
         """The finished runs that count, with their configuration."""
         kept = scores.compared(self.frame)
         kept = kept[kept["status"] == FINISHED]
-        return kept.assign(configuration=scores.label(kept))
+        return kept.assign(configuration=labels.label(kept))
 
     @cached_property
     def compared(self) -> dict[str, Pairwise]:

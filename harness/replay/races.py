@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from harness import tracking
+from harness.report.labels import label, searched
 from harness.report.runs import load_runs
-from harness.report.scores import FINISHED, LEARNING_RATE, label
+from harness.report.scores import FINISHED, LEARNING_RATE
 from harness.report.stats import CONFIDENCE
-from harness.report.tuning import searched
 from harness.sweep.racing import Race, beaten, p_value, read_rows, values_of_rows
 from harness.tracking.record import DEVELOPMENT_FILE
 from harness.training.metrics import METRICS, higher_is_better

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from harness.report.scores import FINISHED, MAJORITY, compared, label, split_of
+from harness.report.labels import label
+from harness.report.scores import FINISHED, MAJORITY, compared, split_of
 from harness.report.stats import Estimate, average_ranks, interquartile_mean, win_rates
 from harness.training.metrics import higher_is_better
 

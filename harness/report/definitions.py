@@ -85,7 +85,7 @@ def find(name: str) -> dict[str, Any] | None:
     """
     if name == LEDGER:
         raise ConfigError(f"{name}: the ledger of claims is no report; judge it with python -m harness.claims")
-    for folder in _folders():
+    for folder in folders():
         path = folder / f"{name}.yaml"
         if name in _names(folder):
             try:
@@ -108,7 +108,7 @@ def find(name: str) -> dict[str, Any] | None:
 
 def names() -> list[str]:
     """List the reports that have a name, shipped or in the working directory."""
-    return sorted({name for folder in _folders() for name in _names(folder)})
+    return sorted({name for folder in folders() for name in _names(folder)})
 
 
 def texts(key: str, value: Any) -> Any:
@@ -117,7 +117,8 @@ def texts(key: str, value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if listed else value
 
 
-def _folders() -> list[Path]:
+def folders() -> list[Path]:
+    """Where reports that have a name lie: those of the working directory, which go first, and the shipped ones."""
     return [Path(FOLDER), conf_root() / FOLDER]
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from harness.report.cells import Table, number
-from harness.report.scores import FINISHED, compared, label, split_of
+from harness.report.labels import label
+from harness.report.scores import FINISHED, compared, split_of
 from harness.report.stats import t_quantile
 
 # What most published comparisons have.

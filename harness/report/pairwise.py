@@ -16,7 +16,8 @@ from harness.report import family, intervals
 from harness.report.comparison import Comparison, Resampled, per_row_scores, read_predictions, resample_methods
 from harness.report.definitions import Analysis, Pairs
 from harness.report.family import Member
-from harness.report.scores import FINISHED, MAJORITY, compared, label
+from harness.report.labels import label
+from harness.report.scores import FINISHED, MAJORITY, compared
 from harness.report.spread import FEWEST_RUNS, LEVEL, Replicates, Spreads, spreads
 from harness.report.stats import RESAMPLES, Summary, letters
 from harness.tracking.record import PREDICTIONS_FILE

@@ -3,7 +3,8 @@
 import pandas as pd
 
 from harness.report.cells import Table, sizes
-from harness.report.scores import FINISHED, compared, label
+from harness.report.labels import label
+from harness.report.scores import FINISHED, compared
 from harness.tracking.record import MEMORY
 
 

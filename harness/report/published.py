@@ -5,9 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from harness.config.errors import ConfigError
-from harness.config.sources import conf_root
 from harness.report.cells import Table, number
-from harness.report.definitions import FOLDER
+from harness.report.definitions import folders
 from harness.report.scores import plain
 from harness.report.words import metric_name
 
@@ -19,15 +18,14 @@ TOLD = ("spread", "parameters", "split", "setting", "source")
 def read(place: str) -> pd.DataFrame:
     """Read a file of `NEEDED` columns and any of `TOLD`; scores are in the unit of ours, such as shares from 0 to 1.
 
-    A name that is not found from the working directory is looked for among the shipped reports.
+    A name that is not found from the working directory is looked for where definitions of reports lie.
 
     Raises:
         ConfigError: There is no such file, or it is no such table.
     """
     given = f"published={place}"
-    shipped = conf_root() / FOLDER / place
-    path = shipped if shipped.is_file() and not Path(place).exists() else Path(place)
     try:
+        path = next((folder / place for folder in (Path(), *folders()) if (folder / place).is_file()), Path(place))
         rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{given}: there is no such file") from None

@@ -12,7 +12,8 @@ import pandas as pd
 
 from harness.report.cells import NONE, Forest, Table, interval, number, probability, share, size
 from harness.report.intervals import over_examples
-from harness.report.scores import FINISHED, compared, label
+from harness.report.labels import label
+from harness.report.scores import FINISHED, compared
 from harness.report.spread import LEVEL
 from harness.report.stats import holm
 

@@ -1,6 +1,5 @@
 """Tuning: what each method was searched over, and where its best lay."""
 
-import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +8,8 @@ import pandas as pd
 
 from harness.config.schema import Search
 from harness.report.cells import NONE, Table, number
-from harness.report.scores import DIVERGED, FINISHED, LEARNING_RATE, STOPPED, label
+from harness.report.labels import label, read_list, searched
+from harness.report.scores import DIVERGED, FINISHED, LEARNING_RATE, STOPPED
 from harness.sweep.search import RATE, edge
 from harness.training.metrics import higher_is_better
 
@@ -136,22 +136,6 @@ def _stopped(row: "pd.Series[Any]") -> str:
     return f"{row['stopped']} stopped on the way{left}"
 
 
-def searched(frame: pd.DataFrame) -> tuple[str, ...]:
-    """The keys that the sweeper searched; the learning rate always."""
-    lists = frame["param.sweep.searched"].dropna().unique() if "param.sweep.searched" in frame else []
-    keys = {str(key) for text in lists for key in _listed(text)} - {RATE}
-    return (RATE, *sorted(key for key in keys if f"param.{key}" in frame))
-
-
-def _listed(text: str) -> list[Any]:
-    """Read a list that a store keeps as text; what is none is empty."""
-    try:
-        values = json.loads(text)
-    except ValueError:
-        return []
-    return values if isinstance(values, list) else []
-
-
 def _search(group: pd.DataFrame) -> str:
     """How points were found; runs that do not say took a grid."""
     column = "param.sweep.search"
@@ -161,7 +145,7 @@ def _search(group: pd.DataFrame) -> str:
 def _declared(group: pd.DataFrame) -> list[float]:
     """The learning rates that the method's YAML names."""
     told = group.get("param.method.learning_rates", pd.Series(dtype=object)).dropna()
-    return [rate for text in told.unique() for rate in _listed(text) if isinstance(rate, int | float)]
+    return [rate for text in told.unique() for rate in read_list(text) if isinstance(rate, int | float)]
 
 
 def _beyond(group: pd.DataFrame, points: Iterable[tuple[float, ...]]) -> int:

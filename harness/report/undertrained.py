@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from harness.report.scores import FINISHED, compared, label
-from harness.report.tuning import searched
+from harness.report.labels import label, searched
+from harness.report.scores import FINISHED, compared
 from harness.training.metrics import higher_is_better
 
 # Of a score from 0 to 1, and of a loss its share: what the end of a run must have gained to be called a rise.

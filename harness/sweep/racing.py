@@ -211,15 +211,21 @@ def rows_of(outcome: Outcome, store: str | None) -> "pd.DataFrame | None":
         outcome: Of a trial that was stopped or ended, now or in an earlier start of its sweep.
         store: URI of the sweep's store; null where it has none.
     """
-    file: Path | None = Path(outcome.run_dir or "") / DEVELOPMENT_FILE
-    if outcome.skipped or file is None or not file.is_file():
-        told = outcome.further
-        server = store if store and parse(store).path is None else None
-        file = tracking.artifact(told.get("artifact_uri"), told.get("mlflow_run_id"), server, DEVELOPMENT_FILE)
+    file = file_of(outcome, store, DEVELOPMENT_FILE)
     if file is None:
         return None
     rows = read_rows(file)
     return rows[rows["step"] == rows["step"].max()]
+
+
+def file_of(outcome: Outcome, store: str | None, name: str) -> Path | None:
+    """A file of a trial's run directory, or of its artifacts where an earlier start ran it; null without one."""
+    file = Path(outcome.run_dir or "") / name
+    if not outcome.skipped and file.is_file():
+        return file
+    told = outcome.further
+    server = store if store and parse(store).path is None else None
+    return tracking.artifact(told.get("artifact_uri"), told.get("mlflow_run_id"), server, name)
 
 
 def read_rows(file: Path) -> "pd.DataFrame":

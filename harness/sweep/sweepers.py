@@ -23,10 +23,12 @@ from harness.config.mistakes import MISTAKES, explain, key_of
 from harness.config.schema import Search
 from harness.sweep.launchers.launcher import EMPTY, SweepLauncher
 from harness.sweep.outcome import Outcome, gather
-from harness.sweep.racing import Race
+from harness.sweep.racing import Race, file_of
 from harness.sweep.search import TuningBudget, ranges_of, searcher
 from harness.sweep.tuning import Candidate, Trial, choices_table
+from harness.tracking.record import RESULT_FILE, RunRecord, Status
 from harness.tracking.uri import redact
+from harness.training import checkpoint
 from harness.training.metrics import higher_is_better
 
 CONFIGURATION_FILE = "multirun.yaml"
@@ -169,17 +171,27 @@ class EqualBudgetSweeper(Sweeper):
             if share is not None:
                 kept = [(one, self._going_on(one, trials, began[id(one)])) for one, trials in asked]
                 for (_, trials), (_, better) in zip(asked, kept, strict=True):
-                    discard_checkpoints([trial for trial in trials if not any(trial is one for one in better)])
+                    self._discard_checkpoints([trial for trial in trials if not any(trial is one for one in better)])
                 asked = kept
         return True
+
+    def _discard_checkpoints(self, trials: list[Trial]) -> None:
+        """Remove what stopped trials would go on from, of those that will not."""
+        folder = Path(self.configuration.train.checkpoint_dir)
+        for trial in trials if folder.is_dir() else ():
+            if place := trial.outcome and checkpoint_of(trial.outcome, self._store(), folder):
+                checkpoint.discard(place)
+
+    def _store(self) -> str | None:
+        """URI of the store; null where none is wanted."""
+        store = self.configuration.tracking
+        return None if store.kind == "none" else str(store.uri)
 
     def _going_on(self, candidate: Candidate, trials: list[Trial], began: int) -> list[Trial]:
         """Those of a candidate's trials that go on from a rung."""
         if self.race is None:
             return candidate.better_half(trials)
-        store = self.configuration.tracking
-        uri = None if store.kind == "none" else store.uri
-        return candidate.unbeaten(trials, Race(self.race, len(self.rungs), began), uri)
+        return candidate.unbeaten(trials, Race(self.race, len(self.rungs), began), self._store())
 
     def _trial(self, trial: Trial, share: float | None) -> list[str]:
         fixed = [f"seed={self.tuning.seed}", "evaluate.validation=false", "sweep.stage=tune", *self._searched(trial)]
@@ -287,11 +299,17 @@ def overrides_of(trial: Trial) -> list[str]:
     return [f"{key}={value!r}" for key, value in trial.hyperparameters.items()]
 
 
-def discard_checkpoints(trials: list[Trial]) -> None:
-    """Remove what stopped trials would go on from, of those that will not."""
-    for trial in trials:
-        if checkpoint := trial.outcome and trial.outcome.checkpoint:
-            Path(checkpoint).unlink(missing_ok=True)
+def checkpoint_of(outcome: Outcome, store: str | None, folder: Path) -> Path | None:
+    """Where a trial that was stopped keeps its checkpoint; of one that an earlier start ran, only if in this folder."""
+    if not outcome.skipped:
+        return Path(outcome.checkpoint) if outcome.checkpoint else None
+    recorded = file_of(outcome, store, RESULT_FILE) if outcome.status == Status.stopped else None
+    try:
+        told = RunRecord.read(recorded.parent).provenance.get("checkpoint") if recorded else None
+    except ValueError:  # a damaged record tells of none
+        return None
+    place = Path(str(told)).resolve()
+    return place if told and folder.resolve() in place.parents else None
 
 
 def _is_whole(value: Any, least: int) -> bool:

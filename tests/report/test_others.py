@@ -11,7 +11,7 @@ from run_directories import write_run
 import harness
 from harness.config.errors import ConfigError
 from harness.report import __main__ as report
-from harness.report import others, scores
+from harness.report import labels, others
 
 
 def result(name: str = "lora/llama-3.2-3B-rank32", **changes: Any) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def test_labels_tell_their_variants_apart(tmp_path: Path) -> None:
     for name, r in (("lora/a", 8), ("lora/b", 16)):
         write(tmp_path, name, run_info={"experiment_name": name, "peft_config": {"r": r, "use_dora": r == 8}})
     frame = harness.load_runs(None, others=[str(tmp_path)])
-    assert sorted(scores.label(frame)) == ["lora variant=a", "lora variant=b"]
+    assert sorted(labels.label(frame)) == ["lora variant=a", "lora variant=b"]
 
 
 def test_one_that_did_not_finish_has_no_score(tmp_path: Path) -> None:

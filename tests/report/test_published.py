@@ -42,6 +42,16 @@ def test_what_others_published_of_a_task_stands_below_it(tmp_path: Path) -> None
     }
 
 
+def test_a_file_is_found_where_reports_that_have_a_name_are(tmp_path: Path) -> None:
+    """Here, then in reports/ here, then among the shipped ones."""
+    shipped = published.read("glue_published.csv")
+    (tmp_path / "reports").mkdir()
+    for folder, score in ((tmp_path / "reports", 0.1), (tmp_path, 0.2)):
+        (folder / "glue_published.csv").write_text(f"{HEAD}\na,accuracy,{score},lora,Large\n")
+        assert len(shipped) > 1
+        assert list(published.read("glue_published.csv")["score"]) == [score]
+
+
 def test_nothing_is_tested_against_them(tmp_path: Path) -> None:
     """The tables of ours are as they were without the file."""
     for seed in range(3):
@@ -96,3 +106,9 @@ def test_a_shipped_file_is_found_from_anywhere() -> None:
     scores = published.read("glue_published.csv")["score"]
     assert len(scores) > 40
     assert scores.between(0, 1).all()
+
+
+@pytest.mark.parametrize("name", ["none.csv", ".", "x" * 5000, "\0"])
+def test_what_is_no_file_is_told(name: str) -> None:
+    with pytest.raises(ConfigError, match="published="):
+        published.read(name)

@@ -1,13 +1,14 @@
 """The store becomes frames whose numbers can be checked by hand."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from run_directories import store_of, write_run
 
-from harness.report import predicted, scores, tables
+from harness.report import labels, predicted, scores, tables
 from harness.report import tuning as report_tuning
 from harness.report.cells import NONE
 from harness.tracking.record import MEMORY
@@ -59,12 +60,33 @@ def test_rows_are_named_by_what_differs(tmp_path: Path) -> None:
         write_run(runs, options={"rank": 8, "alpha": 16}, model="other"),
         write_run(runs, method="full"),
     )
-    assert sorted(set(scores.label(frame))) == [
+    assert sorted(set(labels.label(frame))) == [
         "full",
         "lora model=micro_encoder rank=4",
         "lora model=micro_encoder rank=8",
         "lora model=other rank=8",
     ]
+
+
+def test_what_tuning_chose_names_a_row_only_where_nothing_else_does(tmp_path: Path) -> None:
+    """Each size of an adapter at its own best rate is known by its size; two chosen rates of one size are two rows."""
+    runs = tmp_path / "runs"
+    chosen = {"wide": 1e-3, "narrow": 2e-3}
+
+    def final(target: str, **changes: Any) -> Path:
+        rate = {"learning_rate": chosen[target]}
+        return write_run(runs, options={"modules": target}, **{"stage": "final", **rate, **changes})
+
+    finals = [final(target, seed=seed) for target in chosen for seed in (0, 1)]
+    assert set(labels.label(frame_of(tmp_path, *finals))) == {"lora modules=narrow", "lora modules=wide"}
+    assert set(labels.label(frame_of(tmp_path, *finals, final("wide", learning_rate=5e-3)))) == {
+        "lora modules=narrow learning_rate=0.002",
+        "lora modules=wide learning_rate=0.001",
+        "lora modules=wide learning_rate=0.005",
+    }
+    # Asked about, both being told apart by either.
+    grid = [write_run(runs, learning_rate=rate, options={"modules": name}) for name, rate in chosen.items()]
+    assert set(labels.label(frame_of(tmp_path, *grid))) == {"lora learning_rate=0.001", "lora learning_rate=0.002"}
 
 
 def test_collapsed_diverged_and_failed_runs_are_counted(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ class SampleRun:
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration."""
-        rates = {"learning_rate": self.learning_rate, "learning_rates": [1e-4, 1e-3]}
+        rates = {"learning_rate": 1e-3, "learning_rates": [1e-4, 1e-3]}
         return {
             "model": {"name": self.model, "path": "/models/x", "revision": None, "_target_": "x"},
             "task": {"name": self.task},

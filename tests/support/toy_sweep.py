@@ -31,7 +31,7 @@ CONFIG = """
 defaults: [method: wide, override hydra/launcher: local, _self_]
 act: finish
 seed: 0
-train: {learning_rate: "${method.learning_rate}", resume: false, device: cpu}
+train: {learning_rate: "${method.learning_rate}", resume: false, device: cpu, checkpoint_dir: FOLDER/checkpoints}
 evaluate: {validation: true}
 sweep: {name: null, stage: run, rerun: none, timeout_minutes: null, fail_fast: false, slots_per_gpu: 1, search: null,
   searched: null, chosen_from: null, stop_share: null}

@@ -2,12 +2,14 @@
 
 import math
 import sys
+from pathlib import Path
 
 import pytest
 from toy_sweep import ToySweep
 
 from harness.config.errors import ConfigError
 from harness.sweep import points
+from harness.tracking.record import RunRecord
 
 EQUAL = "hydra/sweeper=equal_budget"
 TWO_FINALS = "hydra.sweeper.seeds=[1,2]"
@@ -225,9 +227,28 @@ def test_the_better_half_of_each_methods_trials_goes_on_at_each_rung(toy, capsys
     toy.remember([outcome for batch in (*batches, finals) for outcome in batch])
     asked = list(toy.asked)
     toy.asked.clear()
+    left = leave_checkpoints(toy, batches)
     again = toy.sweep(["method=wide"], *settings)
     assert toy.asked == asked
     assert all(outcome["skipped"] for batch in again for outcome in batch)
+    # A start that was cut off could remove none; of those that do not go on, this one does. Not what lies elsewhere.
+    assert [rate for rate, place in left.items() if place.exists()] == [0.2, 0.3, 0.5]
+
+
+def leave_checkpoints(toy, batches):
+    """Records and checkpoints as runs that were stopped leave them; one record tells of a file that is none of ours."""
+    left = {rate: toy.folder / "checkpoints" / str(rate) / "checkpoint.pt" for rate in (0.1, 0.2, 0.3, 0.4)}
+    left[0.5] = toy.folder / "of somebody else" / "checkpoint.pt"
+    for place in left.values():
+        place.parent.mkdir(parents=True)
+        for name in (place.name, "run.json"):
+            (place.parent / name).touch()
+    for batch, tried in zip(batches, ((0.1, 0.2, 0.3, 0.4, 0.5), (0.2, 0.3, 0.4)), strict=False):
+        for outcome, rate in zip(batch, tried, strict=True):
+            provenance = {"checkpoint": str(left[rate])}
+            record = RunRecord("0" * 32, "stopped", None, outcome["identity"], {}, {}, provenance=provenance)
+            record.write(Path(outcome["run_dir"]))
+    return left
 
 
 RACE = [EQUAL, ONE_FINAL, "hydra.sweeper.trials=5", "hydra.sweeper.rungs=[0.25,0.5]", "hydra.sweeper.race=0.05"]

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from harness.config.errors import ConfigError, near_misses
+from harness.report.labels import label
 from harness.report.plots import costs, scores
 from harness.report.plots.costs import COSTS, REFERENCES, front
 from harness.report.plots.scores import MOST_DRAWN
 from harness.report.plots.style import SETTINGS, files
-from harness.report.scores import FINISHED, compared, label, split_of
+from harness.report.scores import FINISHED, compared, split_of
 from harness.training.metrics import higher_is_better
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from harness.report.labels import label, searched
 from harness.report.plots.costs import REFERENCES, REST
 from harness.report.plots.style import (
     COLORS,
@@ -20,8 +21,7 @@ from harness.report.plots.style import (
     shades,
     title,
 )
-from harness.report.scores import FINISHED, LEARNING_RATE, NO_OPTIONS, label
-from harness.report.tuning import searched
+from harness.report.scores import FINISHED, LEARNING_RATE, NO_OPTIONS
 from harness.report.words import metric_name
 from harness.training.metrics import higher_is_better
 
