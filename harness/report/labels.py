@@ -1,6 +1,7 @@
 """Names of configurations: a method, and what tells it from the others of its kind."""
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ NOT_TELLING = {"seed", "data_seed", "method.name", "task.name", "model.path", "m
     f"{section}.{key}" for section, keys in NOT_IDENTITY.items() for key in keys if key != "name"
 }
 CACHED = "cache_features=true"
+# A list whose words hold no comma, so that no two lists look alike.
+WORDS = re.compile(r'\["[\w.]+"(, ?"[\w.]+")*\]')
 NOT_TELLING_SECTIONS = ("sweep.", "evaluate.", "plan.")
 
 
@@ -53,13 +56,20 @@ def label(frame: pd.DataFrame, without: tuple[str, ...] = ()) -> pd.Series:
         names = [full if short.count(part) > 1 else part for full, part in zip(keys, short, strict=True)]
         names = ["model" if key == "model.name" else name for key, name in zip(keys, names, strict=True)]
         parts = [
-            [f"{name}={value or 'none'}" for value in values[key][rows]] for name, key in zip(names, keys, strict=True)
+            [f"{name}={_typed(value) or 'none'}" for value in values[key][rows]]
+            for name, key in zip(names, keys, strict=True)
         ]
         labels[rows] = [" ".join([str(method), *row]) for row in zip(*parts, strict=True)] if parts else str(method)
     if "cached_features" in frame:
         for place in np.flatnonzero(frame["cached_features"].fillna("").to_numpy() != ""):
             labels[place] += f" {CACHED}" * (CACHED not in labels[place])
     return pd.Series(labels, index=frame.index, dtype=object)
+
+
+def _typed(value: str) -> str:
+    """A list of words as people type it; anything else as the store keeps it."""
+    words = read_list(value) if WORDS.fullmatch(value) else []
+    return ",".join(words) if words else value
 
 
 def _telling(codes: dict[str, np.ndarray]) -> list[str]:

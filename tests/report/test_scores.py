@@ -68,6 +68,20 @@ def test_rows_are_named_by_what_differs(tmp_path: Path) -> None:
     ]
 
 
+def test_a_list_of_words_is_named_as_it_is_typed(tmp_path: Path) -> None:
+    """Where nothing else could look the same."""
+    lists = (["mlp"], ["query", "value"], ["query,value"], [".*\\.q"], [1, 2], [])
+    runs = [write_run(tmp_path / "runs", options={"modules": modules}) for modules in lists]
+    assert set(labels.label(frame_of(tmp_path, *runs))) == {
+        "lora modules=mlp",
+        "lora modules=query,value",
+        'lora modules=["query,value"]',
+        'lora modules=[".*\\\\.q"]',
+        "lora modules=[1, 2]",
+        "lora modules=none",
+    }
+
+
 def test_what_tuning_chose_names_a_row_only_where_nothing_else_does(tmp_path: Path) -> None:
     """Each size of an adapter at its own best rate is known by its size; two chosen rates of one size are two rows."""
     runs = tmp_path / "runs"
