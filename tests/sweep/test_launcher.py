@@ -66,7 +66,11 @@ def disaster(tmp_path_factory):
         ("kill", "failed", "its worker process was killed by SIGKILL (perhaps the machine ran out of memory)"),
         ("leave", "failed", "its worker process ended with exit status 70"),
         ("hang", "failed", "took longer than sweep.timeout_minutes=0.05 and was stopped"),
-        ("wrong", "failed", "train.rate=1: there is no key train.rate; Valid: checkpoint_dir, device, learning_rate"),
+        (
+            "wrong",
+            "failed",
+            "train.rate=1: there is no key train.rate; Valid: checkpoint_dir, device, learning_rate, resume",
+        ),
         ("record_then_die", "finished", ""),
     ],
 )
