@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.config.errors import ConfigError
+from harness.config.errors import ConfigError, near_misses
 from harness.report.cells import Table, number
-from harness.report.definitions import folders
+from harness.report.definitions import FOLDER, folders
 from harness.report.scores import plain
 from harness.report.words import metric_name
 
@@ -28,7 +28,8 @@ def read(place: str) -> pd.DataFrame:
         path = next((folder / place for folder in (Path(), *folders()) if (folder / place).is_file()), Path(place))
         rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{given}: there is no such file") from None
+        there = {file.name for folder in (Path(), *folders()) for file in folder.glob("*.csv")}
+        raise ConfigError(f"{given}: there is no such file here or in {FOLDER}/; {near_misses(place, there)}") from None
     except (OSError, ValueError) as error:  # pandas' own errors of parsing are ValueErrors
         raise ConfigError(f"{given}: it cannot be read as CSV: {plain(error)}") from None
     if not isinstance(rows.index, pd.RangeIndex):
