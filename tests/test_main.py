@@ -51,6 +51,7 @@ def test_a_mistake_is_told_in_one_sentence_with_exit_status_2(tmp_path, argument
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -168,6 +169,7 @@ def test_the_exit_status_of_a_sweep_is_1_if_any_point_failed(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("multirun", [[], ["-m", "seed=0,1"]])
 def test_a_password_in_the_stores_uri_is_in_no_output_and_no_file(tmp_path, multirun):
     """The store is found to be out of reach before anything runs, and what was written until then is gone."""

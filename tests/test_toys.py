@@ -197,6 +197,7 @@ def made(folder: Path) -> SimpleNamespace:
     return SimpleNamespace(records=records, out=folder / "out", runs=folder / "runs")
 
 
+@pytest.mark.slow
 def test_a_toy_method_runs_within_a_budget(made: SimpleNamespace) -> None:
     """Its size is solved for, what it trains is counted, and its adapter is saved under its own name."""
     record = made.records["toy"]

@@ -161,7 +161,9 @@ class EqualBudgetSweeper(Sweeper):
         """Run trials to their end, or to the rung where some of each candidate's are stopped."""
         began = {id(candidate): len(trials) for candidate, trials in asked}
         for share in (*self.rungs, None):
-            going_on = [(c, trial) for c, trials in asked for trial in trials if trial.score is None]
+            # One that is alone has nothing to be stopped for: it goes to its end at once.
+            racing = [(c, trials) for c, trials in asked if share is None or len(trials) > 1]
+            going_on = [(c, trial) for c, trials in racing for trial in trials if trial.score is None]
             if going_on:
                 outcomes = self._run([[*c.overrides, *self._trial(trial, share)] for c, trial in going_on])
                 if outcomes is None:
@@ -169,10 +171,11 @@ class EqualBudgetSweeper(Sweeper):
                 for (_, trial), outcome in zip(going_on, outcomes, strict=True):
                     trial.outcome, trial.share = outcome, share or 1.0
             if share is not None:
-                kept = [(one, self._going_on(one, trials, began[id(one)])) for one, trials in asked]
-                for (_, trials), (_, better) in zip(asked, kept, strict=True):
+                kept = {id(one): self._going_on(one, trials, began[id(one)]) for one, trials in racing}
+                for candidate, trials in racing:
+                    better = kept[id(candidate)]
                     self._discard_checkpoints([trial for trial in trials if not any(trial is one for one in better)])
-                asked = kept
+                asked = [(one, kept.get(id(one), trials)) for one, trials in asked]
         return True
 
     def _discard_checkpoints(self, trials: list[Trial]) -> None:

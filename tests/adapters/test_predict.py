@@ -57,6 +57,7 @@ def questions(run_dir: Path, file: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "model", "method"), RUNS)
 def test_the_rows_of_the_run_get_its_own_answers_to_the_bit(
     task: str, model: str, method: str, trained: Callable[..., Path], tmp_path: Path

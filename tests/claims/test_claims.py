@@ -316,6 +316,7 @@ def shipped(name: str) -> ledger.Claim:
     return next(claim for claim in ledger.load(ledger.default_path()).claims if claim.id == name)
 
 
+@pytest.mark.slow
 def test_lora_trains_196608_of_150_million_and_20_of_100(tmp_path: Path) -> None:
     """2 x 12,288 x 8 for a matrix of 12,288 x 12,288, and 2 x 10 x 1 for one of 10 x 10."""
     judged = ledger.judge(shipped("lora-197k"), Evidence([], {}))
@@ -323,6 +324,7 @@ def test_lora_trains_196608_of_150_million_and_20_of_100(tmp_path: Path) -> None
     assert judged.verdict is Verdict.supported
 
 
+@pytest.mark.slow
 def test_lora_cuts_gpt3_ten_thousand_times() -> None:
     """174.6 billion over 96 layers x 2 matrices x 2 x 12,288 at rank 1: 37,003 times; at rank 4 a quarter of that."""
     judged = ledger.judge(shipped("lora-10000x"), Evidence([], {}))
@@ -479,6 +481,7 @@ def test_a_mistake_in_a_ledger_is_one_sentence(change: dict[str, Any], sentence:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

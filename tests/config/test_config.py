@@ -72,6 +72,7 @@ def same(*overrides: str) -> str:
     return identity(build(compose("config", list(overrides))), {"model": "model", "data": "data"})
 
 
+@pytest.mark.slow
 def test_identity_changes_with_what_decides_the_result() -> None:
     """Seeds, hyper-parameters and the weights' revision are part of it."""
     base = same()
@@ -92,6 +93,7 @@ def test_identity_is_the_same_for_one_number_written_two_ways() -> None:
     assert same("train.epochs=2") == same("train.epochs=2.0")
 
 
+@pytest.mark.slow
 def test_every_sweep_is_named_after_its_file_and_composes() -> None:
     """tests/sweep/test_sweeps.py builds every point: some values are given by the sweep's parameters alone."""
     files = sorted((conf_root() / "sweeps").glob("*.yaml"))

@@ -41,6 +41,7 @@ def everything() -> dict[str, Experiment]:
     return experiments(None)
 
 
+@pytest.mark.slow
 def test_every_method_of_conf_that_needs_no_further_key_is_asked(everything: dict[str, Experiment]) -> None:
     """`peft` alone has no configuration of its own."""
     names = {path.stem for path in (conf_root() / "conf/method").glob("*.yaml")}
@@ -86,6 +87,7 @@ def test_the_same_reason_on_several_backbones_is_one_footnote(findings: list[Fin
     assert "model.quantization=nf4/int8: method=full needs unquantized weights" in legend
 
 
+@pytest.mark.slow
 def test_the_rules_agree_with_what_happens(tmp_path: Path) -> None:
     """On one encoder, one decoder and one of both here; `doctor.live=true` tries every pair."""
     tasks = experiments(METHODS)

@@ -117,6 +117,7 @@ def test_each_attention_is_the_formula_on_keys_and_values_with_the_prefix_in_fro
         assert torch.allclose(out, expected, atol=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", ["encoder", "decoder", "cross"])
 @pytest.mark.parametrize("model_type", PAIRS)
 def test_what_texts_are_to_each_other_stays(model_type: str, block: str) -> None:
@@ -141,6 +142,7 @@ def test_what_texts_are_to_each_other_stays(model_type: str, block: str) -> None
     assert torch.allclose(own / own.sum(-1, keepdim=True), alone, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("model_type", PAIRS)
 def test_padding_has_no_effect(model_type: str, blocks: str) -> None:
@@ -155,6 +157,7 @@ def test_padding_has_no_effect(model_type: str, blocks: str) -> None:
     assert torch.allclose(alone, together[1:], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("model_type", PAIRS)
 def test_with_a_cache_and_without_the_same_is_written(model_type: str, blocks: str) -> None:
@@ -208,6 +211,7 @@ def test_a_causal_prefix_lets_no_token_see_the_next() -> None:
     assert not torch.allclose(first[:, 4:], second[:, 4:], atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [(), ("method.projection_dim=9",)])
 @pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("model_type", ["t5", "bart"])
@@ -294,6 +298,7 @@ def test_prefixes_that_stay_are_joined_by_the_next_ones() -> None:
     assert torch.allclose(logits(whole), both, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("model_type", ["t5", "bart"])
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # renamed by transformers 5
@@ -312,6 +317,7 @@ def test_layers_computed_again_in_the_backward_pass_give_the_same_gradients(mode
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "autocast"),
     [("t5", False), ("bart", False), ("llama", False), ("t5", True), ("bart", True), ("llama", True), ("bert", True)],
@@ -336,6 +342,7 @@ def test_it_trains_in_bfloat16(model_type: str, autocast: bool) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("blocks", "sites"), [("[encoder]", 12), ("[decoder]", 12), ("[cross]", 12), ("[encoder,cross]", 24), (EVERY, 36)]
 )

@@ -152,6 +152,7 @@ def test_pfeiffer_reads_the_residual_stream_behind_a_layer_where_norms_are_befor
     assert torch.allclose(changed[0], plain[0] + own(plain[0]), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("gated", [False, True])
 def test_an_encoder_with_a_decoder_is_adapted_in_both(name: str, gated: bool, tmp_path: Path) -> None:

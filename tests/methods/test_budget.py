@@ -40,6 +40,7 @@ def experiment(*overrides: str) -> Experiment:
     return build(compose("config", [*POINT, *overrides]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "key", "budget"),
     [
@@ -109,6 +110,7 @@ def test_a_budget_that_cannot_be_kept_is_one_sentence(overrides: list[str], sent
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_SIZE)
 def test_a_method_with_a_size_trains_more_of_it_the_larger_it_is(name: str) -> None:
     """So that the largest size within a budget is found by halving, from the least to the most."""

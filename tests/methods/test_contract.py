@@ -372,6 +372,7 @@ def merge_tolerance(backbone: Backbone) -> float:
     return 1e-5 if backbone.quantization.value == "none" else 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other backbone"])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_damaged_or_foreign_adapter_is_refused(name: str, damage: str, tiny_model: TinyModel, tmp_path: Path) -> None:

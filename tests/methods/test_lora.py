@@ -43,6 +43,7 @@ def test_impossible_values_are_refused(name: str, override: str, sentence: str) 
         method_of(name, override)
 
 
+@pytest.mark.slow
 def test_rank_stabilized_lora_divides_by_the_root_of_the_rank() -> None:
     """The scale is alpha over the square root of the rank."""
     layer = (
@@ -158,6 +159,7 @@ def test_adalora_cuts_to_its_budget_and_then_no_more() -> None:
     assert ranks(adapter) == 4 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 7, 12, 15])
 def test_adalora_goes_on_where_it_stopped(cut: int, tmp_path: Path) -> None:
     """From a checkpoint in any phase the losses are the same."""

@@ -97,6 +97,7 @@ def test_any_class_is_reached_by_hand() -> None:
     assert method.expected_parameters(skeleton("bert")) == 4 * (64 + 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
@@ -142,6 +143,7 @@ def test_a_start_that_needs_data_or_changes_weights_is_refused(start: str) -> No
         by_hand(f"_target_: peft.LoraConfig, init_lora_weights: {start}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "model_type", "overrides", "sentence"),
     [
@@ -186,6 +188,7 @@ def test_what_can_not_work_is_refused_by_shapes_alone(
         method_of(name, *overrides).expected_parameters(skeleton(model_type))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["delora", "osf", "psoft", "c3a", "hra", "pissa"])
 @pytest.mark.parametrize("stored", [Quantization.int8, Quantization.nf4])
 def test_a_method_that_computes_with_the_weights_refuses_quantized_ones(name: str, stored: Quantization) -> None:
@@ -214,6 +217,7 @@ def test_virtual_tokens_are_told() -> None:
     assert [method_of(name).virtual_tokens() for name in [*PROMPTS, "vera"]] == [20, 20, 30, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Kind.classification, Kind.causal_lm])
 @pytest.mark.parametrize("model_type", ["gpt2", "opt", "llama", "gemma"])
 @pytest.mark.parametrize("name", PROMPTS)
@@ -251,6 +255,7 @@ def test_modernberts_head_is_not_sought_in_a_prompt_encoder(tiny_model: TinyMode
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", OF_PEFT)
 def test_what_is_saved_loads_with_peft_alone(name: str, tiny_model: TinyModel, tmp_path: Path) -> None:
@@ -271,6 +276,7 @@ def test_what_is_saved_loads_with_peft_alone(name: str, tiny_model: TinyModel, t
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["lora", "vera", "prompt_tuning", "prefix_tuning_projected"])
 @pytest.mark.parametrize("damage", ["missing tensor", "truncated", "pickled", "other method", "other backbone"])

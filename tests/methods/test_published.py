@@ -76,6 +76,7 @@ def test_the_closed_forms_give_a_published_count(row: Row, skeleton: Callable[[R
         assert logical_parameters(backbone.model) + added + row.total_beyond == row.total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ATTACHED)
 def test_attached_to_a_skeleton_the_method_has_the_published_count(row: Row) -> None:
     """What is attached, counted tensor by tensor, and not only its closed form."""

@@ -79,6 +79,7 @@ def validation_accuracy(run_dir: Path, model: torch.nn.Module, tokenizer: Callab
     return (answers == torch.tensor([row["label"] for row in rows])).float().mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_comes_back_from_its_folder_with_its_scores(method: str, adapters: Callable) -> None:
     """The one public function needs nothing but the folder."""
@@ -156,6 +157,7 @@ def test_a_damaged_manifest_is_refused_in_one_sentence(sentence: str, adapters: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "bitfit"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "exchanged"])
 def test_damaged_weights_are_refused_before_the_backbone_is_loaded(
@@ -294,6 +296,7 @@ def test_hostile_names_can_not_break_the_card(adapters: Callable) -> None:
 # -- several adapters on one backbone
 
 
+@pytest.mark.slow
 def test_adapters_of_any_method_take_turns_on_one_backbone(adapters: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two and three classes, own methods and peft's: to the bit what each computes alone, and the backbone between."""
     names = {

@@ -109,6 +109,7 @@ def test_a_prompt_that_starts_as_words_finds_just_these(model_type: str, kind: K
     assert [row["virtual_token"] for row in rows] == [0] * 5 + [1] * 5 + [2] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "mistral", "gemma", "qwen3", "gemma2", "gemma3_text", "phi3"])
 def test_a_prefix_of_real_keys_finds_its_text(model_type: str, tiny_model: TinyModel) -> None:
     """Keys that a text leaves in the cache, turned by their positions, are nearest to the tokens of the text."""

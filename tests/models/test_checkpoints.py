@@ -45,6 +45,7 @@ def revision(folder: Path) -> str:
     return models.revision(experiment.model, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["chat_template.jinja", "added_tokens.json", "spm.model", "sentencepiece.bpe.model"])
 def test_every_file_that_is_read_is_part_of_the_revision(name: str, tiny_model: TinyModel, tmp_path: Path) -> None:
     """Adding or changing one gives another revision."""

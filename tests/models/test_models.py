@@ -140,6 +140,7 @@ def test_a_revision_is_of_content_and_not_of_place(copy_of_bert: Path, tiny_mode
     assert models.revision(backbone_of(original), original) != models.revision(backbone_of(copy_of_bert), copy_of_bert)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(TINY))
 def test_a_row_scores_the_same_alone_and_padded_in_a_batch(kind: str, tiny_model: TinyModel) -> None:
     """On every architecture."""

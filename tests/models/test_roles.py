@@ -152,6 +152,7 @@ def test_its_modules_are_found(novel: Path) -> None:
     assert found.head == ("answer",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "adapted"), [("classification", 2 * 2 * 8 * 64), ("text", 2 * 2 * 8 * 64)], ids=["classification", "text"]
 )

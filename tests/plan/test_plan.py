@@ -57,6 +57,7 @@ def cost(*overrides: str) -> dict:
     return costs.parameters(build(compose("config", ["task=glue/sst2", *overrides])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "figure", "count"), PUBLISHED)
 def test_a_published_count_is_reproduced_from_the_architecture(overrides: list[str], figure: str, count: int) -> None:
     """No weights are downloaded."""
@@ -69,6 +70,7 @@ def test_lora_cuts_gpt3_by_ten_thousand_at_rank_one_of_two_matrices() -> None:
     assert one["total_parameters"] / one["adapter_parameters"] > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_of_conf_is_planned_with_lora(model: str) -> None:
     """The adapter is less than a twentieth of the model."""
@@ -87,6 +89,7 @@ def dimensions(model: str) -> PretrainedConfig:
     return skeleton.architecture_of(build(compose("config", [f"model={model}", "task=glue/sst2"])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_planned_or_refused_in_a_sentence(name: str) -> None:
     """On an encoder and a decoder that come with the package, on a published encoder, and for both kinds of head."""
@@ -120,6 +123,7 @@ def test_a_quantized_backbone_is_counted_by_the_numbers_it_stands_for() -> None:
     assert packed["total_parameters"] == plain["total_parameters"]
 
 
+@pytest.mark.slow
 def test_a_pair_that_cannot_work_is_one_sentence_alone_and_does_not_spoil_a_grid(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +212,7 @@ def test_figures_are_short_in_the_table(value: int | None, is_bytes: bool, text:
 PLAN = ["model=minilm", "task=glue/sst2", "task.max_train_rows=1000"]
 
 
+@pytest.mark.slow
 def test_a_plan_has_every_figure_and_all_training_operations() -> None:
     """1,000 rows in batches of 32 for three epochs are 96 steps; a step computes 32 x 128 tokens."""
     point = costs.plan_point("config", PLAN)
@@ -261,6 +266,7 @@ def test_the_packs_of_each_device_are_those_that_a_plan_has_room_for() -> None:
         assert answer["largest_pack"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["lora", "full", "diff_pruning", "prefix_tuning_projected", "p_tuning", "vera", "shira", "houlsby", "oft"]
 )
@@ -311,6 +317,7 @@ def test_gradient_checkpointing_lowers_the_peak_of_int8_weights() -> None:
     assert beside["true"] < beside["false"] / 2
 
 
+@pytest.mark.slow
 def test_the_peak_holds_weights_gradients_and_optimizer_whatever_the_depth() -> None:
     """With few layers the backward pass is the largest moment here, with all of them the optimizer's step is."""
     overrides = ["model=llama_3_2_3b", "method=full", "train.gradient_checkpointing=true", "task=glue/sst2"]
@@ -380,6 +387,7 @@ def test_a_picture_of_the_memory_is_drawn(
         assert path.read_bytes().startswith(start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "numbers"),
     [("prompt_tuning", 20 * 4096), ("p_tuning", 20 * 4096), ("prefix_tuning", 30 * 32 * 2 * 1024)],
@@ -407,6 +415,7 @@ def test_tasks_of_language_are_planned_without_weights() -> None:
     assert preference["cost"]["head_parameters"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "classes", "assumed"),
     [
@@ -433,6 +442,7 @@ def test_a_plan_needs_no_rows_for_a_task_of_ones_own(
     assert all(part in told for part, told in zip(assumed, point["assumed"], strict=True))
 
 
+@pytest.mark.slow
 def test_running_text_is_planned_without_any_and_a_wrong_column_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -482,6 +492,7 @@ def test_a_plan_for_a_gpu_is_what_one_measured(line: dict[str, Any]) -> None:
     assert planned["train_peak_bytes"] == pytest.approx(line["train_peak_bytes"], rel=0.015)
 
 
+@pytest.mark.slow
 def test_a_draw_needs_no_values() -> None:
     """LoHa draws a number to switch its modules off: a backbone too large for values is planned all the same."""
     point = ["model=llama_3_2_1b", "method=loha", "task=lm/micro"]
@@ -499,6 +510,7 @@ def test_products_without_values_take_the_memory_of_real_ones(monkeypatch: pytes
     assert costs.costs(experiment, step)[0] == without
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", ["model=gpt2 method=lora task=lm/micro", "model=bert_base method=loha"])
 def test_what_checkpointing_computes_again_on_a_gpu_is_planned(named: str) -> None:
     """With dropout, whose masks a GPU keeps otherwise than a CPU, and with a method that draws."""

@@ -118,6 +118,7 @@ def test_a_wrong_argument_is_told_in_one_sentence(arguments, sentence):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["model=micro_encoder", "steps=x"], ["model=micro_decoder", "out=/proc/none"]])
 def test_a_mistake_ends_the_command_with_status_2_and_no_stack_trace(arguments):
     """A wrong type and a folder that cannot be written are told before anything is trained."""

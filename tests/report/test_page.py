@@ -55,6 +55,7 @@ def text(frames: tuple[pd.DataFrame, pd.DataFrame]) -> str:
     return written(frames)
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(text: str, frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     """Nothing in the page is random or counted over the life of the program."""
     assert written(frames) == text
@@ -115,6 +116,7 @@ def first_column(view: Any, table: str) -> list[str]:
     return view.locator(f"{table} tbody tr:not([hidden]) td:first-child").all_inner_texts()  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "mode"), [(1280, "light"), (390, "dark")])
 def test_the_page_works_in_a_browser(width: int, mode: str, text: str, browser: Any, tmp_path: Path) -> None:

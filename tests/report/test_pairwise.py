@@ -207,6 +207,7 @@ def test_a_table_says_whether_it_confirms_or_explores(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_thousands_of_methods_are_cut_to_the_best_and_the_baseline(tmp_path: Path) -> None:
     """Pairs grow with the square: only so many of the best are compared, and full fine-tuning always."""
     for seed in range(3):

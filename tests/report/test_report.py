@@ -71,6 +71,7 @@ def test_the_same_store_gives_the_same_bytes(store: str, tmp_path: Path) -> None
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
 
 
+@pytest.mark.slow
 def test_comparisons_of_predictions_are_the_same_bytes(tmp_path: Path) -> None:
     """What is resampled is drawn from a seed: on the same predictions two reports are equal, letters included."""
     for method, every in (("full", 10), ("lora", 9), ("head", 2)):
@@ -88,6 +89,7 @@ def test_comparisons_of_predictions_are_the_same_bytes(tmp_path: Path) -> None:
     assert "no detectable difference" in (tmp_path / "one" / "report.tex").read_text()
 
 
+@pytest.mark.slow
 def test_a_folder_of_runs_is_reported_as_its_store_is(
     store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +103,7 @@ def test_a_folder_of_runs_is_reported_as_its_store_is(
     assert all((tmp_path / "folder" / n).read_bytes() == (tmp_path / "store" / n).read_bytes() for n in names)
 
 
+@pytest.mark.slow
 def test_filters_keep_what_was_asked_for(store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Several values with commas, and the report says that it is not about everything."""
     arguments = ["method=lora,full", "status=finished", "since=2026-11-01", f"out={tmp_path}"]
@@ -129,6 +132,7 @@ def test_no_cell_of_a_csv_file_is_run_by_a_spreadsheet(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_files_that_a_store_lost_are_told_of_at_the_top(tmp_path: Path) -> None:
     """The runs are counted before the first table; a whole store is not mentioned."""
     uri = store_of(tmp_path, *(write_run(tmp_path / "runs", method=method) for method in ("full", "lora")))
@@ -140,6 +144,7 @@ def test_files_that_a_store_lost_are_told_of_at_the_top(tmp_path: Path) -> None:
     assert "The files of 2 of 2 runs are not where the store says" in beginning
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_that_lacks_signs_gets_the_report_without_them(tmp_path: Path, encoding: str) -> None:
     """Signs that its encoding lacks are question marks, and the status is 0."""
@@ -178,6 +183,7 @@ def test_records_of_other_versions_are_shown_and_marked(tmp_path: Path, capsys: 
     assert (marks["full"], marks["head"]) == ("1 without identity", "")
 
 
+@pytest.mark.slow
 def test_several_tasks_have_a_table_over_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ranks come first, and their numbers are in across.csv."""
     for task in ("micro/sentiment", "micro/entailment"):
@@ -212,6 +218,7 @@ def test_two_runs_are_held_side_by_side(store: str, tmp_path: Path, capsys: pyte
     assert (tmp_path / "out" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_an_evil_name_is_shown_as_text(store: str, tmp_path: Path) -> None:
     """A method and an error with markup in them put none into the HTML page, pictures and plots included."""
     report.main([f"tracking.uri={store}", f"out={tmp_path}"])

@@ -57,6 +57,7 @@ def test_five_seeds_find_what_three_do_not() -> None:
     assert found[5] > found[3] + 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("level", "deviation"), [(0.8, 0.01), (0.8, 0.03), (0.95, 0.01), (0.95, 0.03)])
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_a_methods_own_interval_holds_its_score(level: float, deviation: float, seeds: int) -> None:
@@ -64,6 +65,7 @@ def test_a_methods_own_interval_holds_its_score(level: float, deviation: float, 
     assert 0.93 <= simulated.coverage_of_means(level, deviation, seeds, 1500) <= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [(1.0, 1.0, 0.1), (1.0, 0.0, 0.1), (1.0, 1.0, 1.0), (0.0, 0.0, 1.0)])
 @pytest.mark.parametrize("sides", [(3, 3), (5, 5), (3, 5)])
 def test_crossed_seeds_are_not_taken_for_independent_runs(

@@ -59,6 +59,7 @@ def test_marks_stand_in_the_column_of_the_means(tmp_path: Path) -> None:
     assert (found.forest.column, found.forest.marks[0]) == ("accuracy", (0.9, 0.8, 0.95))
 
 
+@pytest.mark.slow
 def test_published_reports_become_a_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every page of reports/ is there, every link of the index leads to a file, and no name of a store is markup."""
     shutil.copytree(conf_root() / "reports/lora_rank", tmp_path / "reports/lora_rank")

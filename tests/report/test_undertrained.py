@@ -68,6 +68,7 @@ def tuned(folder: Path, method: str, trials: dict[float, list[float]], final: li
     ]
 
 
+@pytest.mark.slow
 def test_the_trial_that_chose_decides_and_no_other(tmp_path: Path) -> None:
     """A worse trial that still rises is not the method's fault, nor does a final run that happens to rise mark it."""
     rising, flat = [score - 0.1 for score in RISING], PLATEAU

@@ -220,6 +220,7 @@ def test_two_processes_that_want_one_file_compute_it_once(tiny_experiment: list[
     assert [sorted(pair) for pair in zip(*origins, strict=True)] == 3 * [["an earlier run", "this run"]]
 
 
+@pytest.mark.slow
 def test_identities_of_runs_without_it_stay_and_places_do_not_count(tiny_experiment: list[str]) -> None:
     def identity(*overrides: str) -> str:
         return runner.prepare(compose("config", [*tiny_experiment, *overrides])).identity

@@ -94,6 +94,7 @@ def test_measuring_changes_no_bit(tiny_experiment: list[str], tmp_path: Path) ->
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora", "prefix_tuning", "boft", "diff_pruning", "compacter", "osf"])
 def test_a_step_is_predicted_as_it_is_measured(method: str, tiny_experiment: list[str], tmp_path: Path) -> None:
     """State within a hundredth, activations and peak within a tenth."""
@@ -148,6 +149,7 @@ def test_another_seed_gives_another_result(tiny_experiment: list[str], tmp_path:
     assert scores_of(first) != scores_of(second)
 
 
+@pytest.mark.slow
 def test_predictions_score_what_the_record_says(tiny_experiment: list[str], tmp_path: Path) -> None:
     """The file's rows give the recorded accuracy."""
     result = carry_out(tmp_path / "run", *tiny_experiment)
@@ -158,6 +160,7 @@ def test_predictions_score_what_the_record_says(tiny_experiment: list[str], tmp_
     assert result.scores["validation"]["accuracy"] > 0.8 > result.scores["majority"]["accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_the_plan_counts_what_the_run_counts(method: str, tiny_experiment: list[str], tmp_path: Path) -> None:
     """Parameters exactly, memory within a hundredth, for every method."""
@@ -178,6 +181,7 @@ def test_a_trial_leaves_the_validation_split_untouched(tiny_experiment: list[str
     assert set(pd.read_parquet(tmp_path / "run/predictions.parquet").split) == {"development"}
 
 
+@pytest.mark.slow
 def test_a_run_on_all_rows_scores_nothing_and_keeps_the_last_weights(
     tiny_experiment: list[str], tmp_path: Path
 ) -> None:
@@ -276,6 +280,7 @@ def interrupt_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[Trai
     return step
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_recorded_and_goes_on_to_the_same_scores(
     tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +298,7 @@ def test_an_interrupted_run_is_recorded_and_goes_on_to_the_same_scores(
     assert steps == [json.loads(line)["step"] for line in (tmp_path / "whole/steps.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_not_taken_and_the_difference_named(
     tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -309,6 +315,7 @@ def test_a_checkpoint_of_another_run_is_not_taken_and_the_difference_named(
     assert list(Path("runs/checkpoints").glob("*/run.json")), "the other run's stays"
 
 
+@pytest.mark.slow
 def test_a_record_of_another_run_is_not_overwritten(tiny_experiment: list[str], tmp_path: Path) -> None:
     """Without an adapter beside it too; the same run may be done again."""
     options = [*tiny_experiment, "train.max_steps=1", "train.keep_adapter=false"]
@@ -341,6 +348,7 @@ def test_a_checkpoint_that_was_cut_short_is_no_obstacle(
         assert not checkpoint.parent.exists()
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_after_the_run_loses_nothing(
     tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

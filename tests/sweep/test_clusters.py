@@ -114,6 +114,7 @@ def assign(toy: ToySweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
     return make
 
 
+@pytest.mark.slow
 def test_a_node_with_a_file_system_of_its_own_sends_the_files_back(assign: Any) -> None:
     """The record of a run travels with its outcome where the sweep's machine does not see the run directory."""
     here, elsewhere = (node.carry_out(assign("count", sign)) for sign in ("sign", "no sign"))

@@ -114,6 +114,7 @@ def test_a_disaster_takes_no_longer_than_its_timeout_and_new_workers(disaster):
     assert disaster[2] < 40
 
 
+@pytest.mark.slow
 def test_workers_live_on_and_compute_with_their_threads(toy, monkeypatch):
     """Five points share two processes, whose thread variables are set while the parent's stay."""
     monkeypatch.setenv("HARNESS_TOY", "inherited")
@@ -160,6 +161,7 @@ def test_a_worker_imports_before_its_first_point(toy, monkeypatch):
     assert [outcome["status"] for outcome in outcomes] == ["finished"] * 2
 
 
+@pytest.mark.slow
 def test_points_with_a_result_are_skipped_with_the_stored_outcome(toy, capsys):
     """The store is asked once, finished and diverged points keep their result, failed ones run again."""
     points = [["seed=0"], ["seed=1"], ["seed=2"]]
@@ -180,6 +182,7 @@ def test_points_with_a_result_are_skipped_with_the_stored_outcome(toy, capsys):
     assert "2 of 3 points have their result in the store and are skipped" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rerun", "skipped"), [("failed", 1), ("all", 0)])
 def test_rerun_runs_points_again(toy, rerun, skipped):
     """`failed` runs what diverged again, all everything."""
@@ -192,6 +195,7 @@ def test_rerun_runs_points_again(toy, rerun, skipped):
     assert sum(outcome.get("skipped", False) for outcome in outcomes) == skipped
 
 
+@pytest.mark.slow
 def test_the_sweep_is_named_after_its_file(toy):
     """Every point is told the sweep's name; without a file it is multirun."""
     outcomes = toy.launch([["act=raise"], ["act=raise", "sweep.name=mine"]])
@@ -304,6 +308,7 @@ def test_long_points_are_run_first(toy, monkeypatch, capsys):
     assert [line.split()[1] for line in lines] == ["method=single:", "method=narrow:", "method=wide:"]
 
 
+@pytest.mark.slow
 def test_points_share_the_gpus(toy, monkeypatch):
     """Each worker sees one GPU, and there are as many workers as slots."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
@@ -411,6 +416,7 @@ def test_a_launcher_needs_no_more_than_workers_of_its_own(toy):
     assert RunRecord.read(Path(outcomes[3]["run_dir"])).status == "failed"
 
 
+@pytest.mark.slow
 def test_a_kept_record_that_still_cannot_be_sent_leaves_its_point_to_run(toy, tmp_path, monkeypatch):
     """The store is away at both starts of a sweep: the second runs the points again and ends as the first did."""
 

@@ -198,6 +198,7 @@ def test_automatic_packs_leave_a_cpu_alone_and_say_so_once(
     assert said.count("sweep.pack=auto: points train one at a time: a CPU gains little from a pack") == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_packed_unasked_that_reports_costs_has_a_gpu_to_itself_or_knows_no_memory(
     gpu: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

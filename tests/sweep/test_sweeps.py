@@ -47,6 +47,7 @@ def test_there_are_sweeps() -> None:
     assert named <= set(SWEEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["glue_methods", "glue_tuned", "learning_rate", "seed_noise"])
 def test_a_comparison_gives_every_method_the_same_rows_steps_and_batches(name: str) -> None:
     """No axis touches them, and no method's own file does."""

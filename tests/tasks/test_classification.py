@@ -54,6 +54,7 @@ def version_of(name: str) -> int:
     return 2 if name.startswith("instruct/") or name in pairs or name == "lm/text" else 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_is_named_after_its_file_and_has_a_version(name: str) -> None:
     """Both come from its YAML."""
@@ -62,6 +63,7 @@ def test_a_task_is_named_after_its_file_and_has_a_version(name: str) -> None:
     assert (task.name, task.version) == (name, version_of(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [task for task in TASKS if task.startswith("micro/")])
 def test_a_generated_task_loads_without_overlap(name: str) -> None:
     """No text of one split is in another."""
@@ -88,6 +90,7 @@ def test_a_glue_task_reads_local_files_with_the_hubs_columns(name: str, tmp_path
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(GLUE_BY_HAND) - {"qnli"}))
 def test_a_glue_task_reads_the_real_files(name: str, real_data: Path) -> None:
     """The majority answer has every metric of the task."""

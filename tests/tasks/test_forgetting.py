@@ -136,6 +136,7 @@ def check_architecture(folder: Path, decoder: bool, kind: Kind) -> None:
     assert found.tokens == (tokens if decoder else masked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", [*ENCODERS, *DECODERS])
 def test_a_classification_model_is_read_by_the_checkpoints_own_head(model_type, language_model):
     """Before and after are the losses of the whole language model with the old and the new layers."""
@@ -157,6 +158,7 @@ METHODS = ["head", "bitfit", "houlsby", "lora", "ia3", "prompt_tuning", "p_tunin
 METHODS += ["prefix_tuning_attention", "diff_pruning"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # peft warns of what does not matter here
 @pytest.mark.parametrize("model_type", ["bert", "gpt2"])
 @pytest.mark.parametrize("name", METHODS)

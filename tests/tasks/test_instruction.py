@@ -190,6 +190,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_answers_and_says_what_the_backbone_knew(tmp_path: Path) -> None:
     """Recorded scores are the means of the kept rows, and the backbone is scored alike."""
     result = run(prepare(compose("config", [*SMALL, "task=instruct/micro"])), tmp_path / "run")
@@ -212,6 +213,7 @@ def test_a_run_whose_answers_are_all_cut_off_is_refused(tmp_path: Path) -> None:
         run(inputs, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_options_are_chosen_by_their_likelihood(tmp_path: Path) -> None:
     """The chosen option is the one that costs the model least behind the prompt, counted one by one."""
     rows = [{"ask": "the bird", "about": "", "reply": reply} for reply in ("the baker", "a bird and another")] * 4
@@ -248,6 +250,7 @@ def test_packed_instructions_take_no_virtual_tokens(tmp_path: Path) -> None:
         run(prepare(compose("config", [*SMALL, *options])), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_packed_run_learns(tmp_path: Path) -> None:
     """The loss falls below the backbone's, with little padding."""
     options = ["task=instruct/micro", "task.packing=true", "train.batch_size=4", "train.epochs=4", "method=full"]

@@ -131,6 +131,7 @@ def test_a_run_goes_on_from_an_earlier_one(first: str, second: str, how: str, tm
     assert later.identity != earlier.identity
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "how", "told"),
     [
@@ -146,6 +147,7 @@ def test_an_earlier_adapter_that_can_not_be_put_on_so_is_told(method: str, how: 
         run(prepare(compose("config", onward)), tmp_path / "second")
 
 
+@pytest.mark.slow
 def test_a_classifiers_adapter_is_nothing_to_go_on_from(tmp_path: Path) -> None:
     """Only language models are trained on."""
     small = ["task.max_train_rows=32", "task.generator_rows={train: 32, development: 8, validation: 8}"]

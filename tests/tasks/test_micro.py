@@ -45,6 +45,7 @@ def test_rows_have_the_columns_of_glue_and_balanced_labels(task, split):
     assert len({tuple(row[column] for column in COLUMNS[task]) for row in rows}) == 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", micro.TASKS)
 def test_no_row_is_in_two_splits_whatever_the_seeds(task):
     """Training rows of two seeds share nothing with the other splits' rows."""
@@ -82,6 +83,7 @@ def test_words_that_decide_an_evaluation_label_never_occur_in_training_rows(task
         assert len(used[split]) > 0.3 * len(deciding)
 
 
+@pytest.mark.slow
 def test_every_word_of_the_tasks_occurs_in_the_pretraining_text():
     """What a task's evaluation asks for can be known from the running text."""
     text = {word for passage in micro.corpus("train", 20_000) for word in passage.split()}

@@ -178,6 +178,7 @@ def three_steps(method: str) -> tuple[Adapter, Batch, list[float], list[dpo.LogP
     return adapter, batch, losses, reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_three_steps_lower_the_loss_and_leave_the_reference_as_it_was(method: str) -> None:
     """To the bit, and again the same when repeated."""

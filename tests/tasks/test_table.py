@@ -150,6 +150,7 @@ def test_a_folder_in_the_hubs_layout_works_and_keeps_the_order_of_its_classes(tm
     assert [row["kind"] for row in task.load().splits["train"]][:1] == [KINDS.index("outage")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "overrides", "told"),
     [

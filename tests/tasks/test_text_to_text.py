@@ -137,6 +137,7 @@ def test_the_shift_is_the_models_own(model_type: str, tiny_model: TinyModel) -> 
     assert torch.allclose(own.loss, ours.loss)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @on_pairs("lora", "prompt_tuning", "prefix_tuning", "prefix_tuning_attention", "houlsby")
 def test_the_likelihood_of_an_answer_does_not_depend_on_the_rows_beside_it(
@@ -189,6 +190,7 @@ def mean_likelihood(model: Any, prompt: list[int], answer: list[int], end: int) 
     return float(scores.log_softmax(-1).gather(1, torch.tensor(whole)[:, None]).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @on_pairs("lora", "houlsby", "prompt_tuning", "p_tuning", "prefix_tuning", "prefix_tuning_attention")
 def test_a_generated_answer_is_the_likeliest_token_each_time(model_type: str, name: str, tiny_model: TinyModel) -> None:
@@ -247,6 +249,7 @@ def test_an_instruction_set_is_given_as_it_is(tiny_model: TinyModel) -> None:
     assert told.resolved == given.resolved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GLUE_TEXT)
 def test_glue_is_text_with_the_published_prefix_and_names(name: str, tmp_path: Path) -> None:
     """As Raffel et al. print it, appendix D; what is not a class's name is wrong."""

@@ -139,6 +139,7 @@ time.sleep(1000)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_ended_by_whoever_comes_next(tmp_path: Path, uri: str) -> None:
     """`harness-report --sync`, a later sweep, another run: its end is the last that was heard of it."""
     program = KILLED.format(support=str(Path(__file__).parents[1] / "support"), uri=uri)

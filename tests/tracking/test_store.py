@@ -87,6 +87,7 @@ def test_a_store_that_can_be_used_passes(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_store_that_was_moved_with_its_files_finds_them(tmp_path: Path) -> None:
     """Renamed, or copied while the old place is gone; what neither place has stays as the store says."""
     (tmp_path / "old").mkdir()

@@ -62,6 +62,7 @@ def test_a_run_after_others_has_the_bits_of_a_run_alone(
             pd.testing.assert_frame_equal(left, right, check_exact=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("keeping")
 def test_changed_data_are_read_again(tiny_experiment: list[str], tmp_path: Path) -> None:
     """A file with the same name and other rows is another file."""

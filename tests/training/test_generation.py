@@ -114,6 +114,7 @@ def likelihood_alone(model: Any, prompt: list[int], option: list[int]) -> float:
     return sum(float(logs[len(logs) - len(option) - 1 + place, token]) for place, token in enumerate(option))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_answers_are_those_of_a_model_asked_token_by_token(method, tokenizer, prompts):
     """In one batch of padded prompts, in small ones and one by one, with every sort of method."""
@@ -152,6 +153,7 @@ def test_options_are_as_likely_in_a_batch_as_alone(method, tokenizer, prompts):
         assert [value for value, _ in scored] == pytest.approx(alone, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_an_answer_is_worth_what_its_steps_are(tokenizer, prompts):
     """The first tokens that are generated are the likeliest of all options of one token."""
     model = micro_decoder()
@@ -196,6 +198,7 @@ def test_a_checkpoints_own_generation_settings_are_set_aside_and_stay(tokenizer,
     assert not caplog.records
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", VIRTUAL)
 def test_a_model_answers_with_what_is_switched_off(method, tokenizer, prompts):
     """The backbone's own answers while the virtual tokens are off, by peft or by us, and theirs again afterwards."""

@@ -182,6 +182,7 @@ def test_batched_windows_agree_with_an_unbatched_loop_on_the_micro_decoder():
     agree(MICRO, list(corpus("heldout", 12)), 16, 8)
 
 
+@pytest.mark.slow
 def test_batched_windows_agree_with_an_unbatched_loop_on_the_real_decoder(real_data):
     """Windows of 64 tokens that are 48 apart."""
     text = (real_data / "lm/tinystories_sample/validation.txt").read_text(encoding="utf-8")

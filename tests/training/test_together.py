@@ -80,6 +80,7 @@ def assert_the_same(one: tuple[Path, RunRecord], other: tuple[Path, RunRecord], 
         assert torch.allclose(tensor, its[name], atol=atol), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model_type", "kind"), [("bert", Kind.classification), ("llama", Kind.causal_lm)])
 def test_gradients_of_a_pack_are_those_of_each_adapter_alone(model_type: str, kind: Kind) -> None:
     """In float32, with dropout wherever there is any, and afterwards the random numbers stand where they do alone."""
@@ -113,6 +114,7 @@ def test_gradients_of_a_pack_are_those_of_each_adapter_alone(model_type: str, ki
             assert torch.allclose(parameter.grad, together[name], atol=1e-5), name
 
 
+@pytest.mark.slow
 def test_a_pack_ends_as_its_points_do_alone(tiny_experiment: list[str], tmp_path: Path) -> None:
     """Also with dropout in the backbone and in LoRA; and no second or byte of the pack is one point's."""
     packed = carry_out(POINTS, tiny_experiment, tmp_path / "packed", *SHORT)
@@ -231,6 +233,7 @@ def test_other_batches_or_another_backbone_are_another_pack(tiny_experiment: lis
     assert len(set(keys)) == len(keys)
 
 
+@pytest.mark.slow
 def test_what_has_no_packed_form_or_reports_costs_trains_alone(tiny_experiment: list[str]) -> None:
     """DoRA, another method, what computes twice, a run whose costs count, and a loss that takes several passes."""
     preference = ["tracking=none", "task=preference/micro", "model=micro_decoder"]

@@ -25,6 +25,7 @@ def settings(*overrides: str):
     return build(compose("config", list(overrides))).train
 
 
+@pytest.mark.slow
 def test_accumulated_batches_take_the_step_of_one_large_batch(tiny_experiment: list[str], tmp_path: Path) -> None:
     """Without dropout, which would draw other masks for smaller batches."""
     folder = shutil.copytree(tiny_experiment[0].removeprefix("model.path="), tmp_path / "model")

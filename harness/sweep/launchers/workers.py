@@ -22,6 +22,7 @@ from hydra.core.utils import JobRuntime, run_job, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 from pebble import CONSTS, ProcessExpired, ProcessFuture, ProcessPool
+from tqdm import tqdm
 
 from harness.config.errors import ConfigError
 from harness.config.sources import register_resolvers
@@ -173,6 +174,9 @@ def import_modules(names: Sequence[str]) -> None:
 
     One that fails or warns here does so again in the run, whose log says so.
     """
+    # The lock of tqdm's own is a semaphore of the system too: a worker that is killed leaves it behind, and Python says
+    # so at the end of the sweep. A worker's bars are drawn by its threads alone.
+    tqdm.set_lock(threading.RLock())
     gc.disable()
     try:
         with _silence():
