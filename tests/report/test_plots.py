@@ -275,3 +275,26 @@ def test_a_long_name_takes_nothing_from_what_is_drawn(name: str) -> None:
         extent = text.get_window_extent(renderer)
         assert extent.x0 >= 0
         assert extent.x1 <= edge
+
+
+def test_a_name_at_the_end_of_a_learning_curve_covers_none() -> None:
+    """A curve that is as good as level, whose name is too long for the room behind its end."""
+    names = ("full", "head cache_features=true of_another=kind")
+    runs = pd.DataFrame(
+        {"run_id": names, "task": "glue/stsb", "configuration": names, "method": ("full", "head"), "metric": "spearman"}
+    )
+    levels = {"full": np.linspace(0.5, 0.85, 20), names[1]: np.linspace(0.4, 0.41, 60)}
+    told = [
+        {"run_id": name, "name": "spearman", "step": 10 * number, "value": value}
+        for name, values in levels.items()
+        for number, value in enumerate(values, 1)
+    ]
+    figure = plot_scores.learning_curves(runs, pd.DataFrame(told))
+    assert figure is not None
+    (panel,) = figure.axes
+    renderer = figure.canvas.get_renderer()
+    texts = [text.get_window_extent(renderer) for text in panel.texts]
+    assert [text.get_text() for text in panel.texts] == list(names)
+    for line in panel.lines:
+        for x, y in panel.transData.transform(line.get_xydata()):
+            assert not any(box.contains(x, y) for box in texts)

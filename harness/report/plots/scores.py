@@ -3,6 +3,7 @@
 import re
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from harness.report.labels import label, searched
@@ -167,14 +168,15 @@ def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame | None) -> "Figure
         return None
     tasks = sorted(lines["task"].unique())
     figure, axes = figure_of(len(tasks), 3, 4.6, 3.8)
-    labels: list[list[tuple[float, float, str]]] = []
+    labels, drawn = [], []
     for panel, task in zip(axes, tasks, strict=True):
         of_task = lines[lines["task"] == task]
         metric = of_task["metric"].iloc[0]
         means = of_task.groupby(["configuration", "method", "step"], sort=True)["value"].mean().reset_index()
         last = means.groupby("configuration")["value"].last().sort_values(ascending=not higher_is_better(metric))
         colors = dict(zip(of_task["configuration"], shades(of_task), strict=True))
-        ends = []
+        ends: list[tuple[float, float, str]] = []
+        along: list[tuple[float, float]] = []
         telling = list(last.index[: CURVES_LIMIT // 2])
         telling += [name for name in last.index if name in REFERENCES and name not in telling]
         for (name, method), curve in means.groupby(["configuration", "method"], sort=True):
@@ -186,7 +188,10 @@ def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame | None) -> "Figure
             )  # fmt: skip
             if shown:
                 ends.append((curve["step"].iloc[-1], curve["value"].iloc[-1], str(name)))
+                steps = np.linspace(curve["step"].iloc[0], curve["step"].iloc[-1], 100)
+                along += zip(steps, np.interp(steps, curve["step"], curve["value"]), strict=True)
         labels.append(ends)
+        drawn.append(along)
         # Room for the names at the ends of the lines.
         left, right = panel.get_xlim()
         panel.set_xlim(left, right + 0.3 * (right - left))
@@ -200,8 +205,8 @@ def learning_curves(frame: pd.DataFrame, curves: pd.DataFrame | None) -> "Figure
         panel.set_xlabel("step")
         panel.set_ylabel(score_label(metric, "development"))
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    for panel, of_panel in zip(axes, labels, strict=True):
-        place_labels(panel, [(x, y) for x, y, _ in of_panel], of_panel)
+    for panel, along, of_panel in zip(axes, drawn, labels, strict=True):
+        place_labels(panel, along, of_panel)
     return figure
 
 
