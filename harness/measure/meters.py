@@ -20,21 +20,29 @@ def weight_bytes(model: "nn.Module") -> int:
 
 
 def _weight_tensors(model: "nn.Module") -> Iterator["Tensor"]:
+    yield from model.buffers()
+    yield from model.parameters()
+    for module in model.modules():
+        yield from quantization_state(module)
+
+
+def quantization_state(module: "nn.Module") -> "Iterator[Tensor]":
+    """Scales and codebooks that bitsandbytes keeps beside a module's own packed weights, in the same order each time.
+
+    They are neither parameters nor buffers: of 4 bits they lie in the weight's quant_state, of 8 in its SCB, and from
+    the first pass on in the module's state.
+    """
     import torch
 
-    yield from model.buffers()
-    for parameter in model.parameters():
-        yield parameter
-        # bitsandbytes keeps scales and codebooks beside the packed weights: 4-bit in quant_state, 8-bit in SCB.
+    for parameter in module.parameters(recurse=False):
         state = getattr(parameter, "quant_state", None)
         nested = [state, getattr(state, "state2", None)]
         tensors = [value for owner in nested if owner is not None for value in vars(owner).values()]
         tensors.append(getattr(parameter, "SCB", None))
         yield from (value for value in tensors if isinstance(value, torch.Tensor))
-    for module in model.modules():
-        scales = getattr(getattr(module, "state", None), "SCB", None)
-        if isinstance(scales, torch.Tensor):
-            yield scales
+    scales = getattr(getattr(module, "state", None), "SCB", None)
+    if isinstance(scales, torch.Tensor):
+        yield scales
 
 
 def gradient_bytes(model: "nn.Module") -> int:

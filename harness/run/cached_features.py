@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.config.identity import RESULTS_VERSION
 from harness.config.schema import Experiment
+from harness.measure.meters import quantization_state
 from harness.training import frozen_front, hidden_states
 from harness.training.batches import by_length
 from harness.training.frozen_front import TEXT, FrozenFront, Inseparable
@@ -171,25 +173,27 @@ class _Keeping:
             texts |= {text.digest: text for text in found}
         device, sample = self.subject.collate.device, self.front.sample
         size = hidden_states.size_of(list(texts.values()), sample)
-        self.folder.make_room(size, self.needed)
         log.info("%d rows' features take %.3f GB in %s", len(rows), size / GIGABYTE, path.parent)
-        with self.subject.computing():
+        with self.folder.place(path, size, self.needed) as file, self.subject.computing():
             hidden_states.write(
-                path,
+                file,
                 list(texts.values()),
                 sample,
                 lambda inputs: self.front.compute({name: tensor.to(device) for name, tensor in inputs.items()}),
             )
 
 
-def _decisive(experiment: Experiment, subject: "Subject", backbone: "Backbone", front: FrozenFront) -> dict[str, str]:
+def _decisive(experiment: Experiment, subject: "Subject", backbone: "Backbone", front: FrozenFront) -> dict[str, Any]:
     """What decides the features of a text: the frozen weights in front, and how they are computed with."""
     import torch
     import transformers
 
-    model = experiment.model
+    model, config = experiment.model, backbone.model.config.to_dict()
     return {
+        "version": RESULTS_VERSION,
         "weights": _digest(backbone, front),
+        # Activations, heads, norms: what the weights do not tell. Not where they lie.
+        "config": {name: value for name, value in config.items() if name != "_name_or_path"},
         "layer": front.layers[-1],
         "dtype": f"{front.sample.dtype} under {subject.autocast}",
         "quantization": f"{backbone.quantization.value} {model.double_quantization}",
@@ -201,12 +205,14 @@ def _decisive(experiment: Experiment, subject: "Subject", backbone: "Backbone", 
 
 
 def _digest(backbone: "Backbone", front: FrozenFront) -> str:
-    """Hash of the weights and tables in front, and of what stays frozen beside the layers."""
+    """Hash of the weights and tables in front, of their scales, and of what stays frozen beside the layers."""
     import torch
 
     behind = tuple(f"{name}." for name in backbone.layers()[len(front.layers) :])
     content = hashlib.sha256()
     named = [*backbone.model.named_parameters(), *backbone.model.named_buffers()]
+    for name, module in backbone.model.named_modules():
+        named += [(f"{name}.scales", tensor) for tensor in quantization_state(module)]
     for name, tensor in sorted(named, key=lambda one: one[0]):
         if tensor.requires_grad or backbone.is_head(name) or (behind and name.startswith(behind)):
             continue

@@ -1,8 +1,9 @@
 """Hidden states of texts in files: of each text its real tokens', mapped into memory, so that processes share them.
 
-A file is a plain safetensors file: `hidden` (tokens x width), `digests` (texts x 16 bytes) and `ends` (texts). It is
-written beside its place and renamed, under a lock of the operating system, so that of several processes that want it
-one computes, and a kill leaves nothing that passes for whole. What is mapped is never written to.
+A file is a plain safetensors file: `hidden` (tokens x width), `digests` (texts x 16 bytes) and `ends` (texts), and in
+its metadata a checksum of these. It is written beside its place and renamed, under a lock of the operating system, so
+that of several processes that want it one computes, and a kill leaves nothing that passes for whole. What is mapped is
+never written to.
 """
 
 import fcntl
@@ -11,12 +12,13 @@ import json
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 
 DIGEST_BYTES = 16
 ENDING = ".safetensors"
+PARTIAL = ".partial"
+CHECKSUM = "crc32"
 GIGABYTE = 10**9
 # The disk is left this share of its free bytes: others write too.
 SPARED = 0.1
@@ -104,8 +108,14 @@ class HiddenStates:
         try:
             with safe_open(path, framework="pt") as file:
                 hidden, digests, ends = (file.get_tensor(name) for name in ("hidden", "digests", "ends"))
+                written = (file.metadata() or {}).get(CHECKSUM)
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged: {error}") from error
+        found = 0
+        for content in (_as_numbers(hidden), digests.numpy(), ends.numpy()):
+            found = zlib.crc32(content.data, found)
+        if written != _checksum(found):
+            raise ValueError(f"{path} is damaged: its contents are not those that were written")
         number, start = len(self._files), 0
         self._files.append(_as_numbers(hidden))
         self._like = hidden[:0]
@@ -147,15 +157,48 @@ class Folder:
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Wait until no other process holds the file; where a file system has no locks, go on without."""
+        with self._held("locks", int(key[:15], 16), "another process computes the features; they are waited for"):
+            yield
+
+    @contextmanager
+    def place(self, path: Path, size: int, needed: set[Path]) -> Iterator[BinaryIO]:
+        """A file to write, which takes its place once all is written; of one that is not, nothing is left.
+
+        Its bytes count from the first on: processes that write at the same time don't exceed the limit together.
+
+        Args:
+            needed: Files that stay.
+
+        Raises:
+            NoRoom: It would not fit.
+        """
+        partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+        try:
+            with self._held("room", 0, "another process makes room"):
+                self.make_room(size, needed)
+                file = partial.open("wb")
+                with suppress(OSError):  # while it is held, its writer lives
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.truncate(size)
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def _held(self, name: str, place: int, told: str) -> Iterator[None]:
+        """Hold one byte of a file: a process that closes a file lets go of all that it holds of it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path / "locks", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             with suppress(OSError):
-                place = int(key[:15], 16)
                 try:
                     fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
                 except (BlockingIOError, PermissionError):
-                    log.info("another process computes the features; they are waited for")
+                    log.info(told)
                     fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, place)
             yield
         finally:
@@ -170,15 +213,19 @@ class Folder:
         Raises:
             NoRoom: It would not fit even so.
         """
-        kept, stale = 0, []
-        for path in self.path.glob(f"*{ENDING}"):
+        kept, coming, stale = 0, 0, []
+        for path in self.path.glob(f"*{ENDING}*"):
             with suppress(FileNotFoundError):  # another process makes room too
                 found = path.stat()
-                if path in needed:
+                if path.suffix == PARTIAL:
+                    if not _left_behind(path):
+                        kept += found.st_size
+                        coming += max(0, found.st_size - 512 * found.st_blocks)
+                elif path in needed:
                     kept += found.st_size
                 else:
                     stale.append((found.st_mtime, found.st_size, path))
-        free = int((1 - SPARED) * shutil.disk_usage(self.path).free)
+        free = int((1 - SPARED) * shutil.disk_usage(self.path).free) - coming
         used = kept + sum(bytes_of for _, bytes_of, _ in stale)
         for _, bytes_of, oldest in sorted(stale):
             if used + size <= self.most and size <= free:
@@ -188,21 +235,35 @@ class Folder:
             used, free = used - bytes_of, free + bytes_of
         if used + size > self.most:
             raise NoRoom(
-                f"{size / GIGABYTE:.2f} GB are needed beside {kept / GIGABYTE:.2f} GB of this run, and "
-                f"train.features_gigabytes={self.most / GIGABYTE:g} allows no more"
+                f"{size / GIGABYTE:.2f} GB are needed beside {kept / GIGABYTE:.2f} GB of this run and of those that "
+                f"write now, and train.features_gigabytes={self.most / GIGABYTE:g} allows no more"
             )
         if size > free:
             raise NoRoom(f"{size / GIGABYTE:.2f} GB are needed, and {self.path} has room for {free / GIGABYTE:.2f}")
 
 
+def _left_behind(partial: Path) -> bool:
+    """Remove a file whose writer was killed; false where it is written to, or nobody can tell."""
+    try:
+        with partial.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial.unlink(missing_ok=True)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
 def size_of(texts: list[Text], sample: "Tensor") -> int:
-    """Bytes of a file of these texts, but for its header."""
+    """Bytes of a file of these texts."""
     tokens = sum(text.place.stop - text.place.start for text in texts)
-    return tokens * sample.shape[-1] * sample.element_size() + len(texts) * (DIGEST_BYTES + 8)
+    content = tokens * sample.shape[-1] * sample.element_size() + len(texts) * (DIGEST_BYTES + 8)
+    return len(_header(tokens, len(texts), sample)) + content
 
 
-def write(path: Path, texts: list[Text], sample: "Tensor", compute: "Callable[[Inputs], Tensor]") -> None:
-    """Compute the hidden states of texts and write their file, the whole of it or none.
+def write(file: BinaryIO, texts: list[Text], sample: "Tensor", compute: "Callable[[Inputs], Tensor]") -> None:
+    """Compute the hidden states of texts and write them, with their checksum last.
 
     Texts of one length are computed together, so that nothing is padded.
 
@@ -212,28 +273,26 @@ def write(path: Path, texts: list[Text], sample: "Tensor", compute: "Callable[[I
     """
     import numpy as np
 
-    for left in path.parent.glob(f"{path.name}.*.partial"):  # of a process that was killed
-        left.unlink(missing_ok=True)
     texts = sorted(texts, key=lambda text: (-len(text.inputs["input_ids"]), text.digest))
     lengths = [len(text.inputs["input_ids"]) for text in texts]
-    digests = np.frombuffer(b"".join(text.digest for text in texts), dtype=np.uint8)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(_header(sum(lengths), len(texts), sample))
-            for batch in _batches(texts):
-                file.write(_bytes(compute(batch)))
-            file.write(digests.tobytes())
-            file.write(np.cumsum(lengths, dtype=np.int64).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    checksum = 0
+
+    def put(content: bytes) -> None:
+        nonlocal checksum
+        checksum = zlib.crc32(content, checksum)
+        file.write(content)
+
+    file.write(_header(sum(lengths), len(texts), sample))
+    for batch in _batches(texts):
+        put(_bytes(compute(batch)))
+    put(b"".join(text.digest for text in texts))
+    put(np.cumsum(lengths, dtype=np.int64).tobytes())
+    file.seek(0)
+    file.write(_header(sum(lengths), len(texts), sample, checksum))
 
 
-def _header(tokens: int, texts: int, sample: "Tensor") -> bytes:
-    """The beginning of a safetensors file, whose tensors follow in this order."""
+def _header(tokens: int, texts: int, sample: "Tensor", checksum: int = 0) -> bytes:
+    """The beginning of a safetensors file, whose tensors follow in this order; as long whatever the checksum."""
     width = sample.shape[-1]
     hidden, digests = tokens * width * sample.element_size(), texts * DIGEST_BYTES
     places = [0, hidden, hidden + digests, hidden + digests + 8 * texts]
@@ -242,13 +301,17 @@ def _header(tokens: int, texts: int, sample: "Tensor") -> bytes:
         "digests": ("U8", [texts, DIGEST_BYTES]),
         "ends": ("I64", [texts]),
     }
-    content = {
+    content: dict[str, Any] = {
         name: {"dtype": dtype, "shape": shape, "data_offsets": places[number : number + 2]}
         for number, (name, (dtype, shape)) in enumerate(told.items())
     }
-    header = json.dumps(content).encode()
+    header = json.dumps({"__metadata__": {CHECKSUM: _checksum(checksum)}, **content}).encode()
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header
+
+
+def _checksum(value: int) -> str:
+    return f"{value:08x}"
 
 
 def _batches(texts: list[Text]) -> Iterator[Inputs]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,12 +13,13 @@ import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from harness import run as runner
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.tracking.record import PREDICTIONS_FILE, STEPS_FILE, RunRecord
-from harness.training.hidden_states import Folder
+from harness.training.hidden_states import Folder, NoRoom
 
 CACHED = "train.cache_features=true"
 
@@ -134,6 +136,42 @@ def test_seeds_and_rates_share_the_features_and_other_weights_do_not(
     assert {one["from"] for one in other.provenance["cached_features"]["splits"].values()} == {"this run"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "loaded"),
+    [
+        ({"hidden_act": "relu", "num_attention_heads": 1}, []),
+        # The packed bits are the same, the scales beside them are not.
+        (2, ["model.quantization=nf4"]),
+        (2, ["model.quantization=int8"]),
+    ],
+    ids=["other configuration", "other scales of 4 bits", "other scales of 8 bits"],
+)
+def test_what_computes_otherwise_with_the_same_parameters_is_not_served(
+    changes: dict[str, Any] | int,
+    loaded: list[str],
+    tiny_model: Callable[[str], Path],
+    tiny_experiment: list[str],
+    tmp_path: Path,
+) -> None:
+    model = without_dropout(tmp_path / "model", tiny_model("bert"))
+    other = without_dropout(tmp_path / "other", model)
+    if isinstance(changes, dict):
+        config = json.loads((other / "config.json").read_text())
+        assert config.keys() >= changes.keys()
+        (other / "config.json").write_text(json.dumps(config | changes))
+    else:
+        weights = load_file(other / "model.safetensors")
+        scaled = {name: tensor * changes if ".layer." in name else tensor for name, tensor in weights.items()}
+        save_file(scaled, other / "model.safetensors", {"format": "pt"})
+    told = [*tiny_experiment, "method=head", "train.max_steps=4", "measure.costs=false", "forgetting.text=null"]
+    told += loaded
+    carry_out(tmp_path / "first", *told, f"model.path={model}", CACHED)
+    plain, cached = both(tmp_path, *told, f"model.path={other}")
+    assert_same_conclusions(tmp_path, plain, cached)
+    assert {one["from"] for one in cached.provenance["cached_features"]["splits"].values()} == {"this run"}
+
+
 def test_a_file_holds_real_tokens_only(tiny_experiment: list[str], tmp_path: Path) -> None:
     """As many hidden states as the different texts have tokens."""
     told = [*tiny_experiment, "method=head", "train.max_steps=1", "measure.costs=false", "forgetting.text=null", CACHED]
@@ -158,13 +196,17 @@ def test_a_damaged_file_is_computed_anew_and_one_that_was_cut_off_is_no_file(
     first = carry_out(tmp_path / "first", *told)
     files = sorted(Path("runs/features").glob("*.safetensors"))
     files[0].write_bytes(files[0].read_bytes()[:100])
+    # As long as it was, with a few bytes of hidden states that are others.
+    content = bytearray(files[1].read_bytes())
+    content[len(content) // 3 : len(content) // 3 + 64] = bytes(64)
+    files[1].write_bytes(content)
     left = Path(f"{files[0]}.1.partial")
     left.write_bytes(b"a process was killed here")
     second = carry_out(tmp_path / "second", *told)
     assert second.scores == first.scores
     assert sorted(one["from"] for one in second.provenance["cached_features"]["splits"].values()) == [
         "an earlier run",
-        "an earlier run",
+        "this run",
         "this run",
     ]
     assert not left.exists()
@@ -196,6 +238,26 @@ def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
         os.utime(folder.file(name), (1000 + age, 1000 + age))
     folder.make_room(80, {folder.file("a")})
     assert [folder.file(name).exists() for name in "abc"] == [True, False, True]
+
+
+def test_what_others_write_at_the_time_counts_and_what_a_killed_one_left_does_not(tmp_path: Path) -> None:
+    """Two of 80 bytes do not go into 100, whoever writes them."""
+    folder = Folder(tmp_path, 100)
+    with folder.place(folder.file("a"), 80, set()) as file:
+        with pytest.raises(NoRoom, match="write now"), folder.place(folder.file("b"), 80, set()):
+            pass
+        file.write(b"x" * 80)
+    assert [path.name for path in tmp_path.glob("*.safetensors*")] == [folder.file("a").name]
+    killed = (
+        "import os, signal, sys; from pathlib import Path; from harness.training.hidden_states import Folder\n"
+        "folder = Folder(Path(sys.argv[1]), 100)\n"
+        "with folder.place(folder.file('c'), 80, set()): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", killed, tmp_path], check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob("*.partial"))) == 1
+    with folder.place(folder.file("d"), 80, set()) as file:
+        file.write(b"x" * 80)
+    assert [path.name for path in tmp_path.glob("*.safetensors*")] == [folder.file("d").name]
 
 
 @pytest.mark.slow
