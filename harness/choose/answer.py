@@ -72,7 +72,10 @@ class Advice:
 
 
 def finals(uri: str, sweep: str) -> "pd.DataFrame":
-    """The runs of a choice's sweep; empty where none ended."""
+    """The runs of a choice's sweep on the rows that the latest of them saw; empty where none ended.
+
+    The file of an earlier start may have been changed since.
+    """
     from harness.report import runs
 
     try:
@@ -81,7 +84,7 @@ def finals(uri: str, sweep: str) -> "pd.DataFrame":
         import pandas as pd
 
         return pd.DataFrame()
-    return frame if frame.empty else frame[frame["newest"]]
+    return frame if frame.empty else frame[frame["newest"] & (frame["task"] == frame["task"].iloc[-1])]
 
 
 def surviving(frame: "pd.DataFrame", count: int) -> list[str]:

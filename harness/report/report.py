@@ -59,7 +59,7 @@ def build(
     Raises:
         ConfigError: A column, the baseline or a picture that was asked for is not there.
     """
-    from harness.report import across, markdown, noise, pairwise, published, scores, sections, undertrained
+    from harness.report import across, markdown, noise, pairwise, published, same_files, scores, sections, undertrained
     from harness.report import tables as render
     from harness.report import tuning as report_tuning
     from harness.report.plots import chosen as pictures
@@ -94,6 +94,7 @@ def build(
     notes = (
         markdown.protocol(summary, not tuning.empty)
         + undertrained.notes(summary)
+        + same_files.notes(frame)
         + markdown.odd(frame)
         + pictures.telling(pictures.points(frame))[1]
     )

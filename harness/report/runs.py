@@ -12,8 +12,8 @@ import pandas as pd
 
 from harness import tracking
 from harness.config.errors import ConfigError, near_misses
-from harness.report import backbones, scores
 from harness.report import others as foreign
+from harness.report import same_files, scores
 from harness.tracking import client
 from harness.tracking import uri as stores
 from harness.tracking.entries import (
@@ -138,7 +138,8 @@ def read(
             frame = frame[frame[column].isin([values] if isinstance(values, str) else list(values))]
     if moment is not None and len(frame):
         frame = frame[frame["ended_at"] >= moment]
-    frame = backbones.by_hash(frame, {run["run_id"]: run["tags"].get("backbone", "") for run in runs})
+    frame = same_files.backbones(frame, {run["run_id"]: run["tags"].get("backbone", "") for run in runs})
+    frame = same_files.data(frame)
     there = {}
     if frame.empty:
         there = _counted(tracking.read_runs(str(store)) if everything is None else everything)

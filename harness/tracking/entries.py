@@ -66,7 +66,10 @@ def run_tags(record: RunRecord) -> dict[str, str]:
 def run_provenance(record: RunRecord) -> dict[str, str]:
     """Return what a report says of a run's making, as parameters below `provenance.`: no one searches by it."""
     git, packages = record.provenance.get("git") or {}, record.provenance.get("packages") or {}
+    revisions = record.provenance.get("revisions") or {}
     made = {
+        "data_revision": revisions.get("data"),
+        "forgetting_revision": revisions.get("forgetting"),
         "forgetting_metric": (record.scores.get("forgetting") or {}).get("metric"),
         "git_commit": git.get("commit"),
         "git_dirty": git.get("dirty"),

@@ -10,6 +10,8 @@ from run_directories import store_of, write_run
 
 import harness
 from harness.config.errors import ConfigError
+from harness.report import same_files, scores
+from harness.report.labels import label
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +102,35 @@ def test_backbones_are_told_apart_by_their_files_and_not_by_their_names(tmp_path
     """Two that are called the same are two rows, one that has two names is one; an old record keeps its name."""
     files = {"a": ("mine", "f" * 64), "b": ("mine", "0" * 64), "c": ("yours", "f" * 64), "d": ("mine", None)}
     for method, (model, revision) in files.items():
-        path = write_run(tmp_path / "runs", method=method, model=model) / "result.json"
-        record = json.loads(path.read_text())
-        if revision:
-            record["provenance"]["revisions"] = {"model": revision}
-        path.write_text(json.dumps(record))
+        write_run(tmp_path / "runs", method=method, model=model, revisions={"model": revision} if revision else {})
     frame = harness.load_runs(tmp_path / "runs").set_index("method")["model"]
     assert dict(frame) == {"a": "mine@ffffffff", "b": "mine@00000000", "c": "mine@ffffffff", "d": "mine"}
     assert set(harness.load_runs(tmp_path / "runs", model="yours")["model"]) == {"yours"}
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["store", "folder"])
+def test_runs_on_other_rows_are_no_repetitions(stored: bool, tmp_path: Path) -> None:
+    """A file of one name before and after a change is two tasks; a record that names no rows keeps the task's name."""
+    before, after = "1" * 64, "2" * 64
+    for seed, (score, rows) in enumerate([(0.6, before), (0.6, before), (0.8, after), (0.8, after), (0.7, "")]):
+        write_run(tmp_path / "runs", task="data", seed=seed, score=score, revisions={"data": rows} if rows else {})
+    write_run(tmp_path / "runs", task="other", revisions={"data": after})
+    runs = sorted((tmp_path / "runs").iterdir())
+    frame = harness.load_runs(store_of(tmp_path, *runs) if stored else tmp_path / "runs")
+    summary = scores.summary(frame)
+    told = summary[summary["configuration"] == "lora"].set_index("task")
+    assert dict(told["n"]) == {"data": 1, "data@11111111": 2, "data@22222222": 2, "other": 1}
+    assert dict(told["mean"]) == pytest.approx({"data": 0.7, "data@11111111": 0.6, "data@22222222": 0.8, "other": 0.9})
+    (note,) = same_files.notes(frame)
+    assert note.startswith("data@11111111, data@22222222: files of one name")
+    assert same_files.notes(frame[frame["task"] == "other"]) == []
+    assert set(harness.load_runs(tmp_path / "runs", task="data")["task"]) == set(told.index) - {"other"}
+
+
+def test_what_was_lost_of_another_text_is_told_apart(tmp_path: Path) -> None:
+    """Where all saw the same text, wherever it lay, nothing is said of it."""
+    for seed, text in enumerate(("3" * 64, "4" * 64, "4" * 64)):
+        write_run(tmp_path / "runs", seed=seed, revisions={"data": "5" * 64, "forgetting": text})
+    frame = harness.load_runs(tmp_path / "runs")
+    assert list(label(frame)) == ["lora general_text=33333333", *["lora general_text=44444444"] * 2]
+    assert set(label(harness.load_runs(tmp_path / "runs")[1:])) == {"lora"}

@@ -40,6 +40,7 @@ class SampleRun:
         steps: Lines of steps.jsonl; null for no such file.
         scores: In place of all those above.
         ended_at: Null for a time after all runs before.
+        revisions: Hashes of the files behind it.
     """
 
     method: str = "lora"
@@ -63,6 +64,7 @@ class SampleRun:
     steps: list[dict[str, Any]] | None = None
     ended_at: str | None = None
     cached_features: dict[str, Any] | None = None
+    revisions: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> Path:
         """Write one run directory below `folder`; every call makes a run of its own, later than those before."""
@@ -94,6 +96,7 @@ class SampleRun:
                 "device_type": "cpu",
                 "dtype": "float32",
                 "cached_features": self.cached_features,
+                "revisions": self.revisions,
             },
             started_at="2026-11-01T10:00:00+00:00",
             ended_at=self.ended_at or f"2026-11-01T11:{number // 60 % 60:02d}:{number % 60:02d}+00:00",
