@@ -1,8 +1,11 @@
 """Runs are alike where the files behind them are the same, whatever these are called and wherever they lie."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
+
+from harness.report.labels import read_list
 
 # Digits of a hash behind a name that several things have.
 SHOWN = 8
@@ -48,19 +51,24 @@ def data(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def notes(frame: pd.DataFrame) -> list[str]:
-    """Say of the tasks that were told apart what their names mean."""
-    names = sorted({name for name, told in _tasks(frame) if told and name.endswith(f"@{told[:SHOWN]}")})
-    if not names:
+    """Say of the tasks that were told apart what their names mean, and where the latest run of each found its rows."""
+    told = frame["data_revision"].str[:SHOWN]
+    apart = frame[[str(name).endswith(f"@{digits}") for name, digits in zip(frame["task"], told, strict=True)]]
+    latest = apart[(apart["data_revision"] != "")].groupby("task", sort=True).last()
+    if latest.empty:
         return []
+    names = [f"{task} ({place})" if (place := _place(run)) else str(task) for task, run in latest.iterrows()]
     return [
         f"{', '.join(names)}: files of one name that do not hold the same rows, or one before and after a change; "
         "behind the @ is the beginning of their hash."
     ]
 
 
-def _tasks(frame: pd.DataFrame) -> list[tuple[str, str]]:
-    told = frame[["task", "data_revision"]].drop_duplicates()
-    return list(zip(told["task"], told["data_revision"], strict=True))
+def _place(run: "pd.Series[Any]") -> str:
+    """Where a run's rows lay; empty where that is not known."""
+    found = [run.get(f"param.task.{key}") for key in ("file", "data_dir")]
+    place = next((one for one in found if isinstance(one, str) and one), "")
+    return ", ".join(map(str, read_list(place))) or place
 
 
 def _different(revisions: pd.Series) -> int:

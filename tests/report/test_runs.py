@@ -123,6 +123,8 @@ def test_runs_on_other_rows_are_no_repetitions(stored: bool, tmp_path: Path) -> 
     assert dict(told["mean"]) == pytest.approx({"data": 0.7, "data@11111111": 0.6, "data@22222222": 0.8, "other": 0.9})
     (note,) = same_files.notes(frame)
     assert note.startswith("data@11111111, data@22222222: files of one name")
+    placed = frame.assign(**{"param.task.file": '["A/data.csv"]'})
+    assert same_files.notes(placed)[0].startswith("data@11111111 (A/data.csv), data@22222222 (A/data.csv): files of")
     assert same_files.notes(frame[frame["task"] == "other"]) == []
     assert set(harness.load_runs(tmp_path / "runs", task="data")["task"]) == set(told.index) - {"other"}
 
