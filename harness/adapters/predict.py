@@ -137,7 +137,7 @@ def check_data(told: str, columns: list[str], kept: list[str]) -> Path:
     if not data.name.endswith(files.SUFFIXES):
         raise ConfigError(f"data={told}: {', '.join(files.SUFFIXES)} are read")
     with _of_data():
-        there = files.columns(data)
+        there = files.columns(data, [*columns, *kept])
     if not there:
         raise ConfigError(f"data={told}: it has no rows")
     for column in columns:

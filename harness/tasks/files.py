@@ -2,9 +2,12 @@
 
 import csv
 import gzip
+import io
 import json
 import math
+import re
 from collections.abc import Collection, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +27,10 @@ SUFFIXES = (*FORMATS, *(f"{suffix}{COMPRESSED}" for suffix in FORMATS if suffix 
 BOM = "\ufeff"
 # Wider cells than the csv module allows by itself: a document may be a cell.
 WIDEST_CELL = 2**31 - 1
+# JSON objects that are looked at for columns which the first ones leave out.
+GLANCED_AT = 10_000
+# How JSON writes either half of a character that takes two escapes, in small letters; a few whole ones begin so too.
+HALF_ESCAPED = "\\ud"
 
 
 def suffix_of(path: Path) -> str:
@@ -74,12 +81,22 @@ def _rows(path: Path, wanted: Collection[str] | None) -> Iterator[Row]:
     return {"json": _json, "csv": _csv, "text": _text}[kind](path)
 
 
-def columns(path: Path) -> list[str]:
-    """The columns of a file's first row."""
+def columns(path: Path, named: Collection[str] = ()) -> list[str]:
+    """The columns of a file; of JSON, whose objects may leave some out, those of the first `GLANCED_AT` objects.
+
+    Args:
+        named: Columns that are looked for among all of the objects before they are taken to be missing.
+    """
     kind = FORMATS[suffix_of(path)]
     if kind == "parquet":
         return list(_parquet_file(path).schema_arrow.names)
-    return list(next(_rows(path, None), {}))
+    rows = _rows(path, None)
+    if kind != "json":
+        return list(next(rows, {}))
+    found = dict.fromkeys(name for row in islice(rows, GLANCED_AT) for name in row)
+    while not found.keys() >= set(named) and (row := next(rows, None)) is not None:
+        found |= dict.fromkeys(row)
+    return list(found)
 
 
 def class_names(path: Path) -> dict[str, list[str]]:
@@ -98,6 +115,11 @@ def as_text(value: Any) -> str:
     if isinstance(value, list):
         return "\n".join(map(as_text, value))
     return value if isinstance(value, str) else str(value)
+
+
+def paragraphs(text: str) -> list[str]:
+    """The parts of a text between blank lines; spaces alone leave a line blank."""
+    return [part for part in re.split(r"\r?\n\s*\n", text) if part.strip()]
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -125,7 +147,9 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _text(path: Path) -> Iterator[Row]:
     for line in _lines(path):
-        yield from ({"text": part} for part in line.splitlines(keepends=True))
+        # Lines end in "\n", "\r\n" or "\r", by the system that wrote them, and are the same text: "\n" stands for all.
+        # `str.splitlines` would break them at form feeds and separators of Unicode too.
+        yield from ({"text": part} for part in io.StringIO(line, newline=None))
 
 
 def _json(path: Path) -> Iterator[Row]:
@@ -137,11 +161,35 @@ def _json(path: Path) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"task.data_dir: {path}, line {number}: not JSON: {error.msg}") from error
+            if HALF_ESCAPED in line.lower():
+                _encode(row)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"task.data_dir: {path}, line {number}: {_refusal(error)}") from error
         if not isinstance(row, dict):
             raise ConfigError(f"task.data_dir: {path}, line {number}: a JSON object is needed on each line")
         yield row
+
+
+def _encode(value: Any) -> None:
+    """Try to write a JSON value as UTF-8, as hashes and tokenizers will.
+
+    Raises:
+        UnicodeEncodeError: A text in it has half of a character, as where an emoji was cut; JSON can write it alone.
+    """
+    json.dumps(value, ensure_ascii=False).encode()
+
+
+def _refusal(error: Exception) -> str:
+    """Why a JSON value isn't read."""
+    match error:
+        case json.JSONDecodeError():
+            return f"not JSON: {error.msg}"
+        case RecursionError():
+            return "lists and objects are nested too deep to be read"
+        case UnicodeEncodeError():
+            return f"{ascii(error.object[error.start])[1:-1]} is half of a character, which no UTF-8 text can hold"
+        case _:  # the only other ValueError that the parser raises
+            return "a number has too many digits to be read"
 
 
 def _object_per_line(path: Path) -> bool:
@@ -150,7 +198,7 @@ def _object_per_line(path: Path) -> bool:
     first, second = next(lines, ""), next(lines, "")
     try:
         return bool(second) and isinstance(json.loads(first), dict)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -159,10 +207,13 @@ def _whole_json(path: Path) -> list[Row] | None:
 
     Null where it is an object a line.
     """
+    written = "".join(_lines(path))
     try:
-        content = json.loads("".join(_lines(path)))
+        content = json.loads(written)
     except json.JSONDecodeError:
         return None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"task.data_dir: {path}: {_refusal(error)}") from error
     if isinstance(content, dict):
         lists = {name: value for name, value in content.items() if isinstance(value, list)}
         if len(lists) == 1 and all(isinstance(row, dict) for row in next(iter(lists.values()))):
@@ -173,6 +224,11 @@ def _whole_json(path: Path) -> list[Row] | None:
             return None
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise ConfigError(f"task.data_dir: {path}: a list of JSON objects is needed, or an object on each line")
+    for number, row in enumerate(content if HALF_ESCAPED in written.lower() else (), start=1):
+        try:
+            _encode(row)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"task.data_dir: {path}, row {number}: {_refusal(error)}") from error
     return content
 
 
@@ -204,10 +260,14 @@ def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 
 def _delimiter(path: Path, header: str) -> str:
-    """A tab in a .tsv file; else a comma, or the semicolon that some countries' spreadsheets write."""
+    """A tab in a .tsv file; else a comma, the semicolon that some countries' spreadsheets write, or a tab after all.
+
+    The first of these that stands in the header outside of quotes.
+    """
     if suffix_of(path) == ".tsv":
         return "\t"
-    return ";" if "," not in header and ";" in header else ","
+    bare = re.sub(r'"[^"]*"', "", header)
+    return next((mark for mark in ",;\t" if mark in bare), ",")
 
 
 def _numbers(rows: list[Row], name: str) -> None:

@@ -1,6 +1,5 @@
 """Forgetting: the backbone's loss on general text before and after fine-tuning."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -11,6 +10,7 @@ from harness.models import digest, positions_of
 from harness.models.architectures import Backbone, Kind
 from harness.models.transformers_inner import hidden_states
 from harness.tasks import spans
+from harness.tasks.files import paragraphs
 from harness.training import perplexity
 from harness.training.batches import IGNORED, by_length, pad
 
@@ -124,7 +124,7 @@ def _read_passages(source: str) -> list[str]:
         raise ConfigError(f"forgetting.text={source}: the file is not UTF-8") from error
     except OSError as error:
         raise ConfigError(f"forgetting.text={source}: the file can't be read: {error.strerror}") from error
-    found = [passage for passage in re.split(r"\n\s*\n", content.strip()) if passage]
+    found = paragraphs(content.strip())
     if not found:
         raise ConfigError(f"forgetting.text={source}: the file is empty")
     return found

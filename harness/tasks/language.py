@@ -1,5 +1,6 @@
 """Language modeling: the next token of running text, scored as perplexity by strided windows."""
 
+import hashlib
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config.errors import ConfigError
 from harness.models import tokens
 from harness.tasks import TaskData
-from harness.tasks.files import as_text
+from harness.tasks.files import as_text, paragraphs
 from harness.tasks.rows import LanguageTask, check_text
 from harness.training.batches import IGNORED, Features, Row
 
@@ -82,6 +83,14 @@ class LanguageModelling(LanguageTask):
 
         return fingerprint()
 
+    def revision(self) -> str:
+        """Of the data, and of how they are parted into paragraphs."""
+        found = super().revision()
+        if self.documents is Documents.paragraph:
+            # A line of spaces was once no blank line: results on the same text may differ from those.
+            found = hashlib.sha256(f"{found} blank lines of spaces".encode()).hexdigest()
+        return found
+
     def carve(self, train: list[Row]) -> tuple[list[Row], list[Row]]:
         """The end of a running text is set aside; of rows that are texts, some of all."""
         if self.documents is Documents.row:
@@ -106,8 +115,8 @@ class LanguageModelling(LanguageTask):
         # Rows of a text file are its lines and end themselves; others are texts of their own.
         border = "\n" if self.documents is Documents.whole else "\n\n"
         whole = "".join(part + border if part and not part.endswith("\n") else part for part in parts)
-        pieces = [whole] if self.documents is Documents.whole else whole.split("\n\n")
-        return [piece.strip("\n") for piece in pieces if piece.strip()]
+        pieces = [whole] if self.documents is Documents.whole else paragraphs(whole)
+        return [piece.strip("\r\n") for piece in pieces if piece.strip()]
 
     def encode(self, rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> list[Features]:
         """Documents cut into pieces of `max_length` tokens, an end of sequence after each document."""

@@ -17,6 +17,7 @@ from harness import tracking
 from harness.adapters import predict
 from harness.adapters.trained import find
 from harness.config.errors import ConfigError
+from harness.tasks import files
 
 TinyModel = Callable[[str], Path]
 # Task, architecture and method; the last ones share what the first show.
@@ -126,6 +127,21 @@ def test_windows_change_no_answer(
     counts = whole["prediction"].value_counts()
     told = capsys.readouterr().out
     assert all(f"{name} {count}" in told for name, count in counts.items())
+
+
+def test_a_column_that_the_first_objects_leave_out_is_there(
+    trained: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its copy is empty where it is left out; one that no object has is refused with what there is."""
+    monkeypatch.setattr(files, "GLANCED_AT", 1)
+    run_dir = trained("classes", "bert", "bitfit")
+    Path("new.jsonl").write_text('{"text": "word1"}\n{"text": "word2"}\n{"id": "7", "text": "word3"}\n')
+    told = [f"adapter={run_dir}", "data=new.jsonl", "out=answers.parquet"]
+    assert predict.main([*told, "keep=id"]) == 0
+    assert pd.read_parquet("answers.parquet")["id"].tolist() == ["", "", "7"]
+    Path("answers.parquet").unlink()
+    assert predict.main([*told, "keep=idx"]) == 2
+    assert "keep=idx: data=new.jsonl has no such column; did you mean id? Valid: id, text" in capsys.readouterr().err
 
 
 BAD = {

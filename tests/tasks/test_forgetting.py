@@ -350,6 +350,17 @@ def test_a_file_is_read_by_paragraphs_up_to_the_tokens(tmp_path):
     assert read_text(path, tokenizer, 7) == ["word1 word2\nword3", "word4 word5", "word6 word7"]
 
 
+def test_a_file_is_read_the_same_however_its_lines_end(tmp_path):
+    """Passages are parted by blank lines of any sort."""
+    for end in ("\n", "\r\n", "\r"):
+        (tmp_path / "text.txt").write_bytes(f"word1{end}word2{end} {end}word3{end}{end}word4{end}".encode())
+        assert read_text(str(tmp_path / "text.txt"), tokenizer_for(decoder=False), 4) == [
+            "word1\nword2",
+            "word3",
+            "word4",
+        ]
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

@@ -11,6 +11,7 @@ from harness.config.compose import compose
 from harness.config.errors import ConfigError
 from harness.config.sources import PACKAGE
 from harness.run import prepare, run
+from harness.tasks import sources
 from harness.training.batches import IGNORED
 
 MICRO = PACKAGE / "pretrained/micro_decoder"
@@ -55,6 +56,35 @@ def test_rows_that_do_not_end_a_line_are_parted(documents: str, expected: list[s
     """A line break is put between two such rows."""
     rows = [{"text": "a b."}, {"text": "c\n"}, {"text": "d"}]
     assert task_of(f"task.documents={documents}").texts(rows) == expected
+
+
+@pytest.mark.parametrize("documents", ["whole", "paragraph", "row"])
+def test_a_text_is_the_same_however_its_lines_end(documents: str, tmp_path: Path) -> None:
+    """Its paragraphs too, and what looks like a line's end to Unicode stays where it is."""
+    text = "".join(f"one\x0c {number}\u2028\ntwo\n\n" for number in range(30))
+    read = []
+    for place, end in enumerate(("\n", "\r\n", "\r")):
+        (tmp_path / f"{place}.txt").write_bytes(text.replace("\n", end).encode())
+        read.append(task_of(f"task.documents={documents}").texts(sources.read_file(tmp_path / f"{place}.txt")))
+    assert read[0] == read[1] == read[2]
+    assert len(read[0]) == {"whole": 1, "paragraph": 30, "row": 60}[documents]
+    assert "".join(read[0]).count("one\x0c ") == 30
+
+
+@pytest.mark.parametrize("blank", ["\n\n", "\n \t\n", "\r\n\r\n", "\r\n \r\n", "\n\n \n\n"])
+def test_paragraphs_are_parted_by_blank_lines(blank: str) -> None:
+    """Of cells too, which keep their ends of lines; a line of spaces is blank, and what is indented stays so."""
+    rows = [{"text": f"{blank}a b{blank}  c{blank}"}]
+    assert task_of("task.documents=paragraph").texts(rows) == ["a b", "  c"]
+
+
+def test_texts_that_were_parted_otherwise_have_another_revision(tmp_path: Path) -> None:
+    """Paragraphs once ended at no line of spaces; what is one text as a whole is as it was."""
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.txt").write_text("a\n \nb\n")
+    folder = f"task.data_dir={tmp_path}"
+    whole, row, paragraph = (task_of(folder, f"task.documents={one}") for one in ("whole", "row", "paragraph"))
+    assert whole.revision() == row.revision() != paragraph.revision()
 
 
 def test_the_end_of_a_running_text_is_set_aside(tmp_path: Path) -> None:

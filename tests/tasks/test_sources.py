@@ -186,6 +186,35 @@ def test_a_text_files_first_line_has_no_byte_order_mark(tmp_path: Path) -> None:
     assert sources.read_file(tmp_path / "train.txt") == [{"text": "one\n"}, {"text": "two"}]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_line_of_a_text_file_ends_where_the_file_ends_it(end: str, tmp_path: Path) -> None:
+    """However the system that wrote it ends lines, and at no other character."""
+    lines = ["one\x0b\x0c\x1c\x1d\x1e\x85", "", "\u2028two\u2029", " three"]
+    (tmp_path / "train.txt").write_bytes(end.join(lines).encode())
+    rows = sources.read_file(tmp_path / "train.txt")
+    assert [row["text"] for row in rows] == [f"{lines[0]}\n", "\n", f"{lines[2]}\n", " three"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "names"),
+    [
+        ("train.csv", '"text, long";label\n"x, y";z\n', ["text, long", "label"]),
+        ("train.csv", '"text ""a, b""";label\n"x, y";z\n', ['text "a, b"', "label"]),
+        ("train.csv", '"text; long",label\n"x; y",z\n', ["text; long", "label"]),
+        ("train.csv", '"text; long"\nx; y\n', ["text; long"]),
+        ("train.csv", '"text, long"\tlabel\nx, y\tz\n', ["text, long", "label"]),
+        ("train.tsv", "text, long\tlabel; short\nx, y\tz\n", ["text, long", "label; short"]),
+    ],
+)
+def test_the_mark_between_cells_is_looked_for_outside_of_quotes(
+    name: str, content: str, names: list[str], tmp_path: Path
+) -> None:
+    """A name of a column may hold a comma or a semicolon as any cell may."""
+    (tmp_path / name).write_text(content)
+    assert files.columns(tmp_path / name) == names
+    assert [list(row) for row in sources.read_file(tmp_path / name)] == [names]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
@@ -228,6 +257,63 @@ def test_a_value_that_an_object_leaves_out_is_missing(tmp_path: Path) -> None:
     """Every row has every column."""
     (tmp_path / "train.jsonl").write_text('{"a": 1}\n{"b": 2}\n')
     assert sources.read_file(tmp_path / "train.jsonl") == [{"a": 1, "b": None}, {"a": None, "b": 2}]
+
+
+def test_a_column_is_there_where_any_object_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the first objects are listed; for one that is named, all are looked at."""
+    monkeypatch.setattr(files, "GLANCED_AT", 2)
+    (tmp_path / "train.jsonl").write_text('{"a": 1}\n{"b": 2}\n{"c": 3}\n{"d": 4}\n')
+    (tmp_path / "train.json").write_text('[{"a": 1}, {"b": 2}, {"c": 3}, {"d": 4}]')
+    for name in ("train.jsonl", "train.json"):
+        assert files.columns(tmp_path / name) == ["a", "b"]
+        assert files.columns(tmp_path / name, ["b"]) == ["a", "b"]
+        assert files.columns(tmp_path / name, ["c"]) == ["a", "b", "c"]
+        assert files.columns(tmp_path / name, ["e"]) == ["a", "b", "c", "d"]
+
+
+CUT = r'{"a": {"b": ["\ud83d"]}}'
+DEEP = '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"
+LONG = '{"a": ' + "5" * 5000 + "}"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (CUT, r"\ud83d is half of a character, which no UTF-8 text can hold"),
+        (CUT.replace("ud83d", "uDC00"), r"\udc00 is half of a character"),
+        (r'{"\uD83D": 1}', r"\ud83d is half of a character"),
+        (DEEP, "lists and objects are nested too deep to be read"),
+        (LONG, "a number has too many digits to be read"),
+    ],
+    ids=["high", "low", "name", "deep", "long"],
+)
+@pytest.mark.parametrize(
+    ("name", "where"), [("train.jsonl", ", line 2: "), ("train.json", ", line 2: "), ("list.json", ", row 2: ")]
+)
+def test_json_that_no_text_or_memory_can_hold_is_refused(
+    content: str, sentence: str, name: str, where: str, tmp_path: Path
+) -> None:
+    """The sentence has the line, or of one whole list the row, where the list could be read."""
+    rows = ['{"a": "x"}', content]
+    (tmp_path / name).write_text("[" + ",\n".join(rows) + "]" if name == "list.json" else "\n".join(rows) + "\n")
+    told = ": " if name == "list.json" and content in (DEEP, LONG) else where
+    with pytest.raises(ConfigError) as error:
+        sources.read_file(tmp_path / name)
+    assert str(error.value).startswith(f"task.data_dir: {tmp_path / name}{told}{sentence}")
+
+
+def test_a_first_line_that_can_not_be_read_is_refused_as_any(tmp_path: Path) -> None:
+    """Though it is what tells a list from an object a line."""
+    for content in (DEEP, LONG):
+        (tmp_path / "train.json").write_text(f'{content}\n{{"a": "x"}}\n')
+        with pytest.raises(ConfigError, match=r"train\.json: .* to be read"):
+            sources.read_file(tmp_path / "train.json")
+
+
+def test_escapes_of_whole_characters_are_read(tmp_path: Path) -> None:
+    """Two halves that belong together, Hangul, and a backslash before the letters."""
+    (tmp_path / "train.jsonl").write_text(r'{"a": "\ud83d\ude00 \ud55c \\ud83d"}' + "\n")
+    assert sources.read_file(tmp_path / "train.jsonl") == [{"a": "\U0001f600 \ud55c \\ud83d"}]
 
 
 def test_a_sample_is_the_beginning_of_a_seeded_order_of_all() -> None:
