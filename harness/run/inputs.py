@@ -55,12 +55,12 @@ def prepare(cfg: DictConfig) -> Inputs:
     """
     experiment = build.build(cfg)
     folder, model = _backbone(experiment)
+    revisions = {"model": model, **_texts(experiment)}
     experiment = _as_stored(experiment, folder)
     # A sweep has settled it for all of its points, and says why.
     why = os.environ.get(WHY)
     if experiment.train.precision is Precision.auto:
         experiment, why = settled(experiment, device_type(experiment.train.device.value))
-    revisions = {"model": model, **_texts(experiment)}
     identity = config_identity.identity(experiment, revisions)
     inputs = Inputs(experiment, folder, revisions, identity, "", why_precision=why)
     return replace(inputs, whole=config_identity.identity(inputs.to_the_end, revisions))

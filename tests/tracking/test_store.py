@@ -61,7 +61,7 @@ def test_scrubbing_finds_a_secret_in_any_form() -> None:
         ("sqlite:///{tmp}", "is a folder"),
         ("sqlite:///{tmp}/missing/x.db", "the folder {tmp}/missing does not exist"),
         ("sqlite:///{tmp}/text.db", "is not an SQLite database"),
-        ("sqlite:///{tmp}/a%20b.db", "a path with a percent-encoded character"),
+        ("sqlite:///{tmp}/a%20b.db", "a%20b.db has a percent-encoded character in it"),
         ("sqlite:////proc/x.db", "cannot be written"),
         ("http://host:99999", "is not a server's address"),
         ("http://u:sec/ret@host", "is not a server's address"),
