@@ -73,8 +73,8 @@ def parse(uri: str) -> Store:
         path = Path(os.path.abspath(name))
         if re.search(r"%[0-9A-Fa-f]{2}", str(path)):  # SQLAlchemy 2.1 decodes it, MLflow does not
             raise ConfigError(
-                f"{given}: {path} has a percent-encoded character in it, and MLflow can't open it; name a file elsewhere, "
-                "or take tracking=none"
+                f"{given}: {path} has a percent-encoded character in it, and MLflow can't open it; name a file "
+                "elsewhere, or take tracking=none"
             )
         return Store(f"sqlite:///{path}", path)
     if scheme.lower() not in ("http", "https"):
