@@ -1,6 +1,5 @@
 """Sentences, or pairs of them, with a class or a number to predict: GLUE, and the micro world's tasks."""
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -12,7 +11,7 @@ from harness.models.architectures import Kind
 from harness.tasks import TaskData, pairs
 from harness.tasks.files import as_text
 from harness.tasks.rows import RowTask, check_text
-from harness.tasks.values import as_number
+from harness.tasks.values import Classes, as_number
 from harness.training.batches import Collate, Features, Row
 
 if TYPE_CHECKING:
@@ -60,23 +59,13 @@ class Classification(RowTask):
             raise ConfigError(f"{key}.text={self.text}: one or two columns are allowed")
         if len(self.labels) == 1:
             raise ConfigError(f"{key}.labels={self.labels}: two or more classes, or none for a number, are needed")
+        if len({name.strip() for name in self.labels}) < len(self.labels):
+            raise ConfigError(f"{key}.labels={self.labels}: two classes have one name; leave one of them out")
 
     def _check_metrics(self, key: str) -> None:
-        from harness.training.metrics import COMPARED
+        from harness.training.metrics import check_kind
 
-        what, allowed = ("a number", COMPARED["numbers"]) if self.regression else ("a class", COMPARED["classes"])
-        for metric in self.metrics:
-            if metric not in allowed:
-                compared = next(kind for kind, names in COMPARED.items() if metric in names)
-                raise ConfigError(
-                    f"{key}.metrics={metric}: it compares {compared}, and {what} is predicted; "
-                    f"{', '.join(allowed)} are allowed"
-                )
-        if "f1" in self.metrics and len(self.labels) > 2:
-            raise ConfigError(
-                f"{key}.metrics=f1: it is of two classes, and there are {len(self.labels)}; f1_macro is the mean "
-                "of each class's F1"
-            )
+        check_kind(self.metrics, len(self.labels), key)
 
     @property
     def kind(self) -> Kind:
@@ -125,48 +114,27 @@ class Classification(RowTask):
     def tidy(self, row: Row) -> list[Row]:
         self._write_out(row)
         value = row[self.label]
-        answer = as_number(value) if self.regression else self.class_of(value)
+        answer = as_number(value) if self.regression else self._classes.place(value)
         if answer is not None:
             row[self.label] = answer
+        elif self.labels and not self._classes.by_place and as_number(value) is not None:
+            # As a number it would look like the place that it is not.
+            row[self.label] = as_text(value)
         return [row]
 
     @cached_property
-    def _places(self) -> dict[str, int]:
-        """Class -> its place; a row asks for it."""
-        return {name: place for place, name in reversed(list(enumerate(self.labels)))}
-
-    def class_of(self, value: Any) -> int | None:
-        """The class that a value of the label column means; null for none.
-
-        It is a name of `labels`, or its place among them; names that are numbers themselves are taken for names.
-        """
-        if isinstance(value, str) and value.strip() in self._places:
-            return self._places[value.strip()]
-        if isinstance(value, bool):
-            named = [index for index, label in enumerate(self.labels) if label.lower() == as_text(value)]
-            return named[0] if named else int(value) if len(self.labels) == 2 else None
-        number = as_number(value)
-        if number is None or not number.is_integer():
-            return None
-        if all(as_number(label) is not None for label in self.labels):
-            return next((index for index, label in enumerate(self.labels) if float(label) == number), None)
-        return int(number) if 0 <= number < len(self.labels) else None
+    def _classes(self) -> Classes:
+        """Made once; a row asks for it."""
+        return Classes(self.labels)
 
     def check_row(self, row: Row, where: str) -> None:
         check_text(row, self.text, where)
         label = row[self.label]
-        is_number = isinstance(label, int | float) and not isinstance(label, bool) and math.isfinite(label)
+        is_number = isinstance(label, int | float) and as_number(label) is not None
         if self.regression and not is_number:
             raise ConfigError(f"{where}: {self.label}={label!r}; a number is needed")
-        if self.labels and isinstance(label, str) and as_number(label) is None:
-            raise ConfigError(
-                f"{where}: {self.label}={label!r} is none of task.labels={self.labels}; name the classes as the data do"
-            )
         if self.labels and not (is_number and float(label).is_integer() and 0 <= label < len(self.labels)):
-            hidden = "; the label is hidden, as in GLUE's test files" if as_number(label) == -1 else ""
-            raise ConfigError(
-                f"{where}: {self.label}={label!r}; a whole number from 0 to {len(self.labels) - 1} is allowed{hidden}"
-            )
+            raise ConfigError(f"{where}: {self.label}={label!r}{self._classes.refusal(label)}")
 
     def strata(self, rows: list[Row]) -> list[Any]:
         import numpy as np

@@ -27,7 +27,7 @@ SUFFIXES = (*FORMATS, *(f"{suffix}{COMPRESSED}" for suffix in FORMATS if suffix 
 BOM = "\ufeff"
 # Wider cells than the csv module allows by itself: a document may be a cell.
 WIDEST_CELL = 2**31 - 1
-# JSON objects that are looked at for columns which the first ones leave out.
+# Rows that are looked at to say what the columns of a file are, of which JSON objects may leave some out.
 GLANCED_AT = 10_000
 # How JSON writes either half of a character that takes two escapes, in small letters; a few whole ones begin so too.
 HALF_ESCAPED = "\\ud"

@@ -34,8 +34,6 @@ MOST_CLASSES_IN_NUMBERS = 20
 # Texts that are mostly different are no classes, where there are rows enough to tell.
 FEW_ROWS = 20
 LARGEST_SHARE_OF_VALUES = 0.5
-# Rows that are looked at to say what the columns of a file are.
-GLANCED_AT = 10_000
 # How often a file that takes long says how far it is read.
 TELL_SECONDS = 30.0
 METRICS = {"number": ["pearson", "spearman"], "two": ["accuracy", "f1"], "class": ["accuracy", "f1_macro"]}
@@ -94,6 +92,8 @@ class Table(Classification):
                 sources.find(told, tuple(values["splits"].items()))
                 return values, []
         number = values["predict"] == Predict.number.name
+        if number:
+            _check_no_classes(values["labels"], "task")
         labels = [] if number else values["labels"] or ["first", "second"]
         metrics = values["metrics"] or METRICS["number" if number else "two" if len(labels) == 2 else "class"]
         path = (values.get("hub") or {}).get("path")
@@ -260,7 +260,7 @@ class Table(Classification):
                 yield f"{where}, row {number}", {name: row[name] for name in wanted}
             return
         for path in self._files()[split]:
-            self._look(f"task.file={path}", files.columns(path))
+            self._look(f"task.file={path}", files.columns(path, wanted))
             for number, row in enumerate(files.stream(path, wanted), start=1):
                 yield f"task.file={path}, row {number}", row
 
@@ -277,7 +277,7 @@ class Table(Classification):
     def _columns(self) -> list[str]:
         if self.hub is not None:
             return sources.hub_columns(self.hub, self.splits["train"])
-        return files.columns(self._files()["train"][0])
+        return files.columns(self._files()["train"][0], [name for name in self.columns() if name])
 
     def _ask(self, key: str) -> None:
         """Name everything that is missing, or is no column, with what there is.
@@ -308,7 +308,7 @@ class Table(Classification):
             rows = sources.hub_rows(self.hub, self.splits["train"])
         else:
             rows = files.stream(self._files()["train"][0], columns)
-        return count(islice(rows, GLANCED_AT), columns)
+        return count(islice(rows, files.GLANCED_AT), columns)
 
     def _values(self) -> Values:
         """The values of the answer's column, in all splits."""
@@ -344,10 +344,10 @@ class Table(Classification):
             ConfigError: It can't be an answer.
         """
         values = self._values()
-        if values.blank:
-            raise ConfigError(
-                f"{key}.label={self.label}: {values.blank} row(s) have no value there; fill them or leave them out"
-            )
+        if reason := values.refusal():
+            raise ConfigError(f"{key}.label={self.label}: {reason}")
+        if self.predict is Predict.number:
+            _check_no_classes(self.labels, key)
         different, numbers = len(values.counts), values.no_number is None
         if self.labels:
             return Predict.classes, f"classes, as task.labels names {len(self.labels)}"
@@ -370,6 +370,11 @@ class Table(Classification):
                 f"another column, or {key}.predict=classes"
             )
         return Predict.classes, f"classes, since its {different} values are {'few numbers' if numbers else 'words'}"
+
+
+def _check_no_classes(labels: list[str], key: str) -> None:
+    if labels:
+        raise ConfigError(f"{key}.labels={labels}: {key}.predict=number predicts a number, which has no classes")
 
 
 def _state(path: Path) -> tuple[str, int, int]:

@@ -1,7 +1,10 @@
 """Classes and numbers as text: GLUE as T5 was given it (Raffel et al. 2020, arXiv 1910.10683, section 2.4)."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -9,15 +12,15 @@ from harness.config.errors import ConfigError
 from harness.tasks import TaskData
 from harness.tasks.files import as_text
 from harness.tasks.instruction import Instruction, TextToText
-from harness.tasks.values import as_number
+from harness.tasks.values import ANSWERS, Classes, as_number, structure
 from harness.training.batches import Row
-from harness.training.metrics import COMPARED, compute
+from harness.training.metrics import NO_CLASS, check_kind, compute
 
 if TYPE_CHECKING:
     from harness.training.evaluation import Evaluation
 
 # What an answer counts as that is the name of no class, or no number: T5's own evaluation takes it so.
-NONE = -1
+NONE = NO_CLASS
 
 
 @dataclass(frozen=True)
@@ -36,18 +39,15 @@ class Verbalized(TextToText):
 
     def check(self, key: str) -> None:
         super().check(key)
-        if len(self.verbalizers) == 1 or len(set(self.verbalizers)) < len(self.verbalizers):
+        if len(self.verbalizers) == 1 or len({text.strip() for text in self.verbalizers}) < len(self.verbalizers):
             raise ConfigError(
                 f"{key}.verbalizers={self.verbalizers}: two or more different texts, or none for a number"
             )
-        if not self.step > 0:
+        if not 0 < self.step < math.inf:
             raise ConfigError(f"{key}.step={self.step}: a positive number is needed")
 
     def _check_metrics(self, key: str) -> None:
-        allowed = COMPARED["classes" if self.verbalizers else "numbers"]
-        for metric in self.metrics:
-            if metric not in allowed:
-                raise ConfigError(f"{key}.metrics={metric}: {', '.join(allowed)} are allowed for what is predicted")
+        check_kind(self.metrics, len(self.verbalizers), key)
 
     def further_scores(self) -> tuple[str, ...]:
         return Instruction.further_scores(self)
@@ -56,32 +56,47 @@ class Verbalized(TextToText):
         return {"answer": [self.label]}
 
     def tidy(self, row: Row) -> list[Row]:
-        row[self.label] = self._written(row[self.label])
-        return super().tidy(row)
+        if structure(row[self.label]) is None:
+            row[self.label] = self._written(row[self.label])
+            return super().tidy(row)
+        # As it is, for what refuses the row: as text a list of one name would be that name.
+        given = row[self.label]
+        return [{**one, self.label: given} for one in super().tidy(row)]
 
     def check_row(self, row: Row, where: str) -> None:
-        super().check_row(row, where)
         told = row[self.label]
+        if what := structure(told):
+            raise ConfigError(f"{where}: {self.label}={told!r} is {what}; {ANSWERS}")
+        super().check_row(row, where)
         if self.verbalizers and told not in self.verbalizers:
             raise ConfigError(f"{where}: {self.label}={told!r} is none of {', '.join(self.verbalizers)}, nor its place")
         if not self.verbalizers and as_number(told) is None:
             raise ConfigError(f"{where}: {self.label}={told!r}; a number is needed")
 
+    @cached_property
+    def _classes(self) -> Classes:
+        return Classes(self.verbalizers)
+
+    @cached_property
+    def _decimals(self) -> int:
+        """Digits behind the point that a multiple of the step has."""
+        return max(0, -int(Decimal(str(self.step)).normalize().as_tuple().exponent))
+
     def _written(self, value: Any) -> str:
-        """The text of a class, by its place or its name, or of a number."""
-        number = as_number(value)
+        """The text of a class, by its name or its place, or of a number."""
         if self.verbalizers:
-            placed = number is not None and number.is_integer() and 0 <= number < len(self.verbalizers)
-            return self.verbalizers[int(number)] if placed and number is not None else as_text(value).strip()
+            place = self._classes.place(value)
+            return as_text(value).strip() if place is None else self.verbalizers[place]
+        number = as_number(value)
         if number is None:
             return as_text(value).strip()
-        decimals = len(f"{self.step:g}".partition(".")[2])
-        return f"{round(number / self.step) * self.step:.{decimals}f}"
+        return f"{round(number / self.step) * self.step:.{self._decimals}f}"
 
     def _value(self, answer: str) -> float:
         """The class, by its place, or the number that a text names."""
         if self.verbalizers:
-            return self.verbalizers.index(answer) if answer in self.verbalizers else NONE
+            place = self._classes.named(answer)
+            return NONE if place is None else place
         number = as_number(answer)
         return NONE if number is None else number
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 POSITIVE_LABEL = 1
+# A prediction that is no class: an answer in words that names none.
+NO_CLASS = -1
 
 
 def accuracy(predictions: "ndarray", references: "ndarray") -> float:
@@ -41,10 +43,13 @@ def f1(predictions: "ndarray", references: "ndarray") -> float:
 
 
 def f1_macro(predictions: "ndarray", references: "ndarray") -> float:
-    """Mean over the classes of each one's F1, a class that is rare counting as much as any other."""
+    """Mean over the classes of each one's F1, a class that is rare counting as much as any other.
+
+    An answer that names no class is no class of its own: it costs the recall of the row's class alone.
+    """
     import numpy as np
 
-    labels = np.unique(np.concatenate([predictions, references]))
+    labels = np.unique(np.concatenate([predictions[predictions != NO_CLASS], references]))
     predicted, true = predictions[:, None] == labels, references[:, None] == labels
     return float((2 * (predicted & true).sum(0) / (predicted.sum(0) + true.sum(0))).mean())
 
@@ -155,6 +160,31 @@ for _function in (pearson, spearman):
     add(_function.__name__, _function, "numbers", "correlation")
 for _name, _score in PER_ROW.items():
     add(_name, _score, "texts")
+
+
+def check_kind(names: Iterable[str], classes: int, key: str) -> None:
+    """Refuse metrics that do not compare what is predicted.
+
+    Args:
+        classes: How many there are; 0 where a number is predicted.
+        key: The task's.
+
+    Raises:
+        ConfigError: A metric compares something else, or two classes where there are more.
+    """
+    what, allowed = ("a class", COMPARED["classes"]) if classes else ("a number", COMPARED["numbers"])
+    for name in names:
+        if name not in allowed:
+            compared = next(kind for kind, of_kind in COMPARED.items() if name in of_kind)
+            raise ConfigError(
+                f"{key}.metrics={name}: it compares {compared}, and {what} is predicted; "
+                f"{', '.join(allowed)} are allowed"
+            )
+        if name == f1.__name__ and classes > 2:
+            raise ConfigError(
+                f"{key}.metrics=f1: it is of two classes, and there are {classes}; f1_macro is the mean of each "
+                "class's F1"
+            )
 
 
 def higher_is_better(name: str) -> bool:

@@ -128,6 +128,15 @@ def test_preferences_may_be_conversations(implicit: bool, tokenizer: Any) -> Non
         (["the bird", "the baker"], "the bird", "the bird"),
         (["3", 1], 1, "1"),  # an option before a place
         ({"text": ["the bird", "the baker"], "label": ["A", "B"]}, "B", "the baker"),
+        (["2", "1", "3", "0"], 0, "2"),  # MMLU's: a number beside texts is a place
+        (["2", "1", "3", "0"], "0", "0"),
+        ([2, 1, 3, 0], 0, "0"),
+        (["2", "1"], "0", "2"),
+        (["\u00b2", "1"], "\u00b2", "\u00b2"),
+        ({"text": ["2", "4", "6", "8"], "label": ["1", "2", "3", "4"]}, "2", "4"),  # ARC's: a label before a text
+        ({"text": ["2", "4", "6", "8"], "label": [1, 2, 3, 4]}, 2, "4"),
+        ({"text": ["2", "4"], "label": ["A", "B"]}, "2", "2"),
+        ({"text": ["2", "1"], "label": None}, 1, "1"),
     ],
 )
 def test_a_row_may_bring_its_own_choices(choices: Any, answer: Any, expected: str) -> None:
@@ -143,6 +152,22 @@ def test_an_answer_that_is_none_of_its_rows_choices_is_refused() -> None:
     """The sentence has the row and its choices."""
     write([{"ask": "the", "choices": ["a", "b"], "reply": 2}])
     with pytest.raises(ConfigError, match=r"row 1: '2' is none of its choices, a, b"):
+        task_of("task.prompt='{ask}'", "task.answer='{reply}'", "task.choices=choices").load()
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "sentence"),
+    [
+        (["7", "9"], 9, r"reply=9: beside options that are texts a whole number is a place, and .* has 0 to 1; write"),
+        (["a", "b"], "\u00b2", "row 1: '\u00b2' is none of its choices"),
+        (["a", "b"], -1, "row 1: '-1' is none of its choices"),
+        (["1", "0"], True, "row 1: 'true' is none of its choices"),
+    ],
+)
+def test_an_answer_that_could_mean_two_options_or_none_is_refused(choices: Any, answer: Any, sentence: str) -> None:
+    """A column that has 9 as a text would have 1 as one too, and 1 is read as a place."""
+    write([{"ask": "the", "choices": choices, "reply": answer}])
+    with pytest.raises(ConfigError, match=sentence):
         task_of("task.prompt='{ask}'", "task.answer='{reply}'", "task.choices=choices").load()
 
 

@@ -1,8 +1,10 @@
 """One table and one line: classes, splits and metrics are read from the rows, or what is missing is asked for."""
 
 import csv
+import datetime
 import json
 import tracemalloc
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import harness
 from harness.config.build import build
 from harness.config.compose import compose
 from harness.config.errors import ConfigError
+from harness.plan import costs
 from harness.run import prepare, run
 from harness.tasks import splitting, values
 
@@ -84,6 +87,81 @@ def test_classes_may_be_told_and_numbers_taken_for_classes() -> None:
     assert table("tickets.csv", "stars", "task.predict=number").regression
     with pytest.raises(ConfigError, match=r"task\.predict=number: 'outage' in the column kind is none"):
         table("tickets.csv", "kind", "task.predict=number")
+
+
+def written(labels: list[Any], name: str = "labels.jsonl", copies: int = 4) -> list[str]:
+    """Write rows with these labels; the class that each label is read as."""
+    rows = [{"text": f"text {number}", "label": labels[number % len(labels)]} for number in range(copies * len(labels))]
+    if name.endswith("parquet"):
+        pd.DataFrame(rows).to_parquet(name)
+    else:
+        write(name, rows)
+    task = table(name, "label", "task.predict=classes")
+    data = task.load()
+    read = {row["text"]: task.labels[row["label"]] for rows in data.splits.values() for row in rows}
+    return [read[f"text {number}"] for number in range(len(labels))]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["unknown", "n/a", 1, 2],
+        [True, False, 0, 1],
+        ["1", "1.0", "02", 2.0],
+        ["yes", "no", True, False],
+        [2**60, 2**60 + 1],
+        [0.5, 1.0, 1.5, 2.0],
+        [-1, 1],
+    ],
+)
+def test_a_labels_own_text_names_its_class_whatever_its_type(labels: list[Any]) -> None:
+    """No number is taken for a place in the list, and none for another that a float can't tell from it."""
+    assert written(labels) == [str(one).lower() for one in labels]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [np.float32(0.5), np.float32(1.5)],
+        [datetime.date(2024, 1, 2), datetime.date(2023, 1, 2)],
+        [Decimal("0.50"), Decimal("1.25")],
+    ],
+)
+def test_a_parquet_files_numbers_and_dates_are_classes(labels: list[Any]) -> None:
+    """As the same values in a CSV file are."""
+    assert written(labels, "labels.parquet") == [str(one) for one in labels]
+
+
+def test_decimals_are_numbers_to_predict() -> None:
+    """A database's prices come so."""
+    rows = [{"text": f"text {number}", "price": Decimal(number) / 4} for number in range(60)]
+    pd.DataFrame(rows).to_parquet("prices.parquet")
+    task = table("prices.parquet", "price")
+    assert task.regression
+    found = {row["text"]: row["price"] for rows in task.load().splits.values() for row in rows}
+    assert found["text 5"] == 1.25
+
+
+@pytest.mark.parametrize(
+    ("label", "what"), [(["a"], "a list stands there"), ({"a": 1}, "an object stands"), (b"a", "bytes stands there")]
+)
+def test_a_label_that_holds_several_values_is_refused_by_its_type(label: Any, what: str) -> None:
+    """What a label may be instead is said."""
+    pd.DataFrame([{"text": f"text {number}", "label": label} for number in range(20)]).to_parquet("odd.parquet")
+    for overrides in ([], ["task.labels=[a,b]"]):
+        with pytest.raises(ConfigError, match=rf"task\.label=label: {what}.*; an answer is a text, a number"):
+            table("odd.parquet", "label", *overrides)
+
+
+def test_classes_of_a_number_to_predict_are_refused() -> None:
+    """One of the two settings would be dropped, in a plan without rows too."""
+    write("tickets.csv", rows_of(30))
+    told = ["task.predict=number", "task.labels=[a,b]"]
+    sentence = r"task\.labels=\['a', 'b'\]: task\.predict=number predicts a number, which has no classes"
+    with pytest.raises(ConfigError, match=sentence):
+        table("tickets.csv", "stars", *told)
+    with pytest.raises(ConfigError, match=sentence):
+        costs.plan_point("config", ["task=table", *told])
 
 
 def test_all_that_is_missing_is_asked_for_with_what_the_file_holds() -> None:

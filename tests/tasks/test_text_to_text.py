@@ -29,7 +29,7 @@ from harness.tasks.scoring import evaluate
 from harness.tracking.record import RunRecord, Status
 from harness.training.answers import answers_nll
 from harness.training.batches import IGNORED, collator_for, shifted_right
-from harness.training.evaluation import Subject
+from harness.training.evaluation import Evaluation, Subject
 from harness.training.generation import generate
 
 CPU = torch.device("cpu")
@@ -288,6 +288,92 @@ def test_a_class_is_read_by_its_place_or_its_name_and_anything_else_is_refused(t
         file.write(json.dumps({"sentence": "word1", "label": 2}) + "\n")
     with pytest.raises(ConfigError, match=r"row 21: label='2' is none of negative, positive"):
         task_of("glue_text/sst2", f"task.data_dir={tmp_path}").load()
+
+
+def verbalized(values: list[Any], folder: Path, *overrides: str) -> tuple[Any, list[str]]:
+    """A task of one's own on rows with these labels, and what the decoder is to write for each."""
+    for split in ("train", "validation"):
+        rows = [{"ask": f"word{n}", "label": values[n % len(values)]} for n in range(6 * len(values))]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = task_of("verbalized", "task.name=mine", f"task.data_dir={folder}", "task.prompt='{ask}'", *overrides)
+    return task, [row["label"] for row in task.load().splits["validation"][: len(values)]]
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "written"),
+    [
+        ("['1','2','3']", [1, 2, 3], ["1", "2", "3"]),
+        ("['1','2','3']", [1.0, "2", "3.0"], ["1", "2", "3"]),
+        ("[bad,good]", [1, "0", "good", False], ["good", "bad", "good", "bad"]),
+        ("['yes','no']", [True, False], ["yes", "no"]),
+    ],
+)
+def test_a_class_is_written_by_its_name_before_its_place(
+    names: str, values: list[Any], written: list[str], tmp_path: Path
+) -> None:
+    """By the same rule as where a head predicts it."""
+    assert verbalized(values, tmp_path, f"task.verbalizers={names}")[1] == written
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "sentence"),
+    [
+        ("['1','2','3']", 0, "label='0' is none of 1, 2, 3"),
+        ("[bad,good]", ["good"], r"label=\['good'\] is a list; an answer is a text, a number"),
+        ("[]", {"good": 1}, "is an object; an answer is a text, a number"),
+    ],
+)
+def test_a_value_that_is_no_class_to_write_is_refused(names: str, value: Any, sentence: str, tmp_path: Path) -> None:
+    """A list of one name is no name."""
+    numbers = ["task.metrics=[pearson]", "task.primary_metric=pearson"] if names == "[]" else []
+    with pytest.raises(ConfigError, match=sentence):
+        verbalized([value], tmp_path, f"task.verbalizers={names}", *numbers)
+
+
+@pytest.mark.parametrize(
+    ("step", "value", "text"),
+    [
+        ("0.2", 3.74, "3.8"),
+        ("0.2", 3, "3.0"),
+        ("10", 27, "30"),
+        ("1", "2.6", "3"),
+        ("0.25", 0.3, "0.25"),
+        ("0.00001", 0.123456, "0.12346"),
+        ("0.0000005", 0.0000012, "0.0000010"),
+        ("0.1234567", 0.25, "0.2469134"),
+    ],
+)
+def test_a_number_is_written_with_the_digits_of_its_step(step: str, value: Any, text: str, tmp_path: Path) -> None:
+    """However small it is."""
+    numbers = ["task.verbalizers=[]", "task.metrics=[pearson]", "task.primary_metric=pearson"]
+    assert verbalized([value], tmp_path, *numbers, f"task.step={step}")[1] == [text]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("task.metrics=[accuracy,f1]", "metrics=f1: it is of two classes, and there are 3; f1_macro is the mean"),
+        ("task.metrics=[accuracy,pearson]", "metrics=pearson: it compares numbers, and a class is predicted"),
+        ("task.verbalizers=[a,b,'a ']", "two or more different texts"),
+        ("task.step=inf", r"task\.step=inf: a positive number"),
+    ],
+)
+def test_settings_of_classes_in_words_that_can_not_be_right_are_refused(override: str, sentence: str) -> None:
+    """As they are where a head predicts the class."""
+    mine = ["verbalized", "task.name=mine", "task.data_dir=.", "task.prompt='{ask}'", "task.verbalizers=[a,b,c]"]
+    with pytest.raises(ConfigError, match=sentence):
+        task_of(*mine, override)
+
+
+def test_an_answer_that_names_no_class_costs_its_rows_class_alone(tmp_path: Path) -> None:
+    """It is no class of its own in the mean over the classes."""
+    scores = ["task.metrics=[f1_macro,accuracy]", "task.primary_metric=f1_macro"]
+    task, _ = verbalized(["a", "b", "c"], tmp_path, "task.verbalizers=[a,b,c]", *scores)
+    labels = ["a", "b", "c"] * 33 + ["a"]
+    evaluation = Evaluation({}, {"label": labels})
+    task._score([*labels[:-1], "none of them"], evaluation)
+    assert evaluation.columns["prediction"][-1] == -1
+    assert evaluation.scores == pytest.approx({"f1_macro": (2 * 33 / 67 + 1 + 1) / 3, "accuracy": 0.99})
 
 
 @pytest.mark.parametrize(

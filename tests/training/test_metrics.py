@@ -64,6 +64,11 @@ def test_correlations_agree_with_scipy(name, seed):
         ("f1", [1, 1, 0, 0], [1, 0, 1, 0], 0.5),  # precision 1/2, recall 1/2
         ("f1", [1, 1, 1, 0], [1, 0, 0, 0], 0.5),  # precision 1/3, recall 1
         ("f1", [0, 0], [0, 0], 0.0),
+        # An answer that names no class (-1) costs recall: of the classes 2/3, 1; of the one, 1 of 2 found.
+        ("f1_macro", [0, -1, 1], [0, 0, 1], 5 / 6),
+        ("f1_macro", [-1, -1], [0, 1], 0.0),
+        ("f1", [1, -1, 0], [1, 1, 0], 2 / 3),
+        ("f1_macro", [-1, 1, 1], [-1, -1, 1], 2 / 3),  # rows that are labeled so are a class
         # TP 6, TN 3, FP 1, FN 2: (6*3 - 1*2) / sqrt(7*8*4*5)
         ("matthews_correlation", [1] * 6 + [0] * 3 + [1] + [0] * 2, [1] * 6 + [0] * 3 + [0] + [1] * 2, 16 / 1120**0.5),
         ("matthews_correlation", [0, 1], [1, 0], -1.0),
