@@ -7,18 +7,20 @@ products over A (adapters x rank x in) and B (adapters x out x rank), smaller ra
 zero. A and B are made of the adapters' own parameters in each pass, so that every gradient arrives where the adapter's
 own optimizer, checkpoint and file look for it.
 
-Random numbers are each adapter's own: whatever draws is computed one adapter at a time, in its stream.
+Random numbers are each adapter's own: dropout is computed one adapter at a time, in its stream. A backbone that draws
+otherwise, for the whole batch, can't be packed.
 """
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness.methods.peft_inner import adapted_layer, copied_module, low_rank_parts
 from harness.models.architectures import Backbone
+from harness.models.dropout import dropout_apart, dropout_places, layer_numbers_apart
 from harness.models.streams import Stream
 from harness.models.transformers_inner import loss_of, run_attention_apart
 
@@ -75,14 +77,18 @@ class Pack:
         self.bases: list[Any] = [adapter.model.get_base_model() for adapter in adapters]  # type: ignore[operator]
         self.model = self._build()
         self.model.train()
-        self._rows = 0
+        self._dropouts = dropout_places(self.model)
+        dropped = [module.layerdrop for module in self.model.modules() if hasattr(module, "layerdrop")]
+        self._keeps_layers = bool(dropped) and not any(dropped)
+        # Of a batch, and its tokens.
+        self._rows = self._tokens = 0
+        # While one adapter's part is computed, in its stream.
+        self._is_apart = False
         self._asked: dict[str, Any] = {}
         self._logits: tuple[Tensor, ...] = ()
 
     def _build(self) -> "nn.Module":
         """A copy of the first model's structure on the same weights, with packed modules where adapters have theirs."""
-        from torch import nn
-
         shared = [*self.bases[0].parameters(), *self.bases[0].buffers()]
         model = copy.deepcopy(self.bases[0], {id(tensor): tensor for tensor in shared})
         modules = [dict(base.named_modules()) for base in self.bases]
@@ -95,9 +101,6 @@ class Pack:
         for name, module in modules[0].items():
             if isinstance(module, copied_module()):
                 model.set_submodule(name, _copied()(self, [found[name] for found in modules]))
-        for name, module in list(model.named_modules()):
-            if type(module) is nn.Dropout and module.p > 0:
-                model.set_submodule(name, _dropout()(self, module.p))
         run_attention_apart(model, self.apart)
         return model
 
@@ -128,6 +131,7 @@ class Pack:
 
         batch = len(inputs["input_ids"])
         self._rows = batch * len(self.adapters)
+        self._tokens = self._rows * inputs["input_ids"].shape[1]
         repeated = {
             name: value.repeat(len(self.adapters), *[1] * (value.ndim - 1))
             if isinstance(value, torch.Tensor)
@@ -135,65 +139,104 @@ class Pack:
             for name, value in inputs.items()
             if name != "labels"
         }
-        output = self.model(**repeated)
+        layers = layer_numbers_apart(self.each) if self._keeps_layers else nullcontext()
+        with dropout_apart(self._dropouts, self.apart), layers:
+            output = self.model(**repeated)
         return output.logits.split(batch)
 
     def check(self, inputs: dict[str, Any], tolerance: float) -> None:
-        """Hold the pack's answers to a batch against those of each adapter's own model, all without dropout.
+        """Hold the pack's answers to a batch in training against those of each adapter's own model.
+
+        Both draw from where the adapters' streams are, which stay there.
 
         Args:
             tolerance: Largest difference of logits and loss that is rounding, as a share of the largest logit.
 
         Raises:
-            CannotPack: They differ.
+            CannotPack: They differ, or the pack draws other random numbers.
         """
         import torch
 
-        models = [self.model, *(adapter.model for adapter in self.adapters)]
-        with torch.no_grad():
-            for model in models:
-                model.eval()
-            try:
-                alone = [adapter.model(**inputs) for adapter in self.adapters]
-                with self.answering():
+        begun, outside = [stream.state for stream in self.streams], Stream(inputs["input_ids"].device)
+        before, alone = outside.state, []
+        try:
+            with torch.no_grad():
+                for adapter, stream in zip(self.adapters, self.streams, strict=True):
+                    with stream:
+                        alone.append(adapter.model(**inputs))
+                drawn = self._go_back(begun)
+                with outside, self.answering():
                     together = [adapter.model(**inputs) for adapter in self.adapters]
-            finally:
-                for model in models:
-                    model.train()
-            for own, packed in zip(alone, together, strict=True):
-                allowed = tolerance * max(1.0, float(own.logits.abs().max()))
-                different = own.logits.shape != packed.logits.shape
-                pairs = ((own.logits, packed.logits), (own.loss, packed.loss))
-                # Not "greater than": what is not a number is no agreement.
-                if different or not all(float((a - b).abs().max()) <= allowed for a, b in pairs):
-                    raise CannotPack("together, the backbone answers otherwise than alone")
+        finally:
+            drawn_together = self._go_back(begun)
+        if not _same([before, *drawn], [outside.state, *drawn_together]):
+            raise CannotPack("the backbone draws random numbers in training that are not each point's own")
+        for own, packed in zip(alone, together, strict=True):
+            allowed = tolerance * max(1.0, float(own.logits.abs().max()))
+            different = own.logits.shape != packed.logits.shape
+            pairs = ((own.logits, packed.logits), (own.loss, packed.loss))
+            # Not "greater than": what is not a number is no agreement.
+            if different or not all(float((a - b).abs().max()) <= allowed for a, b in pairs):
+                raise CannotPack("together, the backbone answers otherwise than alone")
+
+    def _go_back(self, states: list[Any]) -> list[Any]:
+        """Put the streams to these states; returns where they were."""
+        left = [stream.state for stream in self.streams]
+        for stream, state in zip(self.streams, states, strict=True):
+            stream.state = state
+        return left
 
     def parts(self, states: "Tensor") -> "tuple[Tensor, ...]":
-        """The rows of each adapter among those of a batch.
+        """The rows of each adapter among those of a batch, or its tokens where they all stand below each other.
 
         Raises:
             CannotPack: The backbone does not compute here on the rows of the batch.
         """
-        if states.shape[0] != self._rows:
+        if states.shape[0] not in (self._rows, self._tokens):
             raise CannotPack(f"a module of the backbone computes on {states.shape[0]} rows, of {self._rows} in a batch")
-        return states.split(self._rows // len(self.adapters))
+        return states.split(len(states) // len(self.adapters))
 
     def apart(self, states: "Sequence[Tensor]", compute: "Callable[..., Tensor]") -> "Tensor":
-        """Compute on each adapter's rows in its own stream.
+        """Compute on each adapter's rows in its own stream; on all that there is where it is one adapter's already.
 
         Args:
-            states: Tensors whose first dimension is the batch's rows, or 1 for what all rows share.
+            states: Tensors of the batch's rows, as `parts` takes them; behind the first, also of 1 that all rows share.
             compute: Takes one adapter's rows of each.
         """
         import torch
 
-        count = len(self.adapters)
-        split = [[one] * count if one.shape[0] == 1 else self.parts(one) for one in states]
+        if self._is_apart:
+            return compute(*states)
+        shared = len(self.adapters)
+        further = [(one,) * shared if one.shape[0] == 1 else self.parts(one) for one in states[1:]]
+        return torch.cat(self.each(compute, self.parts(states[0]), *further))
+
+    def each(self, compute: "Callable[..., Tensor]", *parts: "Sequence[Tensor]") -> "list[Tensor]":
+        """What is computed for each adapter in its own stream; once where it is one adapter's already.
+
+        Args:
+            compute: Takes one adapter's part of each.
+        """
+        if self._is_apart:
+            return [compute()]
         results = []
-        for stream, rows in zip(self.streams, zip(*split, strict=True), strict=True):
-            with stream:
-                results.append(compute(*rows))
-        return torch.cat(results)
+        self._is_apart = True
+        try:
+            for number, stream in enumerate(self.streams):
+                with stream:
+                    results.append(compute(*(one[number] for one in parts)))
+        finally:
+            self._is_apart = False
+        return results
+
+
+def _same(states: list[Any], others: list[Any]) -> bool:
+    """Whether generators stand where others do."""
+    import torch
+
+    return all(
+        torch.equal(a, b) for one, other in zip(states, others, strict=True) for a, b in zip(one, other, strict=True)
+    )
 
 
 # Classes are made on first use, because their base class needs torch, which start-up does not.
@@ -267,22 +310,3 @@ def _copied() -> Any:
             return pack.apart([states], lambda own: next(each)(own))
 
     return Copied
-
-
-@cache
-def _dropout() -> Any:
-    from torch import nn
-
-    class Dropout(nn.Module):
-        """Dropout of the backbone, whose masks are each adapter's."""
-
-        def __init__(self, pack: Pack, share: float) -> None:
-            super().__init__()
-            self._of, self.p = pack, share
-
-        def forward(self, states: "Tensor") -> "Tensor":
-            if not self.training:
-                return states
-            return self._of.apart([states], lambda own: nn.functional.dropout(own, self.p))
-
-    return Dropout

@@ -1,7 +1,12 @@
-"""Dropout on a CPU, its masks drawn as whole words: torch draws number by number, which takes a fifth of a step."""
+"""Functions in the place of torch's dropout.
+
+On a CPU masks are drawn as whole words: torch draws number by number, which takes a fifth of a step. Where several runs
+share a batch, masks are drawn for each of them apart.
+"""
 
 import math
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
@@ -33,16 +38,75 @@ def as_in_the_forward_pass() -> tuple[AbstractContextManager[Any], AbstractConte
 
 @contextmanager
 def _whole_words() -> Iterator[None]:
-    """Put ours in the place of torch's two functions: a mode that sees every function costs 1 to 5% of a step."""
     from torch.nn import functional
 
     _of_torch()
-    before = functional.dropout, functional.scaled_dot_product_attention
-    functional.dropout, functional.scaled_dot_product_attention = _dropout, _attention
+    ours: list[Any] = [(functional, "dropout", _dropout), (functional, "scaled_dot_product_attention", _attention)]
+    with _replaced(ours):
+        yield
+
+
+@contextmanager
+def _replaced(ours: Sequence[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
+    """Put functions of ours under names in modules: a mode that sees every function costs 1 to 5% of a step."""
+    before = [getattr(module, name) for module, name, _ in ours]
+    for module, name, function in ours:
+        setattr(module, name, function)
     try:
         yield
     finally:
-        functional.dropout, functional.scaled_dot_product_attention = before
+        for (module, name, _), function in zip(ours, before, strict=True):
+            setattr(module, name, function)
+
+
+def dropout_places(model: Any) -> list[tuple[Any, str]]:
+    """Where the code of a model finds torch's dropout: module and name there, those that imported it among them."""
+    from torch.nn import functional
+
+    of_torch, _ = _of_torch()
+    files = {sys.modules.get(kind.__module__) for module in model.modules() for kind in type(module).__mro__}
+    found = [(file, name) for file in files if file for name, value in vars(file).items() if value is of_torch]
+    return [(functional, "dropout"), *found]
+
+
+def dropout_apart(places: Sequence[tuple[Any, str]], apart: Callable[..., Any]) -> AbstractContextManager[Any]:
+    """Have dropout inside of this context be drawn on parts of a batch, one after the other, as it is drawn now.
+
+    Args:
+        places: See `dropout_places`.
+        apart: Takes tensors whose first dimension is the batch's rows and a function of some rows of each, and puts
+            together what that gives.
+    """
+
+    def of(plain: Callable[..., Any]) -> Callable[..., Any]:
+        def dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+            if not training or not 0 < p < 1:
+                return plain(input, p, training, inplace)
+            # A clone, since torch changes no part of a tensor in place whose gradient is wanted.
+            dropped = apart([input], lambda rows: plain(rows.clone() if inplace else rows, p, training, inplace))
+            return input.copy_(dropped) if inplace else dropped
+
+        return dropout
+
+    return _replaced([(module, name, of(getattr(module, name))) for module, name in places])
+
+
+def layer_numbers_apart(each: Callable[..., Any]) -> AbstractContextManager[Any]:
+    """Have the number that a backbone draws for a layer, to leave it out or not, be drawn for each part of a batch.
+
+    It is given the first of them, so this is for a backbone that keeps every layer and draws nevertheless.
+
+    Args:
+        each: Calls a function once for each part, and lists what that gives.
+    """
+    import torch
+
+    plain = torch.rand
+
+    def rand(*size: Any, **options: Any) -> Any:
+        return each(lambda: plain(*size, **options))[0] if size == ([],) else plain(*size, **options)
+
+    return _replaced([(torch, "rand", rand)])
 
 
 @cache
@@ -66,7 +130,8 @@ def drop(states: Any, rate: float) -> Any:
     """
     import torch
 
-    share = round(rate * VALUES)
+    # Of the highest rates something stays too: none at all could not be scaled.
+    share = min(round(rate * VALUES), VALUES - 1)
     words = torch.empty(math.ceil(states.numel() * BITS / 64), dtype=torch.int64, device=states.device)
     # From the smallest on without an upper end: all 64 bits. Left out, the first bit would be none.
     words.random_(torch.iinfo(torch.int64).min, None)

@@ -81,7 +81,10 @@ def jobs_in_a_pack(configs: Sequence[DictConfig]) -> list[dict[str, Any]]:
     told = []
     for (inputs, run_dir), result in zip(points, ended, strict=True):
         if isinstance(result, RunRecord):
-            told.append({**_told(result, run_dir, inputs.experiment), "packed": len(points)})
+            one = _told(result, run_dir, inputs.experiment)
+            # One that ran again alone has seconds of its own.
+            alone = "out_of_memory_in_pack" in result.provenance
+            told.append(one if alone else {**one, "packed": len(points)})
         else:
             status = "interrupted" if result is None else "failed"
             told.append({"status": status, "error": str(result or "interrupted before it began")})

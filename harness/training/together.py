@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from harness.methods.packed import CannotPack, Pack
+from harness.models import fast_dropout
 from harness.models.streams import Stream
 from harness.training.batches import Batch
 from harness.training.interrupts import deferred_interrupts
@@ -50,7 +51,15 @@ class Member:
                 return action(*arguments)
         except (Exception, KeyboardInterrupt) as error:
             self.error, self.over = error, True
+            if is_out_of_memory(error):
+                self._release()
             return None
+
+    def _release(self) -> None:
+        """Let go of what training kept, so that the others of the pack have room."""
+        self.error = self.error and self.error.with_traceback(None)
+        self.trainer.optimizer.zero_grad(set_to_none=True)
+        self.trainer.optimizer.state.clear()
 
     def end(self) -> None:
         """Have its best weights in its model."""
@@ -62,7 +71,8 @@ def fit_together(members: Sequence[Member]) -> None:
     """Train runs whose batches are the same, as `Trainer.fit` does one; each has its error or its best weights then.
 
     Where they can't be computed together, they train one after the other. Where the device's memory is not enough for
-    all at once, half of them go first.
+    the gradients of all at once, half of them go first. In a step of the optimizer or an evaluation it ends that run:
+    half a step can't be taken back.
     """
     for member in members:
         member.attempt(member.trainer.begin)
@@ -120,7 +130,8 @@ def _pack(group: list[Member], batch: Batch) -> Pack | None:
         return None
     trainer = group[0].trainer
     pack = Pack([member.trainer.adapter for member in group], [member.stream for member in group])
-    with torch.autocast(trainer.collate.device.type, trainer.autocast, enabled=trainer.autocast is not None):
+    device = trainer.collate.device.type
+    with torch.autocast(device, trainer.autocast, enabled=trainer.autocast is not None), fast_dropout(device):
         pack.check(batch.inputs, TOLERANCE[str(trainer.autocast or torch.float32).removeprefix("torch.")])
     return pack
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
+from torch.nn.functional import dropout as torch_dropout
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from harness import models
-from harness.models.dropout import VALUES, drop, fast_dropout
+from harness.models.dropout import VALUES, drop, dropout_apart, dropout_places, fast_dropout
 
 NUMBERS = 2**20
 # Deviations of a count that has so many standard deviations is seen once in a billion tests.
@@ -57,6 +58,15 @@ def test_the_mean_stays(dtype: torch.dtype) -> None:
     kept = torch.tensor(0.5, dtype=dtype) * (1 / (1 - share))
     assert set(dropped.unique().tolist()) == {0.0, float(kept)}
     assert float(dropped.double().mean()) == pytest.approx(0.5, rel=5e-3)
+
+
+@pytest.mark.parametrize("rate", [0.999995, math.nextafter(1, 0)])
+def test_of_the_highest_rates_below_one_something_stays(rate: float) -> None:
+    """One number in 65,536, scaled by as much."""
+    torch.manual_seed(9)
+    dropped = drop(torch.ones(NUMBERS), rate)
+    assert near(float((dropped != 0).sum()), NUMBERS, 1 / VALUES)
+    assert set(dropped.unique().tolist()) == {0.0, float(VALUES)}
 
 
 def test_gradients_go_where_states_went() -> None:
@@ -104,6 +114,45 @@ def test_only_training_inside_of_the_context_draws_words() -> None:
     with fast_dropout("cuda"):
         assert torch.equal(seeded(), plain)
     assert torch.equal(seeded(), plain)
+
+
+class Named(torch.nn.Module):
+    """A backbone whose file imported torch's dropout by name."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return torch_dropout(states, 0.5)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "drops",
+    [torch.nn.Dropout(0.5), torch.nn.Dropout(0.5, inplace=True), Named()],
+    ids=["module", "in place", "imported"],
+)
+def test_parts_of_a_batch_are_dropped_as_each_of_them_alone(drops: torch.nn.Module, device: str) -> None:
+    """By a module, in place, and by a name that was imported; a part's numbers and gradients are to the bit."""
+
+    def apart(given: list[torch.Tensor], compute: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        results = []
+        for number, rows in enumerate(given[0].split(4)):
+            torch.manual_seed(number)
+            results.append(compute(rows))
+        return torch.cat(results)
+
+    states = torch.randn(12, 5, requires_grad=True)
+    places = dropout_places(drops)
+    with fast_dropout(device), dropout_apart(places, apart):
+        together = drops(2 * states)
+    together.sum().backward()
+    for number, rows in enumerate(states.detach().split(4)):
+        own = rows.clone().requires_grad_()
+        torch.manual_seed(number)
+        with fast_dropout(device):
+            dropped = drops(2 * own)
+        dropped.sum().backward()
+        assert torch.equal(together[4 * number : 4 * number + 4], dropped)
+        assert torch.equal(states.grad[4 * number : 4 * number + 4], own.grad)
+    assert all(getattr(file, name) is torch_dropout for file, name in places)
 
 
 def masks(rows: int, queries: int, keys: int) -> dict[str, torch.Tensor | None]:

@@ -3,6 +3,7 @@
 import json
 import signal
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import torch
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 from tiny import method_of, random_backbone
+from transformers import AutoConfig
 
 from harness.config.compose import compose
-from harness.methods import prepare_trained, trained_parameters
-from harness.methods.packed import Pack, SharedWeights
-from harness.models.architectures import Kind
+from harness.doctor.compatibility import TINY, backbones
+from harness.methods import Adapter, earlier, prepare_trained, trained_parameters
+from harness.methods.packed import CannotPack, Pack, SharedWeights
+from harness.models import fast_dropout
+from harness.models.architectures import ARCHITECTURES, Kind
 from harness.models.streams import Stream
 from harness.run import packing, prepare, run
 from harness.run.together import run_together
@@ -80,18 +84,25 @@ def assert_the_same(one: tuple[Path, RunRecord], other: tuple[Path, RunRecord], 
         assert torch.allclose(tensor, its[name], atol=atol), name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("model_type", "kind"), [("bert", Kind.classification), ("llama", Kind.causal_lm)])
-def test_gradients_of_a_pack_are_those_of_each_adapter_alone(model_type: str, kind: Kind) -> None:
-    """In float32, with dropout wherever there is any, and afterwards the random numbers stand where they do alone."""
+@cache
+def lora(*overrides: str) -> Any:
+    return method_of("lora", *overrides)
+
+
+def pack_of(model_type: str, kind: Kind, patch: pytest.MonkeyPatch, **further: float) -> tuple[Pack, dict[str, Any]]:
+    """The points on a tiny backbone with dropout wherever it has any, each with a stream of its number, and a batch."""
+    plain = AutoConfig.for_model(model_type).to_dict()
+    rates = {name: 0.2 for name in plain if "drop" in name and isinstance(plain[name], float) and name != "layerdrop"}
+    patch.setitem(TINY, model_type, {**TINY[model_type], **rates, **further})
     weighted = SharedWeights()
-    adapters, streams = [], []
+    adapters: list[Adapter] = []
+    streams = []
     for number, point in enumerate(POINTS):
         backbone = random_backbone(model_type, kind)
         weighted.share(backbone)
-        adapter = method_of("lora", *(one for one in point if one.startswith("method.")), "method.dropout=0.2")
+        method = lora(*(one for one in point if one.startswith("method.")), "method.dropout=0.2")
         torch.manual_seed(number)
-        adapters.append(adapter.attach(backbone))
+        adapters.append(method.attach(backbone))
         for name, parameter in prepare_trained(adapters[-1]).items():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
@@ -102,16 +113,75 @@ def test_gradients_of_a_pack_are_those_of_each_adapter_alone(model_type: str, ki
     labels = torch.tensor([0, 1, 1]) if kind is Kind.classification else tokens.clone()
     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
     batch["attention_mask"][0, 4:] = 0
-    with Pack(adapters, streams).answering():
-        torch.stack([adapter.model(**batch).loss for adapter in adapters]).sum().backward()
-    for number, (adapter, stream) in enumerate(zip(adapters, streams, strict=True)):
+    return Pack(adapters, streams), batch
+
+
+def every_backbone() -> list[Any]:
+    """Encoders and decoders; by default one whose dropout is in modules, and one that calls it."""
+    quick = [("bert", Kind.classification), ("opt", Kind.causal_lm)]
+    found = [one for one in backbones() if not ARCHITECTURES[one[0]].pair]
+    return [pytest.param(*one, marks=() if one in quick else pytest.mark.slow) for one in found]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(("model_type", "kind"), every_backbone())
+def test_gradients_of_a_pack_are_those_of_each_adapter_alone(
+    model_type: str, kind: Kind, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, with masks as a CPU and as a GPU draws them; afterwards the random numbers stand where they do alone.
+
+    The check before the first step says so too, and leaves them where they were.
+    """
+    pack, batch = pack_of(model_type, kind, monkeypatch)
+    begun = [stream.state[0] for stream in pack.streams]
+    with fast_dropout(device):
+        outside = torch.get_rng_state()
+        pack.check(batch, 1e-3)
+        assert torch.equal(torch.get_rng_state(), outside)
+        assert all(torch.equal(stream.state[0], own) for stream, own in zip(pack.streams, begun, strict=True))
+        with pack.answering():
+            torch.stack([adapter.model(**batch).loss for adapter in pack.adapters]).sum().backward()
+        assert torch.equal(torch.get_rng_state(), outside)
+    for number, (adapter, stream) in enumerate(zip(pack.adapters, pack.streams, strict=True)):
         together = {name: p.grad.clone() for name, p in trained_parameters(adapter).items()}
         adapter.model.zero_grad()
         torch.manual_seed(number)
-        adapter.model(**batch).loss.backward()
+        with fast_dropout(device):
+            adapter.model(**batch).loss.backward()
         assert torch.equal(torch.get_rng_state(), stream.state[0])
+        assert not torch.equal(begun[number], stream.state[0])
         for name, parameter in trained_parameters(adapter).items():
             assert torch.allclose(parameter.grad, together[name], atol=1e-5), name
+
+
+def test_a_backbone_that_leaves_layers_out_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each point leaves out others; the number that decides it is drawn for the whole batch."""
+    pack, batch = pack_of("opt", Kind.causal_lm, monkeypatch, layerdrop=0.5)
+    begun, outside = [stream.state[0] for stream in pack.streams], torch.get_rng_state()
+    with pytest.raises(CannotPack, match="draws random numbers in training"):
+        pack.check(batch, 1e-3)
+    assert torch.equal(torch.get_rng_state(), outside)
+    assert all(torch.equal(stream.state[0], own) for stream, own in zip(pack.streams, begun, strict=True))
+
+
+def test_a_backbone_that_draws_for_the_whole_batch_trains_its_points_alone(
+    tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever it draws, and though its answers are the same; they end with the bits that they have alone."""
+    forward = torch.nn.LayerNorm.forward
+
+    def drawing(self: torch.nn.LayerNorm, states: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            torch.rand(3)
+        return forward(self, states)
+
+    monkeypatch.setattr(torch.nn.LayerNorm, "forward", drawing)
+    quick = ["train.max_steps=2", "evaluate.validation=false"]
+    packed = carry_out(POINTS[:2], tiny_experiment, tmp_path / "packed", *quick)
+    assert "not each point's own: the 2 runs of this pack train one after the other" in caplog.text
+    folder, record = alone(POINTS[1], tiny_experiment, tmp_path / "alone", *quick)
+    assert packed[1][1].scores["development"] == record.scores["development"]
+    assert all(torch.equal(tensor, weights(packed[1][0])[name]) for name, tensor in weights(folder).items())
 
 
 @pytest.mark.slow
@@ -155,6 +225,75 @@ def test_too_little_memory_halves_a_pack(
     packed = carry_out(POINTS[:3], tiny_experiment, tmp_path / "packed", *SHORT)
     assert_the_same(alone(POINTS[1], tiny_experiment, tmp_path / "alone", *SHORT), packed[1])
     assert [record.status for _, record in packed] == ["finished"] * 3
+
+
+def out_of_memory_once(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
+    """Have a call of a function by its number do its work, and then find no memory."""
+    function, calls = getattr(owner, name), count(1)
+
+    def limited(*given: Any, **named: Any) -> Any:
+        done = function(*given, **named)
+        if next(calls) == call:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return done
+
+    patch.setattr(owner, name, limited)
+
+
+@pytest.mark.slow
+def test_a_point_that_runs_out_of_memory_in_a_pack_runs_again_alone(
+    tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Behind half a step of the optimizer, in an evaluation, or while it is loaded; and the others go on."""
+    own = [alone(point, tiny_experiment, tmp_path / f"alone{number}", *SHORT) for number, point in enumerate(POINTS)]
+    places = [(torch.optim.AdamW, "step", 3), (Trainer, "_evaluate", 2), (earlier, "load_model", 3)]
+    for owner, name, call in places:
+        caplog.clear()
+        with monkeypatch.context() as patch:
+            out_of_memory_once(patch, owner, name, call)
+            packed = carry_out(POINTS, tiny_experiment, tmp_path / name, *SHORT)
+        for number in range(len(POINTS)):
+            assert_the_same(own[number], packed[number])
+            folder, record = packed[number]
+            assert RunRecord.read(folder).status == Status.finished
+            hit = number == call - 1
+            assert record.provenance.get("out_of_memory_in_pack") == (len(POINTS) if hit else None), name
+            assert ("packed" in record.provenance) != hit, name
+            said = f"memory was not enough for {folder} in a pack of 4 runs: it runs again alone, from the start"
+            assert (said in caplog.text) == hit, name
+
+
+@pytest.mark.slow
+def test_a_point_that_runs_out_of_memory_goes_on_from_the_checkpoint_of_its_pack(
+    tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here that of its fifth step, which it took in the pack: its time is the pack's still."""
+    saving = [*SHORT, "train.checkpoint_minutes=1e-9"]
+    with monkeypatch.context() as patch:
+        out_of_memory_once(patch, torch.optim.AdamW, "step", 12)
+        packed = carry_out(POINTS[:2], tiny_experiment, tmp_path / "packed", *saving)
+    assert "it runs again alone, from its checkpoint" in caplog.text
+    assert_the_same(alone(POINTS[1], tiny_experiment, tmp_path / "alone", *SHORT), packed[1])
+    assert packed[1][1].provenance["packed"] == packed[1][1].provenance["out_of_memory_in_pack"] == 2
+
+
+def test_a_point_that_would_run_again_is_left_when_all_are_interrupted(
+    tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no end yet, neither here nor in its folder, so that a sweep that goes on has it to do."""
+    took_step = Trainer.took_step
+
+    def signalled(self: Trainer, *given: Any) -> bool:
+        if self.state.step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return took_step(self, *given)
+
+    monkeypatch.setattr(Trainer, "took_step", signalled)
+    out_of_memory_once(monkeypatch, torch.optim.AdamW, "step", 2)
+    points = [(inputs(tiny_experiment, *SHORT, *POINTS[number]), tmp_path / str(number)) for number in range(3)]
+    ended = run_together(points)
+    assert [one and getattr(one, "status", one) for one in ended] == ["interrupted", None, "interrupted"]
+    assert not (tmp_path / "1/result.json").exists()
 
 
 @pytest.mark.slow
