@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 # Counted, not timed: the same on every machine, known from one run.
 COUNTED = ("_bytes", "_parameters")
+# Runs below which what is not counted has no interval.
+FEWEST_MEASURED = 2
 SHOWN = 5
 
 
@@ -66,6 +68,11 @@ class CostRatio(Against):
     least: float = 0.0
     most: float = math.inf
 
+    @property
+    def fewest(self) -> int:
+        """Runs of a method below which nothing is decided."""
+        return 1 if _is_counted(self.figure) else FEWEST_MEASURED
+
     def judge(self, evidence: Evidence) -> list[Case]:
         def of_task(sweep: Sweep, task: str) -> Iterator[Case]:
             for a, b in sweep.pairs(task, self.methods, self.against):
@@ -80,9 +87,10 @@ class CostRatio(Against):
             return Case(place, name, Finding.no_evidence, remark=NOT_MEASURED)
         found = across_runs(np.log(values[a]).tolist(), np.log(values[b]).tolist())
         value, low, high = (float(np.exp(end)) for end in (found.difference, found.low, found.high))
-        known = found.over_seeds or _is_counted(self.figure)
-        outcome = decide(low, high, self.least, self.most) if known else Finding.undecided
-        return Case(place, name, outcome, value, low, high, self.least, self.most, "ratio", "" if known else ONE_RUN)
+        runs = min(found.runs_a, found.runs_b)
+        outcome = decide(low, high, self.least, self.most) if runs >= self.fewest else Finding.undecided
+        remark = "" if runs >= self.fewest else ONE_RUN
+        return Case(place, name, outcome, value, low, high, self.least, self.most, "ratio", remark, runs)
 
 
 @dataclass(frozen=True)
@@ -90,12 +98,14 @@ class SameRunRatio(OfMethods):
     """One cost over another of the same run, so that a busy machine cancels; t interval over runs, on logarithms.
 
     Attributes:
+        fewest: Runs of a method below which nothing is decided.
         figure: A cost by its name in a record.
         over: Another.
         least: The claim holds from this ratio on.
         most: And up to this one.
     """
 
+    fewest: ClassVar[int] = FEWEST_MEASURED
     figure: str
     over: str
     least: float = 0.0
@@ -117,11 +127,13 @@ class CostWithin(OfMethods):
     """The mean of a cost lies in a range, with its t interval over runs.
 
     Attributes:
+        fewest: As for `SameRunRatio`.
         figure: A cost by its name in a record.
         least: The claim holds from here on.
         most: And up to here.
     """
 
+    fewest: ClassVar[int] = FEWEST_MEASURED
     figure: str
     least: float = 0.0
     most: float = math.inf
@@ -227,6 +239,7 @@ class SoftPrompts(OfMethods):
     """Neighbors of soft prompts, from `soft_prompt.csv`: one figure per virtual token, t interval over runs.
 
     Attributes:
+        fewest: As for `SameRunRatio`.
         figure: A column of the file.
         less: A column that is taken off it, such as the same figure of random vectors.
         take: The mean over a run's virtual tokens, or the largest.
@@ -234,6 +247,7 @@ class SoftPrompts(OfMethods):
         most: And up to here.
     """
 
+    fewest: ClassVar[int] = FEWEST_MEASURED
     figure: str
     take: Kept
     less: str | None = None
@@ -336,7 +350,8 @@ def _over_runs(
         return None
     value, low, high = (float(back(end)) for end in (found.mean, found.low, found.high))
     outcome = decide(low, high, least, most)
-    return Case(evidence, name, outcome, value, low, high, least, most, unit, "" if found.n > 1 else ONE_RUN)
+    remark = "" if found.n >= FEWEST_MEASURED else ONE_RUN
+    return Case(evidence, name, outcome, value, low, high, least, most, unit, remark, found.n)
 
 
 def _rows(sweep: Sweep, task: str, configuration: str) -> pd.DataFrame:

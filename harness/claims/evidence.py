@@ -24,7 +24,7 @@ from harness.plan.__main__ import parse
 from harness.plan.costs import backbone_parameters, parameters, plan_point
 from harness.quantization.schemes import matrices, tabulate
 from harness.report import labels, pairwise, runs, scores, tuning
-from harness.report.definitions import Pairs
+from harness.report.definitions import Analysis, Pairs
 from harness.report.pairwise import Pairwise
 from harness.report.scores import FINISHED, MAJORITY
 from harness.training.metrics import higher_is_better
@@ -96,8 +96,9 @@ class Sweep:
 
     @cached_property
     def compared(self) -> dict[str, Pairwise]:
-        """Task -> its methods in pairs."""
-        return {one.task: one for one in pairwise.compare_tasks(self.frame, self._plain, pairs=Pairs.all)}
+        """Task -> its methods in pairs, however many: a claim is confirmed or it is not, nothing is explored."""
+        found = pairwise.compare_tasks(self.frame, self._plain, pairs=Pairs.all, analysis=Analysis.confirmatory)
+        return {one.task: one for one in found}
 
     @cached_property
     def _plain(self) -> pd.DataFrame:

@@ -19,7 +19,10 @@ from harness.config.sources import conf_root
 
 
 class Rule(Protocol):
-    """Rule that tests a claim: parameters as its fields, a method that makes cases of evidence."""
+    """Rule that tests a claim: parameters as its fields, a method that makes cases of evidence.
+
+    One that needs several runs of a method says how many, as `fewest`.
+    """
 
     def judge(self, evidence: Evidence) -> list[Case]: ...
 
@@ -191,6 +194,9 @@ def judge(claim: Claim, evidence: Evidence) -> Judged:
 def rejudge(claims: Iterable[Claim], cases: Path) -> list[Judged]:
     """Judge claims by the cases that an earlier judging wrote, as `cases.csv`: the pages anew, without its stores.
 
+    A case that rests on fewer runs than its rule asks for today decides nothing. Nothing else is judged again: for that
+    the runs would be needed.
+
     Raises:
         ConfigError: The file can't be read, or holds no cases of a test.
     """
@@ -199,6 +205,8 @@ def rejudge(claims: Iterable[Claim], cases: Path) -> list[Judged]:
     try:
         with cases.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
+                # The first judgings did not write how many runs there were.
+                row = {"runs": "", **row}
                 values: dict[str, Any] = {name: row[name] for name in kinds}
                 values |= {name: float(row[name] or "nan") for name, kind in kinds.items() if kind in (float, "float")}
                 case = Case(**{**values, "outcome": Finding(row["outcome"])})
@@ -211,7 +219,8 @@ def rejudge(claims: Iterable[Claim], cases: Path) -> list[Judged]:
         for number, test in enumerate(claim.tests, 1):
             if (claim.id, str(number)) not in rows:
                 raise ConfigError(f"cases={cases}: it holds no case of test {number} of {claim.id}")
-            found = tuple(rows[claim.id, str(number)])
+            fewest = getattr(test.judge, "fewest", 0)
+            found = tuple(scores.from_enough(case, fewest) for case in rows[claim.id, str(number)])
             tests.append(Tested(test, of_cases(case.outcome for case in found), found))
         judged.append(Judged(claim, of_tests(tested.verdict for tested in tests), tuple(tests)))
     return judged

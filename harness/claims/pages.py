@@ -24,15 +24,16 @@ NOTES = (
     "of it lies outside, and is undecided across an end. A figure that is counted, such as parameters or bytes, is its "
     "own interval.",
     '"No detectable difference" is no equality: two methods count as equal only where the interval of their difference '
-    "lies within the margin. One run a method, and tasks on which neither is known to be better than the commonest "
-    "answer, decide nothing.",
+    "lies within the margin. Scores and forgetting of fewer than three runs of a method, other measurements of a "
+    "single run, and tasks on which neither is known to be better than the commonest answer, decide nothing.",
     "A test is supported where all of its cases with evidence hold, refuted where all fail, not testable at this scale "
     "where none is decided, and mixed otherwise. A claim is supported where all of its tests are; one that can't be "
     "made keeps it from that. It is refuted where every test that can be made is.",
     "Scores are compared on stored predictions of the same examples, over seeds and examples; what is called better or "
-    "worse is Holm-corrected over all pairs of the task. Where all cases have to hold no correction is due: each is "
-    "tested at 2.5% a side, and all of them are wrongly called so no more often than one. Costs are compared over runs "
-    "(Welch's t on logarithms).",
+    "worse is Holm-corrected over all pairs of the task, and that a choice matters is tested against the margin, "
+    "Holm-corrected over all pairs of the choice. Where all cases have to hold no correction is due: each is tested at "
+    "2.5% a side, and all of them are wrongly called so no more often than one. Costs are compared over runs (Welch's "
+    "t on logarithms).",
     "What holds on small models and tasks need not on large ones, and the other way round: a verdict is about the "
     "evidence that its cases name.",
 )
@@ -128,7 +129,8 @@ def written(value: float, unit: str) -> str:
     if unit == "ratio":
         return f"{value:.3f}x"
     if unit == "times":
-        return f"{value:,.0f}x"
+        # Whole ones alone would write an end of 4.96 as the 5 that it falls short of.
+        return f"{value:.3g}x" if abs(value) < 10 else f"{value:,.0f}x"
     return f"{value:,.0f}" if unit == "count" or abs(value) >= 1000 else f"{value:.4g}"
 
 

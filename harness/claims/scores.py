@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -62,11 +63,13 @@ class KeepsUp(Against):
     """Non-inferiority: a method's score is not below another's by more than a margin, all of the interval above it.
 
     Attributes:
+        fewest: Runs of a method below which nothing is decided.
         margin: In the score's own points, for scores of which more is better.
         margin_share: As a share of the other's score, for perplexities, which have no common scale.
         two_sided: Equivalence: nor above it by more than the margin.
     """
 
+    fewest: ClassVar[int] = FEWEST_RUNS
     margin: float
     margin_share: float
     two_sided: bool = False
@@ -95,6 +98,8 @@ class KeepsUp(Against):
 class Better(Against):
     """Superiority: a method's score is above another's, p corrected by Holm over all pairs of the task."""
 
+    fewest: ClassVar[int] = FEWEST_RUNS
+
     def judge(self, evidence: Evidence) -> list[Case]:
         def judged(pair: Pair) -> Case:
             told_apart = pair.counts and pair.corrected_p < 1 - CONFIDENCE
@@ -107,15 +112,20 @@ class Better(Against):
 
 @dataclass(frozen=True)
 class ChoiceMatters:
-    """Some two of several configurations differ by more than a margin, Holm-corrected; it fails where no two can.
+    """Some two of several configurations differ by more than a margin; it fails where no two can.
+
+    Each pair is tested against the margin, Holm-corrected over all pairs of these configurations: of many that differ
+    by just the margin, some two always seem further apart.
 
     Attributes:
+        fewest: As for `KeepsUp`.
         sweeps: As for `KeepsUp`.
         among: Selections; every configuration that one finds takes part.
         margin: As for `KeepsUp`.
         margin_share: As for `KeepsUp`.
     """
 
+    fewest: ClassVar[int] = FEWEST_RUNS
     sweeps: list[str]
     among: list[str]
     margin: float
@@ -142,17 +152,18 @@ class ChoiceMatters:
             reason = "no two of these with three seeds or more and predictions are there"
             return Case(evidence, f"{len(names)} configurations", Finding.no_evidence, remark=reason)
         margin = self.margin_share if pairs[0].relative else self.margin
-        beyond = [pair for pair in pairs if pair.low > margin and pair.corrected_p < 1 - CONFIDENCE]
-        widest = max(beyond or pairs, key=lambda pair: pair.difference)
+        found = beyond(pairs, margin)
+        widest = max(found or pairs, key=lambda pair: pair.difference)
         learned = sweep.has_learned(task, names)
         whole = {name for pair in pairs for name in (pair.a, pair.b)} == {*names}
-        outcome = Finding.holds if beyond else Finding.undecided
-        if learned and whole and not beyond and all(-margin <= pair.low and pair.high <= margin for pair in pairs):
+        outcome = Finding.holds if found else Finding.undecided
+        if learned and whole and not found and all(-margin <= pair.low and pair.high <= margin for pair in pairs):
             outcome = Finding.fails
-        remarks = [f"farthest apart of {len(pairs)} pairs; {len(beyond)} differ by more than that"]
+        remarks = [f"farthest apart of {len(pairs)} pairs; {len(found)} differ by more than that"]
         remarks += [] if whole else ["some have too few runs yet"]
         remarks += [] if learned else [NOTHING_LEARNED]
-        return widest.case(outcome if learned else Finding.undecided, margin, math.inf, remarks)
+        case = widest.case(outcome if learned else Finding.undecided, margin, math.inf, remarks)
+        return replace(case, runs=min(pair.runs for pair in pairs))
 
 
 @dataclass(frozen=True)
@@ -161,6 +172,8 @@ class ForgetsLess(Against):
 
     Welch's t over runs on the logarithm of after over before, Holm-corrected over the methods on the task.
     """
+
+    fewest: ClassVar[int] = FEWEST_RUNS
 
     def judge(self, evidence: Evidence) -> list[Case]:
         cases: list[Case] = []
@@ -185,7 +198,8 @@ class ForgetsLess(Against):
             value, low, high = (float(np.exp(end)) for end in (one.difference, one.low, one.high))
             remark = "" if many else ONE_RUN
             name = f"growth with {a} over that with {b}"
-            yield Case(f"{sweep.name}, {task}", name, outcome, value, low, high, 0.0, 1.0, "ratio", remark)
+            runs = min(one.runs_a, one.runs_b)
+            yield Case(f"{sweep.name}, {task}", name, outcome, value, low, high, 0.0, 1.0, "ratio", remark, runs)
 
 
 # --- Pairs ----------------------------------------------------------------------------------------------------------
@@ -207,7 +221,9 @@ class Pair:
     difference: float
     low: float
     high: float
+    p: float
     corrected_p: float
+    runs: int
     relative: bool
     over_seeds: bool
     learned: bool
@@ -232,7 +248,40 @@ class Pair:
             name = f"{self.metric} of {self.a} below that of {self.b}, as a share of it"
         ends = (self.difference, self.low, self.high, least, most, "change" if self.relative else "score")
         remark = "; ".join(remark for remark in remarks if remark)
-        return Case(f"{self.sweep}, {self.task}", name, outcome, *ends, remark)
+        return Case(f"{self.sweep}, {self.task}", name, outcome, *ends, remark, self.runs)
+
+
+def beyond(pairs: Sequence[Pair], margin: float) -> list[Pair]:
+    """Those of some pairs, A the better, that differ by more than a margin, Holm-corrected over all of them."""
+    corrected = holm([beyond_p(pair, margin) for pair in pairs])
+    return [pair for pair, p in zip(pairs, corrected, strict=True) if pair.low > margin and p < 1 - CONFIDENCE]
+
+
+def beyond_p(pair: Pair, margin: float) -> float:
+    """How probable so large a difference is at most, either way, were the true one just the margin; NaN if not tested.
+
+    A comparison says how probable a difference as large as its own is by chance, and from which size on it is 5%. What
+    it draws from is a mixture of normal distributions. For these the logarithm of that probability is convex in the
+    square of the size: between two known points, of which 100% at no difference is one, it lies below a straight line.
+    """
+    if math.isnan(pair.p) or math.isnan(pair.low):
+        return math.nan
+    half, over = pair.difference - pair.low, max(pair.difference - margin, 0.0)
+    known = sorted([(0.0, 1.0), (half**2, 1 - CONFIDENCE), (pair.difference**2, max(pair.p, math.ulp(0.0)))])
+    squares, chances = zip(*known, strict=True)
+    further = math.exp(np.interp(over**2, squares, np.log(chances)))
+    # The other way it is further from the margin than from none.
+    return (further + pair.p) / 2
+
+
+def from_enough(case: Case, fewest: int) -> Case:
+    """A case of an earlier judging by today's rule: undecided where it rests on fewer runs of a method."""
+    says_why = NOTHING_LEARNED in case.remark or ONE_RUN in case.remark
+    if case.outcome is Finding.no_evidence or says_why or not case.runs < fewest:
+        return case
+    runs = f"{case.runs:.0f} run{'' if case.runs == 1 else 's'}"
+    remark = f"older evidence, from {runs} of a method: too few to say anything of others"
+    return replace(case, outcome=Finding.undecided, remark=remark)
 
 
 def across_runs(a: Sequence[float], b: Sequence[float]) -> Comparison:
@@ -292,7 +341,9 @@ def _pair(sweep: Sweep, task: str, one: Comparison, a: str, b: str) -> Pair:
         scale * one.difference,
         low,
         high,
+        one.p,
         one.corrected_p,
+        min(one.runs_a, one.runs_b),
         relative,
         one.over_seeds,
         sweep.has_learned(task, (a, b)),

@@ -39,6 +39,7 @@ class Case:
         most: ... to here.
         unit: How the figure is written: score, change, ratio, times, share, count or number.
         remark: What a reader should know of it.
+        runs: Fewest runs of a method that it rests on; NaN where it rests on none, or nobody wrote down how many.
     """
 
     evidence: str
@@ -51,6 +52,7 @@ class Case:
     most: float = math.inf
     unit: str = "number"
     remark: str = ""
+    runs: float = math.nan
 
 
 class NoEvidence(Exception):

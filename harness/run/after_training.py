@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.config.errors import ConfigError
 from harness.config.schema import Experiment
 from harness.measure import speed
 from harness.methods import soft_prompts
@@ -90,7 +91,8 @@ class Trained:
         step = estimate.Step(counted["rows"], counted["length"], device, counted.get("target_length"))
         try:
             predicted = estimate.predict(self.experiment, self.configuration, step)
-        except estimate.Unpredictable as reason:
+        # The model is trained and scored: a step that can't be planned must not lose it.
+        except (estimate.Unpredictable, ConfigError) as reason:
             self.result.unmeasured["cost.predicted"] = str(reason)
             return
         # Of the whole run, as what is counted: operations grow with the tokens that are computed, padding too.

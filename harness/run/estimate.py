@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 # Deeper backbones are built with so many layers, and what a layer adds is read off the difference: layers are alike.
 # Up to the third the step can still be largest at another moment than it is with all of them. Where kinds of attention
-# alternate, or a method needs more layers, the others are taken: multiples of the period in which they alternate.
+# alternate, or a method needs more layers, the others are taken: multiples of the period in which they alternate. A
+# method that these are too few for is counted on all layers.
 SAMPLED_LAYERS, SAMPLED_PERIODS = (3, 4), (6, 12)
 SHALLOW = 12
 # Methods that look at the values of weights are tried on random ones, at most so many bytes of them.
@@ -123,17 +124,26 @@ class Unpredictable(Exception):
 
 
 def depths(experiment: Experiment, configuration: "PretrainedConfig") -> tuple[int, ...]:
-    """Numbers of layers to build: all, or two from which the rest follows."""
+    """Numbers of layers to build: all, or two from which the rest follows; two only where the method goes with both.
+
+    One that names a layer far up, or that was written for so many layers, goes with no shallow backbone.
+    """
     if configuration.num_hidden_layers <= SHALLOW or decoder_layers(configuration) is None:
         return (configuration.num_hidden_layers,)
-    if len(set(getattr(configuration, "layer_types", None) or ())) > 1:
-        return SAMPLED_PERIODS
-    smallest = with_layers(configuration, SAMPLED_LAYERS[0])
+    alternating = len(set(getattr(configuration, "layer_types", None) or ())) > 1
+    for sampled in [SAMPLED_PERIODS] if alternating else [SAMPLED_LAYERS, SAMPLED_PERIODS]:
+        if all(_takes(experiment, with_layers(configuration, depth)) for depth in sampled):
+            return sampled
+    return (configuration.num_hidden_layers,)
+
+
+def _takes(experiment: Experiment, configuration: "PretrainedConfig") -> bool:
+    """Whether the method goes with a backbone of this configuration."""
     try:
-        experiment.method.expected_parameters(empty_model(smallest, experiment.task.kind))
+        experiment.method.expected_parameters(empty_model(configuration, experiment.task.kind))
     except ConfigError:
-        return SAMPLED_PERIODS
-    return SAMPLED_LAYERS
+        return False
+    return True
 
 
 def at_full_depth(counted: Sequence[Mapping[str, float]], sampled: tuple[int, ...], layers: int) -> dict[str, float]:

@@ -1,17 +1,22 @@
 """Claims: every rule on evidence whose outcome is known, verdicts from outcomes, and the ledger that is shipped."""
 
 import csv
+import itertools
 import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import simulate_statistics as simulated
 from omegaconf import OmegaConf
 from run_directories import write_run
+from scipy.stats import t
 
 from harness.claims import __main__ as command
 from harness.claims import architecture, costs, ledger, pages, scores
@@ -19,7 +24,10 @@ from harness.claims.evidence import Evidence, Selection
 from harness.claims.verdict import Case, Finding, Verdict, decide, of_cases, of_tests
 from harness.config.errors import ConfigError
 from harness.config.sources import conf_root
+from harness.report.family import compare_family
 from harness.report.plots.style import KINDS
+from harness.report.spread import spreads
+from harness.report.stats import holm
 
 ROWS = 200
 EVIL = "<script>alert(1)</script>"
@@ -144,7 +152,9 @@ def test_perplexities_are_compared_as_shares(tmp_path: Path) -> None:
         for seed in range(3):
             found = {"primary_metric": "perplexity", "validation": {"perplexity": math.exp(loss)}}
             run_dir = write_run(tmp_path, method=method, seed=seed, task="lm/micro", scores=found)
-            table = {"split": "validation", "idx": range(ROWS), "loss": loss, "tokens": 7}
+            # Where nothing varies there is no interval.
+            losses = [loss + (0.01 if (row + (method == "lora")) % 4 < 2 else -0.01) for row in range(ROWS)]
+            table = {"split": "validation", "idx": range(ROWS), "loss": losses, "tokens": 7}
             pd.DataFrame(table).to_parquet(run_dir / "predictions.parquet", index=False)
     for share, outcome in ((0.2, HOLDS), (0.05, FAILS)):
         (case,) = scores.KeepsUp(["grid"], ["lora"], "full", 9.0, share).judge(on(tmp_path))
@@ -158,6 +168,16 @@ def test_better_is_told_apart_from_no_detectable_difference(tmp_path: Path) -> N
     cases = scores.Better(["grid", "other"], ["dora", "ia3", "vera"], "lora").judge(on(tmp_path))
     assert outcomes(cases) == [HOLDS, FAILS, UNDECIDED, NONE]
     assert "not equality" in cases[2].remark
+
+
+def test_many_methods_are_corrected_as_the_page_says(tmp_path: Path) -> None:
+    """By Holm over all pairs, also where a report of so many methods would explore."""
+    for number, name in enumerate(["full", *(f"method_{number}" for number in range(10))]):
+        add(tmp_path, name, 3 + number, majority=0.3)
+    compared = on(tmp_path).sweep("grid").compared["micro/sentiment"]
+    found = compared.comparisons
+    assert [one.corrected_p for one in found] == pytest.approx(list(holm([one.p for one in found])))
+    assert (len(found), compared.correction) == (55, "Holm")
 
 
 @pytest.mark.parametrize(
@@ -183,6 +203,51 @@ def test_a_choice_cannot_fail_while_some_have_one_run(tmp_path: Path) -> None:
         add(tmp_path, "lora", seeds=seeds, options={"rank": rank})
     (case,) = scores.ChoiceMatters(["grid"], ["lora"], 0.05, 0.05).judge(on(tmp_path))
     assert (case.outcome, case.remark.rpartition("; ")[2]) == (UNDECIDED, "some have too few runs yet")
+
+
+def drawn_choice(generator: np.random.Generator, apart: float) -> list[scores.Pair]:
+    """Pairs of ten configurations with five runs each, of which every other one is truly better by as much."""
+    shift = np.where(np.arange(10) % 2, apart, 0.0)
+    members, runs = simulated.world(generator, np.full(10, 0.01), 5, shift)
+    best_first = sorted(members, key=lambda name: -members[name].mean)
+    pairs = list(itertools.combinations(best_first, 2))
+    return [
+        scores.Pair(
+            *("grid", "task", "accuracy", one.a, one.b, one.difference, one.low, one.high, one.p, one.corrected_p),
+            *(one.runs_a, False, one.over_seeds, True, ()),
+        )
+        for one in compare_family(members, spreads(runs, simulated.ROW_VARIANCE), pairs)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("margin", [0.0, 0.005, 0.05])
+def test_what_differs_by_just_the_margin_seldom_differs_by_more(margin: float) -> None:
+    """In at most 6 of a hundred tables some two of ten do, although 25 pairs lie right at it."""
+    generator = np.random.default_rng(0)
+    assert sum(bool(scores.beyond(drawn_choice(generator, margin), margin)) for _ in range(300)) / 300 <= 0.06
+
+
+def test_what_differs_by_far_more_than_the_margin_is_found() -> None:
+    """Ten points against a margin of two, in each of ten tables."""
+    generator = np.random.default_rng(0)
+    assert all(scores.beyond(drawn_choice(generator, 0.1), 0.02) for _ in range(10))
+
+
+@pytest.mark.parametrize("freedom", [1.0, 4.0, 1000.0])
+@pytest.mark.parametrize("difference", [1.0, 3.0, 6.0, 15.0])
+def test_the_chance_beyond_a_margin_is_never_taken_for_less_than_it_is(difference: float, freedom: float) -> None:
+    """Against Student's t, which is a mixture of normal distributions; without a margin it is the two-sided p."""
+    half, p = float(t.ppf(0.975, freedom)), float(2 * t.sf(difference, freedom))
+    pair = scores.Pair(
+        *("grid", "task", "accuracy", "a", "b", difference, difference - half, difference + half, p, p),
+        *(3, False, True, True, ()),
+    )
+    assert scores.beyond_p(pair, 0.0) == pytest.approx(p)
+    for margin in (0.2 * difference, 0.5 * difference, 0.9 * difference):
+        true = t.sf(difference - margin, freedom) + t.sf(difference + margin, freedom)
+        assert true <= scores.beyond_p(pair, margin) <= 1
+    assert math.isnan(scores.beyond_p(replace(pair, p=math.nan), 0.0))
 
 
 def test_forgetting_is_compared_by_the_factor_that_it_grows(tmp_path: Path) -> None:
@@ -530,6 +595,47 @@ def test_the_same_evidence_gives_the_same_bytes_with_everything_escaped(
         ]
 
 
+def test_stored_cases_give_the_same_pages(tmp_path: Path) -> None:
+    """What is decided, what is not for want of runs, and what is not for want of learning."""
+    add(tmp_path / "runs", "full", 3, majority=0.3)
+    add(tmp_path / "runs", "lora", 20, majority=0.3)
+    add(tmp_path / "runs", EVIL, 2, seeds=[0], majority=0.3)
+    add(tmp_path / "runs", "full", 2, task="micro/entailment")
+    add(tmp_path / "runs", "lora", 2, task="micro/entailment")
+    path = spoilt({})
+    assert command.main([f"stores={tmp_path / 'runs'}", f"ledger={path}", "out=one"]) == 0
+    assert command.main(["cases=one/cases.csv", f"ledger={path}", "out=two"]) == 0
+    # Pictures are drawn from figures of nine digits and may differ in the last place.
+    for name in ("cases.csv", "claims.csv", "claims.md"):
+        assert (Path("one") / name).read_text() == (Path("two") / name).read_text()
+    with Path("one/cases.csv").open(newline="") as file:
+        told = {row["remark"] or row["outcome"]: row["runs"] for row in csv.DictReader(file)}
+    assert told == {"holds": "3", scores.ONE_RUN: "1", scores.NOTHING_LEARNED: "3"}
+
+
+@pytest.mark.parametrize(("rule", "fewest"), [("better", 3), ("same_run_ratio", 2), ("bytes", 0)])
+@pytest.mark.parametrize("runs", [1, 2, 3, None])
+def test_stored_cases_of_too_few_runs_decide_nothing(rule: str, fewest: int, runs: int | None) -> None:
+    """By today's rule, three for scores, two for times, and any for bytes; where nobody wrote how many they stay."""
+    keys = {"sweeps": ["grid"], "methods": ["lora"]}
+    test = {
+        "better": {"rule": "better", **keys, "against": "full"},
+        "same_run_ratio": {"rule": "same_run_ratio", **keys, "figure": "latency_ms", "over": "train_seconds"},
+        "bytes": {"rule": "cost_ratio", **keys, "against": "full", "figure": "weight_bytes"},
+    }[rule]
+    claim = ledger.load(spoilt({"claims": {"one": {"tests": [{"says": "It is.", **test}]}}})).claims[0]
+    columns = {"id": "one", "test": 1, **vars(Case("grid, task", "lora", HOLDS, 1, 1, 1, 0, 2)), "remark": ""}
+    columns |= {"runs": runs}
+    table = pd.DataFrame([{key: value for key, value in columns.items() if key != "runs" or value is not None}])
+    table.to_csv("cases.csv", index=False)
+    (judged,) = ledger.rejudge([claim], Path("cases.csv"))
+    (case,) = judged.cases
+    few = runs is not None and runs < fewest
+    assert case.outcome is (UNDECIDED if few else HOLDS)
+    assert judged.verdict is (Verdict.untestable if few else Verdict.supported)
+    assert (f"from {runs} run" in case.remark) == few
+
+
 def test_figures_are_written_with_their_units() -> None:
     """Points of a score with a sign, shares in percent, large ratios without places, and a dash for what is unknown."""
     cases = {
@@ -538,6 +644,9 @@ def test_figures_are_written_with_their_units() -> None:
         (0.036, "share"): "3.6%",
         (0.25, "ratio"): "0.250x",
         (37003.2, "times"): "37,003x",
+        (4.9586, "times"): "4.96x",
+        (5.0, "times"): "5x",
+        (11.41, "times"): "11x",
         (196_608.0, "count"): "196,608",
         (math.nan, "score"): "–",
     }

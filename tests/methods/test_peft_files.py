@@ -17,8 +17,8 @@ from harness.config.sources import TRAINING_FILE, conf_root
 from harness.methods.peft_files import read
 from harness.models import empty_model
 from harness.models.architectures import Backbone, Kind
-from harness.plan.costs import count
-from harness.run import prepare, run
+from harness.plan.costs import PlanSettings, count, parameters, plan_point
+from harness.run import estimate, prepare, run
 
 # As peft 0.21 saves it: every key, and two that other versions have.
 SAVED = {
@@ -193,6 +193,22 @@ def test_a_published_configuration_trains(tiny_experiment: list[str], tmp_path: 
     assert result.config["train"]["learning_rate"] == 0.02
 
 
+def test_a_run_that_is_trained_is_not_lost_to_a_step_that_cannot_be_planned(
+    tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record says why nothing was predicted, and has all else."""
+
+    def refuse(*_: Any) -> None:
+        raise ConfigError("method.config.num_layers=2: it follows from the backbone")
+
+    monkeypatch.setattr(estimate, "predict", refuse)
+    cfg = compose("config", [*tiny_experiment, "train.max_steps=2", "measure.predict=true"])
+    result = run(prepare(cfg), tmp_path / "run")
+    assert (result.status, result.cost["predicted"]) == ("finished", None)
+    assert result.unmeasured["cost.predicted"] == "method.config.num_layers=2: it follows from the backbone"
+    assert result.scores["validation"]["accuracy"] > 0
+
+
 @pytest.fixture(scope="session")
 def llama() -> Backbone:
     dimensions: Any = OmegaConf.to_container(OmegaConf.load(conf_root() / "conf/model/llama_3_2_3b.yaml"))
@@ -227,6 +243,78 @@ def test_every_published_configuration_plans_as_it_is_with_the_published_count(
             assert found == json.loads(result.read_text())["train_info"]["num_trainable_params"], name
             counted += 1
     assert (counted, planned, refused.keys()) == (56, 62, NOT_TAKEN.keys())
+
+
+def as_published(path: Path) -> list[str]:
+    """The overrides that plan a published configuration on the backbone that it was published for."""
+    name = "adalora" if path.parents[1].name == "adalora" else "peft"
+    point = [f"method={name}", f"method.config_file={path}", "model=llama_3_2_3b", "task=lm/wikitext2"]
+    return [*point, "train=peft_comparison"]
+
+
+@pytest.mark.parametrize("name", ["adaptionprompt--llama-3.2-3B-lr_5e-3", "prompt_tuning--llama-3.2-3B-default"])
+def test_a_configuration_for_28_layers_is_planned_on_28(real_data: Path, name: str) -> None:
+    """Though none of the shallow backbones that others are counted on goes with it."""
+    path = published(real_data)[name]
+    said = json.loads((path.parents[3] / "results" / f"{name}.json").read_text())["train_info"]
+    counted = parameters(build(compose("config", as_published(path))))
+    assert counted["adapter_parameters"] == said["num_trainable_params"]
+    assert counted["total_parameters"] == said["num_total_params"]
+
+
+@pytest.mark.slow
+def test_every_published_configuration_is_planned_as_the_command_plans_it(real_data: Path) -> None:
+    """Counts of all that are not refused; each with the published number of trained weights, where there is one."""
+    planned = 0
+    for name, path in published(real_data).items():
+        if name in NOT_TAKEN:
+            continue
+        planned += 1
+        found = parameters(build(compose("config", as_published(path))))["adapter_parameters"]
+        result = path.parents[3] / "results" / f"{name}.json"
+        if result.is_file():
+            assert found == json.loads(result.read_text())["train_info"]["num_trainable_params"], name
+    assert planned == 62
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["adaptionprompt", "prefixtuning", "prompt_tuning", "ptuning"])
+def test_the_step_of_a_configuration_for_28_layers_is_predicted(real_data: Path, kind: str) -> None:
+    """Memory and operations too, of each kind that says how many layers there are."""
+    name, path = next((name, path) for name, path in published(real_data).items() if name.startswith(f"{kind}--"))
+    point = plan_point("config", as_published(path), PlanSettings(batch_size=1, length=32, device="cpu"))
+    assert point["cost"]["train_peak_bytes"] > point["cost"]["weight_bytes"] > 6e9, name
+    assert not point["unmeasured"], name
+
+
+DEEP = {"num_hidden_layers": 14, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def deep(path: Path) -> list[str]:
+    """The overrides of a configuration on a narrow backbone of 14 layers."""
+    shape = [f"model.architecture.{key}={value}" for key, value in DEEP.items()]
+    return ["method=peft", f"method.config_file={path}", "model=bert_base", "task=micro/sentiment", *shape]
+
+
+def test_a_prompt_for_a_deep_backbone_is_counted_on_all_of_its_layers(tmp_path: Path) -> None:
+    """As one is that leaves out how many there are, whose counts are carried on from shallow backbones."""
+    counts = [
+        parameters(build(compose("config", deep(write(tmp_path, prompt(num_layers=layers)))))) for layers in (14, None)
+    ]
+    assert counts[0]["adapter_parameters"] == 5 * 32
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.slow
+def test_a_prompt_for_a_deep_backbone_is_predicted_on_all_of_its_layers(tmp_path: Path) -> None:
+    """The same memory as carried on from shallow backbones."""
+    settings = PlanSettings(batch_size=2, length=16, device="cpu")
+    told, left_out = (
+        plan_point("config", deep(write(tmp_path, prompt(num_layers=layers))), settings)["cost"]
+        for layers in (14, None)
+    )
+    assert told["train_peak_bytes"] == pytest.approx(left_out["train_peak_bytes"], rel=0.001)
+    assert told["weight_bytes"] == left_out["weight_bytes"]
 
 
 def test_two_more_published_counts_follow_without_their_training_parameters(
