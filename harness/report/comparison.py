@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.config.errors import ConfigError
+from harness.report.intervals import least_variance, width
 from harness.report.stats import CONFIDENCE, PLACES, RESAMPLES, TAILS, holm, summarize
 from harness.tracking.record import PREDICTIONS_FILE
 from harness.training.evaluation import per_row_scores
@@ -155,12 +156,16 @@ def _finished(scores: np.ndarray, replicates: np.ndarray, rows: int, seed: int) 
 # --- Comparing ------------------------------------------------------------------------------------------------------
 
 
-def compare(methods: Mapping[str, Resampled], higher_is_better: bool = True) -> list[Comparison]:
+def compare(
+    methods: Mapping[str, Resampled], higher_is_better: bool = True, metric: str | None = None
+) -> list[Comparison]:
     """Compare each method with each other one, corrected for the number of pairs.
 
     Args:
         methods: Method -> its runs, all resampled with the same seed on the same rows.
         higher_is_better: Direction of the metric.
+        metric: Says how far apart scores can be, where intervals end, and that not even equal predictions are alike for
+            certain; null where neither is known.
 
     Returns:
         One per pair, in the order of the methods.
@@ -172,7 +177,7 @@ def compare(methods: Mapping[str, Resampled], higher_is_better: bool = True) -> 
         raise ValueError("the methods differ in rows, seed or number of resamples: nothing would be paired")
     pairs = list(itertools.combinations(methods, 2))
     scored = [(a, b) for a, b in pairs if len(methods[a].scores) and len(methods[b].scores)]
-    figures = dict(zip(scored, _figures(methods, scored), strict=True))
+    figures = dict(zip(scored, _figures(methods, scored, metric or ""), strict=True))
     found = [figures.get(pair, (math.nan,) * 4) for pair in pairs]
     comparisons = []
     for (a, b), (difference, low, high, p), corrected in zip(
@@ -189,7 +194,9 @@ def compare(methods: Mapping[str, Resampled], higher_is_better: bool = True) -> 
     return comparisons
 
 
-def _figures(methods: Mapping[str, Resampled], pairs: Sequence[tuple[str, str]]) -> list[tuple[float, ...]]:
+def _figures(
+    methods: Mapping[str, Resampled], pairs: Sequence[tuple[str, str]], metric: str
+) -> list[tuple[float, ...]]:
     """Difference, ends of its interval, and p of each pair."""
     if not pairs:
         return []
@@ -199,22 +206,22 @@ def _figures(methods: Mapping[str, Resampled], pairs: Sequence[tuple[str, str]])
     means = {name: method.replicates.mean(axis=1) for name, method in methods.items() if len(method.scores)}
     # Rounded, because three equal runs and two such runs may differ in the last bit of their mean.
     difference = np.round([scores[a].mean - scores[b].mean for a, b in pairs], PLACES)
-    rows = [float((means[a] - means[b]).var(ddof=1)) for a, b in pairs]
+    count = methods[pairs[0][0]].rows
+    least = 2 * least_variance(metric, count)
+    rows = [max(float((means[a] - means[b]).var(ddof=1)), least) for a, b in pairs]
     over_seeds = np.array([min(scores[a].n, scores[b].n) > 1 for a, b in pairs])
     seeds = np.array([[scores[name].std ** 2 / scores[name].n for name in pair] for pair in pairs]).T
     freedom = np.array([[max(scores[name].n - 1, 1) for name in pair] for pair in pairs]).T
-    count = methods[pairs[0][0]].rows
     error, freedom = _combined(
         np.vstack([np.where(over_seeds, seeds, 0.0), rows]), np.vstack([freedom, np.full(len(pairs), count - 1)])
     )
     half = _quantile(freedom) * error
+    low, high = np.clip([difference - half, difference + half], -width(metric), width(metric))
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2 * t.sf(np.abs(difference) / error, freedom)
     # No test that lets each row's difference change its sign goes lower; two rows cannot prove anything.
     p = np.maximum(np.where(difference == 0, 1.0, p), 2.0 ** (1 - count))
-    return list(
-        zip(*(column.tolist() for column in (difference, difference - half, difference + half, p)), strict=True)
-    )
+    return list(zip(*(column.tolist() for column in (difference, low, high, p)), strict=True))
 
 
 def _combined(variances: np.ndarray, freedom: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

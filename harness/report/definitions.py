@@ -52,11 +52,13 @@ class Definition:
         columns: Of the score tables, in this order: names of `harness.report.tables.COLUMNS`, or any figure of the
             runs by its name in the store, such as validation.f1 or cost.swap_ms. Method, score and remarks are always
             there.
-        baseline: The method or row that the others are held against, full fine-tuning unless set; a task that lacks it
-            has its best one.
+        baseline: The row that the others are held against, or a method with one row; full fine-tuning unless set. A
+            task that lacks it, or has it in several rows, has its highest one.
         plots: Pictures that are drawn, by their file's name without ending.
-        pairs: Each method is tested against the baseline, or with `all` against each other one too.
-        analysis: Whether the tests confirm or explore; by default they explore where a task has more than ten methods.
+        pairs: Each method is tested against the baseline, or with `all` against each other one too; so it is where the
+            scores themselves chose the baseline.
+        analysis: Whether the tests confirm or explore; by default they explore where a task has more than ten methods
+            and a baseline that was fixed in advance.
         published: A CSV file of scores that others published (`harness.report.published`), shown below ours.
     """
 

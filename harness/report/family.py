@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.report.comparison import NO_DIFFERENCE, NO_SCORE, Comparison, Resampled
+from harness.report.intervals import least_variance
 from harness.report.spread import LEVEL, Spreads
 from harness.report.stats import PLACES, benjamini_hochberg, holm
 
@@ -34,6 +35,7 @@ class Member:
         rows: How many examples.
         replicates: The mean on resampled examples, the same ones for all; null without predictions.
         lost: How many runs diverged or are no better than the commonest answer.
+        least: What other examples change at least, though none here differs.
     """
 
     mean: float
@@ -42,22 +44,25 @@ class Member:
     rows: int
     replicates: np.ndarray | None = None
     lost: int = 0
+    least: float = 0.0
 
 
-def resampled_member(method: Resampled, lost: int = 0) -> Member:
-    """A method whose predictions could be read."""
+def resampled_member(method: Resampled, lost: int = 0, metric: str = "") -> Member:
+    """A method whose predictions could be read; its metric says what other examples change at least."""
     runs = len(method.scores)
     if not runs:
         return Member(math.nan, 0, math.nan, method.rows, None, lost)
     replicates = method.replicates.mean(axis=1)
     mean = math.fsum(method.scores) / runs
-    return Member(mean, runs, float(replicates.var(ddof=1)), method.rows, replicates, lost)
+    least = least_variance(metric, method.rows)
+    return Member(mean, runs, max(float(replicates.var(ddof=1)), least), method.rows, replicates, lost, least)
 
 
 def counted_member(scores: Sequence[float], rows: int, lost: int = 0) -> Member:
     """A method of which only the share of right examples is known: their variance is binomial."""
     mean = math.fsum(scores) / len(scores)
-    return Member(mean, len(scores), mean * (1 - mean) / rows, rows, None, lost)
+    least = least_variance("accuracy", rows)
+    return Member(mean, len(scores), max(mean * (1 - mean) / rows, least), rows, None, lost, least)
 
 
 def compare_family(
@@ -66,6 +71,7 @@ def compare_family(
     pairs: Sequence[tuple[str, str]],
     correction: str = HOLM,
     higher_is_better: bool = True,
+    width: float = math.inf,
 ) -> list[Comparison]:
     """Test pairs of methods, corrected together.
 
@@ -75,8 +81,9 @@ def compare_family(
         pairs: What is compared.
         correction: `HOLM`, or `FALSE_DISCOVERY`.
         higher_is_better: Direction of the metric.
+        width: How far apart two scores can be; intervals end there.
     """
-    figures = _figures(members, spreads, pairs)
+    figures = _figures(members, spreads, pairs, width)
     corrected = (holm if correction == HOLM else benjamini_hochberg)([figure[3] for figure in figures])
     found = []
     for (a, b), (difference, low, high, p), adjusted in zip(pairs, figures, corrected, strict=True):
@@ -95,9 +102,12 @@ def compare_family(
 
 
 def _figures(
-    members: Mapping[str, Member], spreads: Spreads, pairs: Sequence[tuple[str, str]]
+    members: Mapping[str, Member], spreads: Spreads, pairs: Sequence[tuple[str, str]], width: float
 ) -> list[tuple[float, float, float, float]]:
-    """Difference, the ends of its interval, and p of each pair; NaN where the two are not to be tested."""
+    """Difference, the ends of its interval, and p of each pair; NaN where the two are not to be tested.
+
+    Where nothing varies there is no interval: that nothing was seen to differ does not make a difference certain.
+    """
     # Rounded, because the same runs in another order may differ in the last bit of their mean.
     differences = np.round([members[a].mean - members[b].mean for a, b in pairs], PLACES)
     places = [place for place, pair in enumerate(pairs) if _testable(members, spreads, pair)]
@@ -105,12 +115,13 @@ def _figures(
     if places:
         mixtures = [_mixture(members, spreads, *pairs[place]) for place in places]
         variances, weights = (np.array(part) for part in zip(*mixtures, strict=True))
-        half[places] = half_widths(variances, weights, LEVEL)
+        reach = half_widths(variances, weights, LEVEL)
+        half[places] = np.where(reach > 10.0**-PLACES, reach, math.nan)
         found = np.where(differences[places] == 0, 1.0, two_sided(np.abs(differences[places]), variances, weights))
         # No test that lets each example's difference change its sign goes lower; two examples can't prove anything.
         rows = np.array([min(members[name].rows for name in pairs[place]) for place in places], dtype=float)
         p[places] = np.maximum(found, 2.0 ** (1 - np.minimum(rows, 1000)))
-    columns = (differences, differences - half, differences + half, p)
+    columns = (differences, *np.clip([differences - half, differences + half], -width, width), p)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
@@ -124,7 +135,7 @@ def _mixture(members: Mapping[str, Member], spreads: Spreads, first: str, second
     """What the variance of a difference may be, and how probable each value is; of these runs alone without three."""
     a, b = members[first], members[second]
     if a.replicates is not None and b.replicates is not None:
-        rows = float((a.replicates - b.replicates).var(ddof=1))
+        rows = max(float((a.replicates - b.replicates).var(ddof=1)), a.least + b.least)
     else:
         rows = a.rows_variance + b.rows_variance
     if not {first, second} <= {*spreads.weights}:
@@ -160,11 +171,19 @@ def half_widths(variances: np.ndarray, weights: np.ndarray, level: float) -> np.
     return np.asarray(high)
 
 
-def detectable(members: Mapping[str, Member], spreads: Spreads, pairs: Sequence[tuple[str, str]]) -> float:
+def detectable(
+    members: Mapping[str, Member], spreads: Spreads, pairs: Sequence[tuple[str, str]], corrected_over: int
+) -> float:
     """The smallest true difference that is found every other time, median over the pairs that are tested over seeds.
 
     Other examples, other seeds and the correction are in it: it is what the smallest p of so many pairs must reach,
     which is p times their number in either correction. NaN where no pair is tested over seeds.
+
+    Args:
+        members: As for `compare_family`.
+        spreads: Likewise.
+        pairs: Likewise.
+        corrected_over: How many of them have a p, also those that are about these runs alone.
     """
     tested = [pair for pair in pairs if {*pair} <= {*spreads.weights} - spreads.unstable]
     if not tested:
@@ -172,7 +191,7 @@ def detectable(members: Mapping[str, Member], spreads: Spreads, pairs: Sequence[
     variances, weights = (
         np.array(part) for part in zip(*(_mixture(members, spreads, *p) for p in tested), strict=True)
     )
-    return float(np.median(half_widths(variances, weights, LEVEL / len(tested))))
+    return float(np.median(half_widths(variances, weights, LEVEL / corrected_over)))
 
 
 def chances(members: Mapping[str, Member], spreads: Spreads, higher_is_better: bool = True) -> dict[str, float]:

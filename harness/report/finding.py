@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from harness.report.cells import number
-from harness.report.pairwise import Pairwise, few, tested
+from harness.report.pairwise import Pairwise, few
 from harness.report.scores import MAJORITY
 from harness.report.single_scores import Judged
 from harness.report.spread import LEVEL
@@ -111,11 +111,12 @@ def _level(rows: pd.DataFrame, one: Pairwise, highest: str, alone: str) -> str:
 
 
 def _against(rows: pd.DataFrame, one: Pairwise) -> str:
-    """Count who is better, worse or level where each was held against the baseline alone."""
+    """Count who is better, worse or level against the baseline; under three runs of a method nobody knows."""
     level, better, worse = [one.baseline], 0, 0
-    for pair in one.comparisons:
+    held = [pair for pair in one.comparisons if one.baseline in (pair.a, pair.b) and not pd.isna(pair.p)]
+    for pair in held:
         name = pair.b if pair.a == one.baseline else pair.a
-        if pd.isna(pair.p):
+        if not pair.over_seeds:
             continue
         if not pair.corrected_p < LEVEL:
             level.append(name)
@@ -123,7 +124,7 @@ def _against(rows: pd.DataFrame, one: Pairwise) -> str:
             better += 1
         else:
             worse += 1
-    count = tested(one)
+    count = sum(pair.over_seeds for pair in held)
     if not count:
         return f"nothing could be tested against {one.baseline}."
     whom = "the one method" if count == 1 else f"{len(level) - 1} of {count} methods"
@@ -133,6 +134,8 @@ def _against(rows: pd.DataFrame, one: Pairwise) -> str:
         text += one.baseline
     told = [f"{number} {word}" for number, word in ((better, "better"), (worse, "worse")) if number]
     text += f" ({', '.join(told)})" if told else ""
+    single = len(held) - count
+    text += f"; {single} more {'has' if single == 1 else 'have'} under three runs" * bool(single)
     return text + _cheapest(rows[rows["configuration"].isin(level)]) + "."
 
 

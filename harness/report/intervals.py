@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from harness.report.spread import FEWEST_RUNS, seed_part
-from harness.report.stats import TAILS
+from harness.report.stats import PLACES, TAILS
 from harness.training.metrics import RANGE_OF, higher_is_better
 
 
@@ -27,7 +27,7 @@ def over_seeds(
 
     Args:
         metric: Decides where scores can be.
-        scores: One per run; NaN below three of them, as two have hardly a variance.
+        scores: One per run; NaN below three of them, as two have hardly a variance, and where nothing varies.
         seeds: As for `seed_part`.
         data_seeds: As for `seed_part`.
         rows_variance: What other examples add to the mean's variance.
@@ -38,14 +38,16 @@ def over_seeds(
         return math.nan, math.nan
     part = seed_part(values, seeds, data_seeds)
     total = part.variance + rows_variance
-    spread = part.variance**2 / part.freedom + (rows_variance**2 / (rows - 1) if rows > 1 else 0.0)
-    freedom = total**2 / spread if spread > 0 else float(len(values) - 1)
+    spread = part.variance**2 / part.freedom
+    # What examples give a share is known from the share itself, as Wilson has it.
+    spread += rows_variance**2 / (rows - 1) if rows > 1 and not is_share(metric) else 0.0
+    freedom = total**2 / spread if spread > 0 else math.inf
     return inside(metric, math.fsum(values) / len(values), total, freedom, rows)
 
 
 def over_examples(metric: str, score: float, rows: int) -> tuple[float, float]:
     """The 95% interval of one run's share of so many examples, were it asked others (Wilson); NaN of other metrics."""
-    if not _is_share(metric) or rows < 1 or not 0 <= score <= 1:
+    if not is_share(metric) or rows < 1 or not 0 <= score <= 1:
         return math.nan, math.nan
     return _wilson(score, float(rows), math.inf)
 
@@ -58,16 +60,21 @@ def inside(metric: str, mean: float, variance: float, freedom: float, rows: int 
         mean: The estimate.
         variance: Its own, not that of single runs.
         freedom: Degrees of freedom that it is known with.
-        rows: Examples, for a share that is 0 or 1, or whose runs all agree: 60 right of 60 are not certain.
+        rows: Examples, for a share that is 0 or 1: 60 right of 60 are not certain.
+
+    Returns:
+        NaN where nothing varies: that runs agree does not make their mean certain.
     """
     from scipy.stats import t
 
     error = math.sqrt(variance)
-    if _is_share(metric) and 0 <= mean <= 1:
-        worth = mean * (1 - mean) / variance if variance > 0 else math.inf
-        if rows and not 0 < mean < 1:
-            worth = float(rows)
-        return (mean, mean) if math.isinf(worth) else _wilson(mean, worth, freedom)
+    if is_share(metric) and rows and mean in (0.0, 1.0):
+        return _wilson(mean, float(rows), freedom)
+    # Equal scores leave what rounding does to their mean.
+    if error <= 10.0**-PLACES * max(1.0, abs(mean)):
+        return math.nan, math.nan
+    if is_share(metric) and 0 <= mean <= 1:
+        return _wilson(mean, mean * (1 - mean) / variance, freedom)
     reach = float(t.ppf(TAILS[1], freedom)) * error
     if RANGE_OF.get(metric.rpartition(".")[2]) == "correlation" and -1 < mean < 1:
         reach /= 1 - mean**2
@@ -77,10 +84,28 @@ def inside(metric: str, mean: float, variance: float, freedom: float, rows: int 
     return mean - reach, mean + reach
 
 
-def _is_share(metric: str) -> bool:
+def is_share(metric: str) -> bool:
     """Whether its scores are between 0 and 1."""
+    return width(metric) == 1.0
+
+
+def width(metric: str) -> float:
+    """How far apart two scores can be: 1 of shares, 2 of correlations, infinitely of what has no known range."""
     name = metric.rpartition(".")[2]
-    return name == "reward_accuracy" or RANGE_OF.get(name) == "share"
+    values = "share" if name == "reward_accuracy" else RANGE_OF.get(name)
+    return {"share": 1.0, "correlation": 2.0}.get(values or "", math.inf)
+
+
+def least_variance(metric: str, rows: int) -> float:
+    """The least variance that other examples give a mean, also where no example here differs.
+
+    That of a share of which none of the examples is right, as Jeffreys' prior estimates it: half of one is. 0 of
+    metrics without a known range.
+    """
+    if math.isinf(width(metric)) or rows < 1:
+        return 0.0
+    share = 0.5 / (rows + 1)
+    return width(metric) ** 2 * share * (1 - share) / rows
 
 
 def _wilson(mean: float, worth: float, freedom: float) -> tuple[float, float]:
@@ -90,4 +115,4 @@ def _wilson(mean: float, worth: float, freedom: float) -> tuple[float, float]:
     center = (mean + square / 2) / (1 + square)
     half = math.sqrt(square * (mean * (1 - mean) + square / 4)) / (1 + square)
     # At the very ends the root leaves the last bit.
-    return max(0.0, center - half), min(1.0, center + half)
+    return max(0.0, min(mean, center - half)), min(1.0, max(mean, center + half))

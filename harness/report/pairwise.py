@@ -19,7 +19,7 @@ from harness.report.family import Member
 from harness.report.labels import label
 from harness.report.scores import FINISHED, MAJORITY, compared
 from harness.report.spread import FEWEST_RUNS, LEVEL, Replicates, Spreads, spreads
-from harness.report.stats import RESAMPLES, Summary, letters
+from harness.report.stats import RESAMPLES, Summary, holm, letters
 from harness.tracking.record import PREDICTIONS_FILE
 from harness.training.metrics import higher_is_better
 
@@ -42,17 +42,18 @@ class Pairwise:
         metric: Primary metric.
         split: `validation` or `development`.
         rows: Examples of the split; 0 where nothing could be compared.
-        comparisons: Pairs of methods, corrected together: each with the baseline, or all of them; best first.
+        comparisons: Pairs of methods, corrected together: each with a baseline fixed in advance, or all; best first.
         summaries: Method -> mean with an interval over seeds and examples.
         groups: Method -> its letters, where all pairs were tested: methods that share one were not distinguished.
         best: The method with the highest score observed; empty where fewer than two are compared.
-        level: Those that were not distinguished from it, where all pairs were tested.
+        level: Those that were not distinguished from it by Holm over all pairs, where all were tested.
         baseline: What the report holds the others against: full fine-tuning, or else the one that is observed highest.
         notes: Sentences on what was not compared, and on how small a difference can be seen.
         correction: `Holm` or `Benjamini-Hochberg`.
         every_pair: Whether all pairs were tested.
         chances: Method -> the probability that it is the best of those tested over seeds.
         blocked: Whether runs were paired by seed.
+        fixed: Whether the baseline was fixed in advance, and not chosen by the scores that are tested.
     """
 
     task: str
@@ -70,6 +71,7 @@ class Pairwise:
     every_pair: bool = False
     chances: Mapping[str, float] = field(default_factory=dict)
     blocked: bool = False
+    fixed: bool = True
 
 
 def compare_tasks(
@@ -87,8 +89,10 @@ def compare_tasks(
         summary: The main table (`scores.summary`).
         baseline: What the others are held against, a method or a row's name; null for full fine-tuning.
         server: Tracking URI of the server that has the predictions; null where they are on this machine.
-        pairs: Whether each is held against the baseline alone, or also against each other.
-        analysis: Decides the correction; null for exploratory of more than `family.MOST_CONFIRMED` methods.
+        pairs: Whether each is held against the baseline alone, or also against each other. Where no baseline was fixed
+            in advance it is each other too: the same scores chose the highest, so tests against it alone are too sure.
+        analysis: Decides the correction; null for exploratory of more than `family.MOST_CONFIRMED` methods and a
+            baseline that was fixed in advance.
 
     Raises:
         ConfigError: No task has the baseline.
@@ -117,7 +121,7 @@ def _of_task(
     metric, split = str(rows["metric"].iloc[0]), str(rows["split"].iloc[0])
     scored = rows[(rows["configuration"] != MAJORITY) & (rows["n"] > 0)]
     names = list(scored["configuration"])
-    asked = scored["configuration"][(scored["configuration"] == wanted) | (scored["method"] == wanted)]
+    asked = [name for name in names if name == wanted] or list(scored["configuration"][scored["method"] == wanted])
     baseline = next(iter([*asked, *names]), "")
     kept = names[:MOST_METHODS]
     if baseline not in kept:
@@ -131,12 +135,16 @@ def _of_task(
     seeded = {name: _runs(groups[name], split, lost[name]) for name in members}
     known = spreads(seeded, float(np.median([one.rows_variance for one in members.values()])) if members else 0.0)
     best = next(iter(members), "") if len(members) > 1 else ""
+    # Of several rows of the method that was asked for, the scores choose too.
+    fixed = len(asked) == 1 and baseline in members
     baseline = baseline if baseline in members else best
-    every = pairs is Pairs.all
+    every = pairs is Pairs.all or not fixed
     tested = [pair for pair in itertools.combinations(members, 2) if every or baseline in pair]
-    confirms = len(members) <= family.MOST_CONFIRMED if analysis is None else analysis is Analysis.confirmatory
+    few_or_chosen = len(members) <= family.MOST_CONFIRMED or not fixed
+    confirms = few_or_chosen if analysis is None else analysis is Analysis.confirmatory
     correction = family.HOLM if confirms else family.FALSE_DISCOVERY
-    comparisons = tuple(family.compare_family(members, known, tested, correction, higher_is_better(metric)))
+    higher, width = higher_is_better(metric), intervals.width(metric)
+    comparisons = tuple(family.compare_family(members, known, tested, correction, higher, width))
     notes += _precision(members, known, comparisons)
     whole = len(members) == len(names)
     found = Pairwise(
@@ -154,18 +162,24 @@ def _of_task(
         tuple(notes),
         correction,
         every,
-        family.chances(members, known, higher_is_better(metric)),
+        family.chances(members, known, higher),
         known.blocked,
+        fixed,
     )
     return _grouped(found, known) if every else found
 
 
 def _grouped(found: Pairwise, known: Spreads) -> Pairwise:
-    """Add letters, and who was not distinguished from the highest; both need three runs, so that seeds are in them."""
+    """Add letters, and who was not distinguished from the highest; both need three runs, so that seeds are in them.
+
+    From the highest by Holm over all pairs in tables that explore too: of what Benjamini and Hochberg's correction
+    finds in all pairs few are wrong, but of the pairs with the one that the same scores put highest many.
+    """
     names = [name for name in found.chances if name not in known.unstable]
-    pairs = [one for one in found.comparisons if {one.a, one.b} <= {*names}]
-    apart = [(pair.a, pair.b) for pair in pairs if pair.corrected_p < LEVEL]
-    from_best = {name for pair in apart if found.best in pair for name in pair}
+    surely = holm([one.p for one in found.comparisons])
+    pairs = [(one, p) for one, p in zip(found.comparisons, surely, strict=True) if {one.a, one.b} <= {*names}]
+    apart = [(pair.a, pair.b) for pair, _ in pairs if pair.corrected_p < LEVEL]
+    from_best = {name for pair, p in pairs if p < LEVEL and found.best in (pair.a, pair.b) for name in (pair.a, pair.b)}
     level = frozenset({*names} - from_best - {found.best}) if found.best in names else frozenset()
     return replace(found, groups=letters(names, apart) if pairs else {}, level=level)
 
@@ -204,7 +218,7 @@ def _members(
         if name in counted:
             members[name] = family.counted_member(runs[split].tolist(), int(runs[column].min()), lost[name])
         elif name in found:
-            members[name] = family.resampled_member(found[name], lost[name])
+            members[name] = family.resampled_member(found[name], lost[name], metric)
     if counted:
         size = min(members[name].rows for name in counted)
         notes.append(
@@ -294,9 +308,9 @@ def _precision(members: Mapping[str, Member], known: Spreads, comparisons: Seque
         return []
     notes = []
     pairs = [(one.a, one.b) for one in comparisons]
-    smallest = family.detectable(members, known, pairs)
+    tested = sum(math.isfinite(one.p) for one in comparisons)
+    smallest = family.detectable(members, known, pairs, tested)
     if math.isfinite(smallest):
-        tested = sum(one.over_seeds and math.isfinite(one.p) for one in comparisons)
         written = f"{smallest:.4f}" if smallest >= 0.00005 else "below 0.0001"
         notes.append(
             f"Minimum detectable difference: {written}, the smallest true difference that these runs would find every "

@@ -124,7 +124,7 @@ def _paired(frame: pd.DataFrame, server: str | None) -> Table:
         name: [read_predictions(predictions_of(row["artifact_uri"], row["mlflow_run_id"], server), split)]
         for name, row in ((A, first), (B, second))
     }
-    pair = compare(resample_methods(predictions, metric), higher_is_better(metric))[0]
+    pair = compare(resample_methods(predictions, metric), higher_is_better(metric), metric)[0]
     rows = [_cells(f"{metric}, bootstrap of the examples", pair)]
     ordered = aligned(predictions)
     scored = [per_row_scores(ordered[name][0], metric) for name in (A, B)]

@@ -33,9 +33,10 @@ class Judged:
 
     Attributes:
         rows: One row per score. Columns: configuration, accuracy, questions, low, high (95%, Wilson), p (from the
-            highest, Holm over those comparisons), level (whether it is the highest or not distinguished from it), best
-            (probability of being the best), first_rank, last_rank (how high and how low it may stand), the figures of
-            `COSTS` and `front.NAME`, the probability of being on the front of score and that cost.
+            highest, Holm over all pairs, since the same scores chose it), level (whether it is the highest or not
+            distinguished from it), best (probability of being the best), first_rank, last_rank (how high and how low it
+            may stand), the figures of `COSTS` and `front.NAME`, the probability of being on the front of score and that
+            cost.
         pairs: How many pairs of scores there are.
         apart: How many of them are distinguished, corrected for all (Holm).
         smallest: The smallest difference from the highest that was distinguished; NaN where none was.
@@ -82,7 +83,7 @@ def judge(scores: pd.DataFrame) -> Judged:
     """Judge scores: `configuration`, `accuracy`, `questions` and the columns of `COSTS`."""
     rows = scores.sort_values([METRIC, "configuration"], ascending=[False, True]).reset_index(drop=True)
     right, asked = (rows[METRIC] * rows["questions"]).to_numpy(float), rows["questions"].to_numpy(float)
-    p = _unpaired(right, asked)
+    p = unpaired(right, asked)
     count = len(rows)
     upper = np.triu_indices(count, 1)
     every = np.ones((count, count))
@@ -90,7 +91,8 @@ def judge(scores: pd.DataFrame) -> Judged:
     every = np.minimum(every, every.T)
     apart = every < LEVEL
     ends = [over_examples(METRIC, score, number) for score, number in zip(rows[METRIC], rows["questions"], strict=True)]
-    from_best = np.concatenate([[np.nan], holm(p[0, 1:].tolist())])
+    # The highest is so by the same scores: Holm over the pairs with it alone would shut equals out every other time.
+    from_best = np.concatenate([[np.nan], every[0, 1:]])
     higher = np.tril(np.ones((count, count), dtype=bool), -1)
     drawn = _drawn(right, asked)
     rows = rows.assign(
@@ -108,7 +110,7 @@ def judge(scores: pd.DataFrame) -> Judged:
     return Judged(rows, len(upper[0]), int(apart[upper].sum()), smallest, int(np.diagonal(apart, 1).sum()))
 
 
-def _unpaired(right: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def unpaired(right: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """Two-sided p of each two shares being one: the score test of two proportions, other questions for each."""
     from scipy.special import ndtr
 
@@ -166,12 +168,12 @@ def _ranking(task: str, judged: Judged) -> Table:
     caption = (
         f"Each score is one run's share of {_asked(rows)} questions: intervals (Wilson) and tests (unpaired) are of "
         f"other questions, and other seeds come on top. {level} of {len(rows)} are the highest (★) or not "
-        f"distinguished from it (≈; p by Holm over {len(rows) - 1} comparisons)"
+        f"distinguished from it (≈; p by Holm over all {judged.pairs:,} pairs, since the highest was chosen by the "
+        "same scores)"
         + ("" if math.isnan(smallest) else f": a gap to it of less than {number(smallest)} is noise")
-        + f". Of all {judged.pairs:,} pairs {judged.apart:,} ({share(judged.apart / judged.pairs)}) are distinguished "
-        f"after Holm's correction for all, of the {len(rows) - 1} neighbors in the ranking {judged.neighbors}. Rank: "
-        "as high and as low as the pairs that are distinguished leave it. Best: the probability of the highest true "
-        "share, each being equally likely before."
+        + f". Of all pairs {judged.apart:,} ({share(judged.apart / judged.pairs)}) are distinguished, of the "
+        f"{len(rows) - 1} neighbors in the ranking {judged.neighbors}. Rank: as high and as low as the pairs that are "
+        "distinguished leave it. Best: the probability of the highest true share, each being equally likely before."
     )
     columns = ("method", METRIC, "95% interval", "rank", "tie", "p", "best")
     marks = [(row[METRIC], row["low"], row["high"]) for row in rows.to_dict("records")]

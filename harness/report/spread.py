@@ -26,6 +26,8 @@ UNKNOWN = 3.0
 GRID, LOWEST, HIGHEST = 16, 1 / 20, 4.0
 ROUNDS = 60
 LEVEL = 0.05
+# A variance below it is what rounding leaves of equal scores.
+ROUNDING = 1e-24
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,9 @@ def unstable(variances: np.ndarray, freedom: np.ndarray, floor: float) -> np.nda
         others[place] = False
         if others.sum() < 2:
             break
-        usual = max(float(np.average(variances[others], weights=freedom[others])), floor)
-        if usual <= 0 or variances[place] / usual <= f.isf(LEVEL / len(found), freedom[place], freedom[others].sum()):
+        # Beside methods whose runs all agree, any scatter stands out.
+        usual = max(float(np.average(variances[others], weights=freedom[others])), floor, ROUNDING)
+        if variances[place] / usual <= f.isf(LEVEL / len(found), freedom[place], freedom[others].sum()):
             break
         found[place] = True
     return found

@@ -8,7 +8,7 @@ bit in whatever order they come. Intervals are 95% ones. Comparisons on the same
 import math
 import string
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -239,7 +239,7 @@ def interquartile_mean(scores: np.ndarray, seed: int = 0, resamples: int = RESAM
 
     The tasks' scores must share a scale and a direction. The interval is over runs, not over tasks: Student's t with
     the bootstrap's standard error, since percentiles of so few runs are too narrow (docs/statistics.md has how often
-    either holds the truth).
+    either holds the truth); there is none where the runs of each task agree.
 
     Args:
         scores: Runs x tasks; NaN where there is none.
@@ -257,6 +257,8 @@ def interquartile_mean(scores: np.ndarray, seed: int = 0, resamples: int = RESAM
     generator = np.random.default_rng(seed)
     drawn = [task[_resampled(generator, len(task), resamples)] for task in tasks]
     error = float(trim_mean(np.concatenate(drawn, axis=1), 0.25, axis=1).std(ddof=1))
+    if error <= 10.0**-PLACES:
+        return Estimate(value, math.nan, math.nan)
     # The middle half of the runs is what the mean is of.
     half = t_quantile(max(min(map(len, tasks)) - 1, sum(len(task) - 1 for task in tasks) // 2)) * error
     return Estimate(value, value - half, value + half)
@@ -280,6 +282,9 @@ def _resampled(generator: np.random.Generator, runs: int, resamples: int) -> np.
 def average_ranks(scores: np.ndarray, higher_is_better: bool | Sequence[bool] = True) -> list[Summary]:
     """Average rank of each method, 1 the best, with a t interval over tasks; methods that tie share their mean rank.
 
+    The interval ends at the first and the last rank; of a method that has the same rank on all tasks there is none, as
+    the next task may give it another.
+
     Args:
         scores: Methods x tasks, one number each; NaN where there is none. Only tasks that all methods have count.
         higher_is_better: Direction of the scores, for all tasks or one per task.
@@ -288,7 +293,13 @@ def average_ranks(scores: np.ndarray, higher_is_better: bool | Sequence[bool] = 
 
     oriented = _rounded(scores, higher_is_better)
     common = oriented[:, np.isfinite(oriented).all(axis=0)]
-    return [summarize(ranks) for ranks in rankdata(-common, axis=0)]
+    found = [summarize(ranks) for ranks in rankdata(-common, axis=0)]
+    return [
+        replace(one, low=max(1.0, one.low), high=min(float(len(found)), one.high))
+        if one.std > 0
+        else replace(one, low=math.nan, high=math.nan)
+        for one in found
+    ]
 
 
 def win_rates(scores: np.ndarray, higher_is_better: bool | Sequence[bool] = True) -> np.ndarray:

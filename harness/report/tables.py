@@ -146,12 +146,14 @@ def _standings(found: Pairwise | None, groups: int) -> list[str]:
     """Say what marks and letters mean; nothing where no method has the runs for them."""
     if not found or not found.chances:
         return []
-    text = f"Best: the probability of being so among the {len(found.chances)} methods with three runs or more, "
+    text = f"Best: the probability of being so among the {len(found.chances)} methods with three runs or more of which "
+    text += "none collapsed or diverged, "
     sentences = [text + f"{STANDING[BEST]} the {BEST}."]
     if groups:
-        sentences.append(f"{STANDING[ALIKE]} {ALIKE} ({found.correction} over {tested(found):,} pairs).")
+        sentences.append(f"{STANDING[ALIKE]} {ALIKE} ({HOLM} over {tested(found):,} pairs).")
     if 0 < groups <= MOST_GROUPS:
-        sentences.append("Methods that share a letter were not distinguished.")
+        by = "" if found.correction == HOLM else f" ({found.correction})"
+        sentences.append(f"Methods that share a letter were not distinguished{by}.")
     elif groups:
         sentences.append(f"It takes {groups} groups to say who was not distinguished from whom: see comparisons.csv.")
     return sentences
@@ -269,12 +271,16 @@ def _tests(found: Pairwise) -> str:
     """Say what was tested and how it was corrected."""
     count = tested(found)
     pairs = f"{count:,} pair{'' if count == 1 else 's'} {'of the task' if found.every_pair else 'with the baseline'}"
+    if not found.fixed:
+        pairs = f"{pairs}, since {found.baseline} was chosen by the same scores"
     if found.correction == HOLM:
         text = f"Confirmatory: p corrected by Holm over the {pairs}, so that of a hundred such tables "
         text += "at most 5 have any wrong."
     else:
         text = f"Exploratory: q by Benjamini and Hochberg over the {pairs}: of those below 0.05 some 5 in a hundred "
-        text += "are wrong, and what is found here is for other runs to confirm."
+        text += "are wrong"
+        text += "" if found.fixed else f", of those with {found.baseline} alone more"
+        text += ", and what is found here is for other runs to confirm."
     text += " All are in comparisons.csv; intervals are not corrected."
     return text + " Runs are paired by seed." * found.blocked
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from run_directories import store_of, write_run
 
-from harness.report import cells, pairwise, scores, tables
+from harness.report import cells, finding, pairwise, scores, tables
 from harness.report.definitions import Analysis, Pairs
 from harness.report.family import FALSE_DISCOVERY, HOLM, TOO_UNSTABLE
 from harness.report.runs import load_runs
@@ -185,6 +185,82 @@ def test_each_is_held_against_the_baseline_unless_all_pairs_are_asked_for(three_
     assert "groups" not in table.columns
     assert "over the 2 pairs with the baseline" in tables.pair_tables([found])[0].caption
     assert sum(found.chances.values()) == pytest.approx(1)
+
+
+def without_baseline(folder: Path, methods: int = 3) -> Path:
+    """Three runs each of methods that are one example apart; none is full fine-tuning."""
+    for number in range(methods):
+        for seed, more in enumerate((0, 2, 1)):
+            run_with(folder, first_right(150 - number + more), method=f"m{number:02d}", seed=seed)
+    return folder
+
+
+def test_without_a_baseline_all_pairs_are_the_family(tmp_path: Path) -> None:
+    """The scores that are tested chose the highest, so its tests are corrected over all pairs, and the text says so."""
+    summary, [found] = compared(without_baseline(tmp_path), Pairs.baseline)
+    assert (found.fixed, found.baseline, len(found.comparisons)) == (False, "m00", 3)
+    assert found.level == {"m01", "m02"}
+    rows = summary.set_index("configuration")
+    assert rows.loc[["m00", "m01"], "standing"].tolist() == [pairwise.BEST, pairwise.ALIKE]
+    [against] = tables.pair_tables([found])
+    assert [row[0] for row in against.rows] == ["m01", "m02"]
+    assert "corrected by Holm over the 3 pairs of the task, since m00 was chosen by the same scores" in against.caption
+    assert "(Holm over 3 pairs)" in tables.score_tables(summary, [found])[0].caption
+
+
+def test_a_baseline_that_was_asked_for_is_fixed(three_methods: Path) -> None:
+    """Named or full, it was there before the scores were; one without predictions can't be held against."""
+    frame = load_runs(three_methods)
+    summary = scores.summary(frame)
+    [named] = pairwise.compare_tasks(frame, summary, "head")
+    assert (named.fixed, named.baseline, len(named.comparisons)) == (True, "head", 2)
+    write_run(three_methods, method="ia3", score=0.7)
+    frame = load_runs(three_methods)
+    [lost] = pairwise.compare_tasks(frame, scores.summary(frame), "ia3")
+    assert (lost.fixed, lost.baseline, len(lost.comparisons)) == (False, "full", 3)
+
+
+def test_of_several_rows_of_the_baseline_the_scores_choose(three_methods: Path) -> None:
+    """A method at two ranks: the higher one is the baseline, which no one fixed; a row's own name fixes it."""
+    for rank, count in ((4, 170), (8, 175)):
+        for seed, more in enumerate((0, 2, 1)):
+            run_with(three_methods, first_right(count + more), method="dora", options={"rank": rank}, seed=seed)
+    frame = load_runs(three_methods)
+    summary = scores.summary(frame)
+    [chosen] = pairwise.compare_tasks(frame, summary, "dora")
+    [named] = pairwise.compare_tasks(frame, summary, "dora rank=4")
+    assert (chosen.baseline, chosen.fixed, len(chosen.comparisons)) == ("dora rank=8", False, 10)
+    assert (named.baseline, named.fixed, len(named.comparisons)) == ("dora rank=4", True, 4)
+
+
+def test_the_tie_group_is_by_holm_where_a_table_explores(tmp_path: Path) -> None:
+    """Without a baseline a table of many methods confirms, unless told to explore; then its tie group is the same."""
+    without_baseline(tmp_path, 12)
+    for seed, more in enumerate((0, 2, 1)):
+        run_with(tmp_path, first_right(60 + more), method="far", seed=seed)
+        run_with(tmp_path, first_right(127 + more), method="near", seed=seed)
+    frame = load_runs(tmp_path)
+    summary = scores.summary(frame)
+    [usual] = pairwise.compare_tasks(frame, summary)
+    [explored] = pairwise.compare_tasks(frame, summary, analysis=Analysis.exploratory)
+    assert (usual.correction, explored.correction) == (HOLM, FALSE_DISCOVERY)
+    assert usual.level == explored.level
+    by_explored = {
+        name for one in explored.comparisons if one.a == "m00" and one.corrected_p >= 0.05 for name in (one.b,)
+    }
+    assert by_explored < explored.level
+    assert "of those with m00 alone more" in tables.pair_tables([explored])[0].caption
+
+
+def test_single_runs_count_in_the_correction_and_in_no_verdict(three_methods: Path) -> None:
+    """Beside three methods one with a single run: three tests are corrected together, two are of methods."""
+    run_with(three_methods, first_right(150), method="loha")
+    summary, [found] = compared(three_methods, Pairs.baseline)
+    assert "the correction for 3 comparisons in it" in " ".join(found.notes)
+    assert "over the 3 pairs with the baseline" in tables.pair_tables([found])[0].caption
+    assert "1 of 2 methods tested can't be distinguished from full (1 worse); 1 more has under three runs" in (
+        finding.verdicts(summary, [found])
+    )
 
 
 def test_a_table_says_whether_it_confirms_or_explores(tmp_path: Path) -> None:

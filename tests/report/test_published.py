@@ -55,7 +55,7 @@ def test_a_file_is_found_where_reports_that_have_a_name_are(tmp_path: Path) -> N
 def test_nothing_is_tested_against_them(tmp_path: Path) -> None:
     """The tables of ours are as they were without the file."""
     for seed in range(3):
-        write_run(tmp_path / "runs", "lora", task="glue/rte", seed=seed, score=0.7)
+        write_run(tmp_path / "runs", "lora", task="glue/rte", seed=seed, score=0.7 + seed / 100)
     frame = runs.load_runs(tmp_path / "runs")
     theirs = file(tmp_path, HEAD, "glue/rte,accuracy,0.99,full,Large")
     without, beside = build(frame, Definition()), build(frame, Definition(published=theirs))

@@ -233,6 +233,13 @@ def test_methods_held_against_the_baseline_are_counted() -> None:
         "On t 1 of 2 methods tested can't be distinguished from full (1 worse); the cheapest of these 2 is lora (1,000 "
         "trained parameters). lora has the highest score observed, 0.9000 accuracy (the best with probability 0.60)."
     )
+    # A run or two of a method is not the method, and pairs without the baseline are no answer to it.
+    once = replace(pair("vera", "full better in these runs", 0.001), runs_a=1, over_seeds=False)
+    beside = replace(pair("lora", "lora better", 0.001), b="head")
+    more = found("lora", set(), groups={}, comparisons=(*pairs, once, beside), every_pair=False)
+    assert finding.verdicts(THREE, [more]) == finding.verdicts(THREE, [one]).replace(
+        "(1 worse);", "(1 worse); 1 more has under three runs;"
+    )
 
 
 def test_what_does_not_beat_the_commonest_answer_is_never_called_best() -> None:

@@ -52,7 +52,10 @@ def test_equal_runs_show_no_difference(tmp_path: Path) -> None:
     lead, found, _ = shown(*(run_dir(tmp_path, range(10)) for _ in range(2)))
     assert lead.endswith("Their configurations are the same.")
     assert "Configuration" not in found
-    assert found["On the same examples"].rows[0][-1] == "no detectable difference"
+    _, difference, ends, _, verdict = found["On the same examples"].rows[0]
+    assert (difference, verdict) == ("+0.0000", "no detectable difference")
+    # A hundred equal answers do not make the next ones equal.
+    assert ends == "[-0.0197, 0.0197]"
 
 
 def test_runs_on_different_tasks_are_not_paired(tmp_path: Path) -> None:
