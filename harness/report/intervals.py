@@ -76,7 +76,7 @@ def inside(metric: str, mean: float, variance: float, freedom: float, rows: int 
     if is_share(metric) and 0 <= mean <= 1:
         return _wilson(mean, mean * (1 - mean) / variance, freedom)
     reach = float(t.ppf(TAILS[1], freedom)) * error
-    if RANGE_OF.get(metric.rpartition(".")[2]) == "correlation" and -1 < mean < 1:
+    if width(metric) == 2.0 and -1 < mean < 1:
         reach /= 1 - mean**2
         return math.tanh(math.atanh(mean) - reach), math.tanh(math.atanh(mean) + reach)
     if not higher_is_better(metric) and mean > 0:

@@ -277,18 +277,23 @@ def test_a_point_that_runs_out_of_memory_goes_on_from_the_checkpoint_of_its_pack
     assert packed[1][1].provenance["packed"] == packed[1][1].provenance["out_of_memory_in_pack"] == 2
 
 
+def interrupt_in(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Have Ctrl-C come when this step has been taken and its end has not."""
+    took_step = Trainer.took_step
+
+    def signalled(self: Trainer, *given: Any) -> bool:
+        if self.state.step == step:
+            signal.raise_signal(signal.SIGINT)
+        return took_step(self, *given)
+
+    patch.setattr(Trainer, "took_step", signalled)
+
+
 def test_a_point_that_would_run_again_is_left_when_all_are_interrupted(
     tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has no end yet, neither here nor in its folder, so that a sweep that goes on has it to do."""
-    took_step = Trainer.took_step
-
-    def signalled(self: Trainer, *given: Any) -> bool:
-        if self.state.step == 1:
-            signal.raise_signal(signal.SIGINT)
-        return took_step(self, *given)
-
-    monkeypatch.setattr(Trainer, "took_step", signalled)
+    interrupt_in(monkeypatch, 1)
     out_of_memory_once(monkeypatch, torch.optim.AdamW, "step", 2)
     points = [(inputs(tiny_experiment, *SHORT, *POINTS[number]), tmp_path / str(number)) for number in range(3)]
     ended = run_together(points)
@@ -301,15 +306,8 @@ def test_an_interrupted_pack_goes_on_alone_or_packed(
     tiny_experiment: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A signal leaves a checkpoint of every point; one goes on alone, two in another pack."""
-    took_step = Trainer.took_step
-
-    def signalled(self: Trainer, *given: Any) -> bool:
-        if self.state.step == 3:
-            signal.raise_signal(signal.SIGINT)
-        return took_step(self, *given)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "took_step", signalled)
+        interrupt_in(patch, 3)
         cut = carry_out(POINTS[:1], tiny_experiment, tmp_path / "cut", *SHORT)
         cut += carry_out(POINTS[1:3], tiny_experiment, tmp_path / "both", *SHORT)
     assert [record.status for _, record in cut] == ["interrupted"] * 3
