@@ -10,10 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import models
 from harness.adapters.trained import STORE, find, parse_options
 from harness.config.command import carry_out, writing
 from harness.config.errors import ConfigError, near_misses
-from harness.config.schema import Device
+from harness.config.schema import Device, Precision
 from harness.tasks import files
 from harness.training.batches import Row
 
@@ -102,7 +103,8 @@ def predict(arguments: list[str]) -> None:
     if wanted.batch_size is not None:
         subject = replace(subject, batch_size=wanted.batch_size)
     began = time.perf_counter()
-    with writing("out", wanted.out):
+    precision = Precision.float32 if subject.autocast is None else Precision.bfloat16
+    with writing("out", wanted.out), models.fast_products(subject.collate.device.type, precision):
         rows, counted = write(out, answered(task, subject, data, kept, wanted))
     seconds = time.perf_counter() - began
     told = ", ".join(f"{answer} {count:,}" for answer, count in counted.most_common(MOST_COUNTED))

@@ -26,6 +26,7 @@ from harness.models.precision import (
     never_quantized,
     settled,
 )
+from harness.models.products import fast_products
 
 __all__ = [
     "MODEL_CLASSES",
@@ -40,6 +41,7 @@ __all__ = [
     "digest",
     "empty_model",
     "fast_dropout",
+    "fast_products",
     "keep_trainable",
     "load_config",
     "load_model",

@@ -140,7 +140,7 @@ def gain() -> float:
                     best[dtype] = min(best[dtype], time.perf_counter() - start)
         least = min(least, best[torch.float32] / best[torch.bfloat16])
         if least < MARGIN:
-            break  # where bfloat16 is emulated, the larger sizes would take seconds
+            break  # where it is slow, the larger sizes would take seconds
     return least
 
 

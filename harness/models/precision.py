@@ -104,7 +104,7 @@ def choose_precision(
 def automatic(device: str, quantization: Quantization) -> Choice:
     """What `train.precision=auto` takes on a kind of device, and why.
 
-    bfloat16 is 20 to 30 times slower than float32 on a CPU without instructions for it. A GPU that is not here, as a
+    bfloat16 gains nothing on a CPU without instructions for it. A GPU that is not here, as a
     plan may ask for, is taken for one that has it.
 
     Args:

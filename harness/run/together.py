@@ -12,7 +12,7 @@ from harness.config.errors import ConfigError
 from harness.methods.packed import SharedWeights
 from harness.models.streams import Stream
 from harness.run.inputs import Inputs
-from harness.run.pipeline import Course, Page, begun
+from harness.run.pipeline import Course, Page, begun, multiplying
 from harness.tracking.record import RESULT_FILE, RunRecord, Status
 from harness.training.checkpoint import CHECKPOINT_FILE
 from harness.training.together import Member, fit_together
@@ -56,6 +56,11 @@ def run_together(points: Sequence[tuple[Inputs, Path]]) -> list[Ended]:
         Each run's record, or the user's mistake that kept it from having one; null for one that had not begun, or not
         begun again, when all were interrupted.
     """
+    with multiplying(points[0][0].experiment):
+        return _run_together(points)
+
+
+def _run_together(points: Sequence[tuple[Inputs, Path]]) -> list[Ended]:
     began = time.time()
     ended = _pack(points)
     left = {number: record for number, record in enumerate(ended) if _out_of_memory(record)} if len(points) > 1 else {}

@@ -20,9 +20,11 @@ from training_steps import bare_step, harness_step
 from harness import models
 from harness.config.build import build
 from harness.config.compose import compose
+from harness.config.schema import Precision
 from harness.methods import Adapter, prepare_trained
 from harness.models import cpu_precision
 from harness.models.architectures import Backbone, architecture
+from harness.models.products import products_in_float32
 from harness.training.batches import Batch, bucketed, collator_for
 from harness.training.trainer import Trainer
 
@@ -111,9 +113,30 @@ def test_bfloat16_is_faster_than_a_plain_loop_in_float32_where_the_processor_is_
     """What `train.precision=auto` takes there; twice the tokens of a float32 step are what is aimed at."""
     here = cpu_precision.processor()
     if here is None or not here.flags & cpu_precision.INSTRUCTIONS:
-        pytest.skip("this processor has no instructions for bfloat16, and emulates it at a twentieth of the speed")
+        pytest.skip("this processor has no instructions for bfloat16")
     ratio = against_a_plain_loop(setting, setting.our_step(torch.bfloat16), "step time in bfloat16")
     assert ratio < 1
+
+
+def test_bfloat16_costs_half_of_a_step_more_than_float32_where_the_processor_is_not(setting: Setting) -> None:
+    """Its products are computed in float32; a step with the processor's own is timed beside."""
+    if not products_in_float32("cpu", Precision.bfloat16):
+        pytest.skip("this processor has instructions for bfloat16")
+    ours, own, plain = setting.our_step(torch.bfloat16), setting.our_step(torch.bfloat16), setting.our_step()
+    timed: dict[str, list[float]] = {"ours": [], "own": [], "float32": []}
+    for indices in bucketed(setting.lengths, BATCH, 0, 0)[: STEPS // 4 + WARM_UP]:
+        batch = setting.collate(setting.features, indices)
+        timed["float32"].append(seconds(lambda batch=batch: plain(batch)))
+        with models.fast_products("cpu", Precision.bfloat16):
+            timed["ours"].append(seconds(lambda batch=batch: ours(batch)))
+        timed["own"].append(seconds(lambda batch=batch: own(batch)))
+    ratio = {}
+    for name in ("ours", "own"):
+        pairs = zip(timed[name], timed["float32"], strict=True)
+        ratio[name] = median([one / other for one, other in pairs][WARM_UP:])
+    told = f"{ratio['ours']:.2f}, with the processor's own products {ratio['own']:.2f}"
+    print(f"\nstep time in bfloat16 against float32's: {told} (median of {STEPS // 4})")
+    assert ratio["ours"] < min(2, ratio["own"])
 
 
 def against_a_plain_loop(setting: Setting, ours: Callable[[Batch], None], what: str) -> float:

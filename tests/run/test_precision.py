@@ -91,4 +91,5 @@ def test_points_compute_in_what_their_sweep_took(
     assert len(found) == 2
     for record in found:
         assert record.config["train"]["precision"] == record.provenance["dtype"] == "bfloat16"
-        assert record.provenance["precision"] == {"taken": "bfloat16", "why": "HARNESS_CPU_PRECISION fixes it"}
+        told = record.provenance["precision"]
+        assert (told["taken"], told["why"]) == ("bfloat16", "HARNESS_CPU_PRECISION fixes it")
