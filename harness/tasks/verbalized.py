@@ -19,9 +19,6 @@ from harness.training.metrics import NO_CLASS, check_kind, compute
 if TYPE_CHECKING:
     from harness.training.evaluation import Evaluation
 
-# What an answer counts as that is the name of no class, or no number: T5's own evaluation takes it so.
-NONE = NO_CLASS
-
 
 @dataclass(frozen=True)
 class Verbalized(TextToText):
@@ -93,12 +90,12 @@ class Verbalized(TextToText):
         return f"{round(number / self.step) * self.step:.{self._decimals}f}"
 
     def _value(self, answer: str) -> float:
-        """The class, by its place, or the number that a text names."""
+        """The class, by its place, or the number that a text names; -1 for none, as in T5's own evaluation."""
         if self.verbalizers:
             place = self._classes.named(answer)
-            return NONE if place is None else place
+            return NO_CLASS if place is None else place
         number = as_number(answer)
-        return NONE if number is None else number
+        return NO_CLASS if number is None else number
 
     def majority(self, data: TaskData, split: str) -> dict[str, float]:
         """The training rows' commonest class, or their mean for a number."""
