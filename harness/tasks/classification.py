@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from harness.config.errors import ConfigError
 from harness.models.architectures import Kind
 from harness.tasks import TaskData, pairs
 from harness.tasks.files import as_text
+from harness.tasks.generators import revision_of
 from harness.tasks.rows import RowTask, check_text
 from harness.tasks.values import Classes, as_number
 from harness.training.batches import Collate, Features, Row
@@ -28,14 +29,6 @@ if TYPE_CHECKING:
     from harness.training.evaluation import Evaluation, Subject
 
 REGRESSION_STRATA = 5
-
-
-@cache
-def _generator_revision() -> str:
-    """Once a process: a sweep asks for every point."""
-    from harness.tasks.micro import fingerprint
-
-    return fingerprint()
 
 
 @dataclass(frozen=True)
@@ -91,7 +84,7 @@ class Classification(RowTask):
         return generate(str(self.generator), split, rows)
 
     def generator_revision(self) -> str:
-        return _generator_revision()
+        return revision_of("micro")
 
     def text_columns(self) -> list[str]:
         return self.text

@@ -10,6 +10,7 @@ from harness.config.errors import ConfigError
 from harness.models.architectures import Kind
 from harness.tasks import TaskData, conversations, templates
 from harness.tasks.choices import CHOICE_SCORES, choose, likeliest, listed
+from harness.tasks.generators import revision_of
 from harness.tasks.packing import pack
 from harness.tasks.prompts import PromptTask, answer_ids, answer_of, encoded_pair
 from harness.tasks.rows import IDX, RowTask
@@ -352,9 +353,7 @@ class TextToText(Instruction):
         return (micro_summary if self.generator == SUMMARIES else micro_instruct).generate(split, rows)
 
     def generator_revision(self) -> str:
-        from harness.tasks import micro_instruct, micro_summary
-
-        return (micro_summary if self.generator == SUMMARIES else micro_instruct).fingerprint()
+        return revision_of("micro_summary" if self.generator == SUMMARIES else "micro_instruct")
 
     def encode_row(self, row: Row, tokenizer: "PreTrainedTokenizerBase") -> Features:
         return self._pair(row, self._answer(row), tokenizer)

@@ -9,6 +9,7 @@ from harness.config.errors import ConfigError
 from harness.models import tokens
 from harness.tasks import TaskData
 from harness.tasks.files import as_text, paragraphs
+from harness.tasks.generators import revision_of
 from harness.tasks.rows import LanguageTask, check_text
 from harness.training.batches import IGNORED, Features, Row
 
@@ -79,9 +80,7 @@ class LanguageModelling(LanguageTask):
         return [{self.text: " ".join(row[part] for part in parts)} for row in generate(split, rows)]
 
     def generator_revision(self) -> str:
-        from harness.tasks.micro_instruct import fingerprint
-
-        return fingerprint()
+        return revision_of("micro_instruct")
 
     def revision(self) -> str:
         """Of the data, and of how they are parted into paragraphs."""

@@ -8,6 +8,7 @@ from harness.models import tokens
 from harness.tasks import chat, conversations, templates
 from harness.tasks.conversations import Message
 from harness.tasks.files import as_text
+from harness.tasks.generators import revision_of
 from harness.tasks.rows import LanguageTask, check_text
 from harness.training.batches import IGNORED, Features, Row
 from harness.training.generation import End, Generated, generate
@@ -121,9 +122,7 @@ class PromptTask(LanguageTask):
         raise NotImplementedError
 
     def generator_revision(self) -> str:
-        from harness.tasks.micro_instruct import fingerprint
-
-        return fingerprint()
+        return revision_of("micro_instruct")
 
     def token_ids(self, row: Row, answer: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
         """Token ids of a row's prompt, and of an answer with its end."""
