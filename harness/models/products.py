@@ -9,12 +9,13 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
-from harness.config.schema import Precision
+from harness.config.schema import Experiment, Precision
 from harness.models import cpu_precision
+from harness.models.precision import device_type
 
 
-def products_in_float32(device: str, precision: Precision) -> bool:
-    """Whether a run in bfloat16 has its products computed in float32 here.
+def computed_in(device: str, precision: Precision) -> Precision:
+    """What products of matrices are computed in where a run computes in this precision.
 
     Args:
         device: cpu or cuda.
@@ -22,7 +23,7 @@ def products_in_float32(device: str, precision: Precision) -> bool:
     """
     here = cpu_precision.processor()
     without = here is not None and not here.flags & cpu_precision.INSTRUCTIONS
-    return device == "cpu" and precision is Precision.bfloat16 and without
+    return Precision.float32 if device == "cpu" and without else precision
 
 
 def fast_products(device: str, precision: Precision) -> AbstractContextManager[Any]:
@@ -35,7 +36,13 @@ def fast_products(device: str, precision: Precision) -> AbstractContextManager[A
         device: cpu or cuda, of the tensors.
         precision: To compute in, as it was settled.
     """
-    return _class()() if products_in_float32(device, precision) else nullcontext()
+    return nullcontext() if computed_in(device, precision) is precision else _class()()
+
+
+def products_of(experiment: Experiment) -> AbstractContextManager[Any]:
+    """`fast_products` for a run, around all that it computes."""
+    train = experiment.train
+    return fast_products(device_type(train.device.value), train.precision)
 
 
 @cache

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Self
 from harness import measure, methods, models
 from harness.config import identity as config_identity
 from harness.config.errors import ConfigError
-from harness.config.schema import Experiment, Precision
+from harness.config.schema import Experiment
 from harness.measure import speed
 from harness.measure.energy import Energy
 from harness.methods import card, earlier, saved
 from harness.methods.packed import SharedWeights
 from harness.models.architectures import Backbone
-from harness.models.products import products_in_float32
+from harness.models.products import computed_in, products_of
 from harness.run import cached_features
 from harness.run.after_training import Trained
 from harness.run.inputs import Inputs, on_its_backbone
@@ -47,7 +47,6 @@ from harness.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
 
     from torch import device as Device
     from torch import dtype as Dtype
@@ -69,7 +68,7 @@ def run(inputs: Inputs, run_dir: Path, processes: Processes | None = None) -> Ru
             unless the weights are spread over all of them.
     """
     page = begun(Course.of(inputs, run_dir, processes))
-    with multiplying(inputs.experiment):
+    with products_of(inputs.experiment):
         try:
             trainer = next(page)
             try:
@@ -80,12 +79,6 @@ def run(inputs: Inputs, run_dir: Path, processes: Processes | None = None) -> Ru
         except StopIteration as ended:
             return ended.value
     raise AssertionError("a run trains once")
-
-
-def multiplying(experiment: Experiment) -> "AbstractContextManager[Any]":
-    """Products as a run in this precision computes them on its device, around all that it computes."""
-    train = experiment.train
-    return models.fast_products(models.device_type(train.device.value), train.precision)
 
 
 def begun(course: "Course") -> Page:
@@ -179,7 +172,7 @@ def _carry_out(course: Course) -> Page:
     seeds = {"seed": experiment.seed, "data_seed": experiment.data_seed}
     result.provenance = provenance(device, autocast or torch.float32, seeds, inputs.revisions)
     precision = experiment.train.precision
-    products = Precision.float32 if products_in_float32(device.type, precision) else precision
+    products = computed_in(device.type, precision)
     result.provenance["precision"] = {"taken": precision.name, "why": inputs.why_precision, "products": products.name}
     result.provenance["again"] = list(inputs.again)
     result.provenance["processes"] = processes.count

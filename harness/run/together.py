@@ -10,9 +10,10 @@ from typing import TypeGuard
 
 from harness.config.errors import ConfigError
 from harness.methods.packed import SharedWeights
+from harness.models.products import products_of
 from harness.models.streams import Stream
 from harness.run.inputs import Inputs
-from harness.run.pipeline import Course, Page, begun, multiplying
+from harness.run.pipeline import Course, Page, begun
 from harness.tracking.record import RESULT_FILE, RunRecord, Status
 from harness.training.checkpoint import CHECKPOINT_FILE
 from harness.training.together import Member, fit_together
@@ -56,7 +57,7 @@ def run_together(points: Sequence[tuple[Inputs, Path]]) -> list[Ended]:
         Each run's record, or the user's mistake that kept it from having one; null for one that had not begun, or not
         begun again, when all were interrupted.
     """
-    with multiplying(points[0][0].experiment):
+    with products_of(points[0][0].experiment):
         return _run_together(points)
 
 

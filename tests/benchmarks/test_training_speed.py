@@ -24,7 +24,7 @@ from harness.config.schema import Precision
 from harness.methods import Adapter, prepare_trained
 from harness.models import cpu_precision
 from harness.models.architectures import Backbone, architecture
-from harness.models.products import products_in_float32
+from harness.models.products import computed_in
 from harness.training.batches import Batch, bucketed, collator_for
 from harness.training.trainer import Trainer
 
@@ -120,7 +120,7 @@ def test_bfloat16_is_faster_than_a_plain_loop_in_float32_where_the_processor_is_
 
 def test_bfloat16_costs_half_of_a_step_more_than_float32_where_the_processor_is_not(setting: Setting) -> None:
     """Its products are computed in float32; a step with the processor's own is timed beside."""
-    if not products_in_float32("cpu", Precision.bfloat16):
+    if computed_in("cpu", Precision.bfloat16) is Precision.bfloat16:
         pytest.skip("this processor has instructions for bfloat16")
     ours, own, plain = setting.our_step(torch.bfloat16), setting.our_step(torch.bfloat16), setting.our_step()
     timed: dict[str, list[float]] = {"ours": [], "own": [], "float32": []}
