@@ -1,6 +1,10 @@
 """Backbones: how they are found, fingerprinted and loaded."""
 
 import logging
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache, partial, wraps
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -255,6 +259,41 @@ def set_checkpointing(model: "PreTrainedModel", wanted: bool) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": as_in_the_forward_pass})
 
 
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes, which peft does as well, without torch's compiler.
+
+    Four of its functions are decorated with `torch.compile`, for which the compiler is imported: an eighth of the time
+    in which a run with an adapter of peft starts. They are compiled when they are first called.
+    """
+    import torch
+
+    now = torch.compile
+    torch.compile = partial(_compile_when_called, now)
+    try:
+        with suppress(ImportError):
+            import_module("bitsandbytes")
+    finally:
+        torch.compile = now
+
+
+def _compile_when_called(
+    compiler: Callable[..., Any], function: Callable[..., Any] | None = None, **options: Any
+) -> Any:
+    """`torch.compile` of a function, or with options alone the decorator, that does its work at the first call."""
+    if function is None:
+        return partial(_compile_when_called, compiler, **options)
+
+    @cache
+    def compiled() -> Callable[..., Any]:
+        return compiler(function, **options)
+
+    @wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return compiled()(*args, **kwargs)
+
+    return called
+
+
 def quiet_libraries() -> None:
     """Keep libraries from writing over the progress bar; what they would say is said by errors of ours."""
     import warnings
@@ -265,6 +304,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     # A line for every int8 layer called on a CPU, and one for a kernel that only some CPUs have.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import_bitsandbytes()
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
