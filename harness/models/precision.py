@@ -104,8 +104,8 @@ def choose_precision(
 def automatic(device: str, quantization: Quantization) -> Choice:
     """What `train.precision=auto` takes on a kind of device, and why.
 
-    bfloat16 gains nothing on a CPU without instructions for it. A GPU that is not here, as a
-    plan may ask for, is taken for one that has it.
+    bfloat16 gains nothing on a CPU without instructions for it. A GPU that is not here, as a plan may ask for, is taken
+    for one that has it.
 
     Args:
         device: cpu or cuda.
