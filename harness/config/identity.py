@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from harness.config.schema import Experiment
+from harness.config.schema import Experiment, Precision
 from harness.config.version import RESULTS_VERSION
 
 # Keys that do not decide the result: where things lie, and how a run is measured, scheduled or stored.
@@ -46,6 +46,9 @@ def decisive(experiment: Experiment, revisions: dict[str, str]) -> dict[str, Any
         if not config[section].get(key):
             config[section].pop(key, None)
     content: dict[str, Any] = {"config": config, **revisions, "version": RESULTS_VERSION}
+    if experiment.train.precision is Precision.bfloat16 and experiment.task.kind.name == "classification":
+        # Heads once computed in bfloat16 as well.
+        content["head"] = Precision.float32.name
     if experiment.sweep.stop_share is not None:
         content["stop_share"] = experiment.sweep.stop_share
     return content
