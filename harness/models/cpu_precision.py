@@ -17,6 +17,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from harness.config.cache import cache_folder
 from harness.config.errors import ConfigError
 from harness.config.schema import Precision
 
@@ -64,8 +65,7 @@ class Processor:
         """Where the choice is kept."""
         told = [self.name, sorted(self.flags), self.threads, self.torch]
         digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return root / "peft-harness" / "precision" / f"{digest[:32]}.json"
+        return cache_folder() / "precision" / f"{digest[:32]}.json"
 
 
 def choose() -> Choice:

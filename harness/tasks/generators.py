@@ -13,6 +13,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from harness.config.cache import cache_folder
+
 SOURCES = Path(__file__).parent
 HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -38,8 +40,7 @@ def _place(generator: str) -> Path:
     told = hashlib.sha256(platform.python_version().encode())
     for path in sorted(SOURCES.glob("micro*.py")):
         told.update(path.name.encode() + path.read_bytes())
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "peft-harness" / "generators" / f"{generator}-{told.hexdigest()[:32]}"
+    return cache_folder() / "generators" / f"{generator}-{told.hexdigest()[:32]}"
 
 
 def _kept(path: Path) -> str:

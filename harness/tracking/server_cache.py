@@ -6,7 +6,6 @@ nothing. Nothing here needs mlflow.
 
 import hashlib
 import json
-import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+from harness.config.cache import cache_folder
 from harness.tracking.record import write_atomically
 from harness.tracking.uri import Store
 
@@ -67,9 +67,8 @@ class Copy:
 
 def load(store: Store) -> Copy:
     """Read the copy of a server's runs; an empty one where there is none, or a damaged one."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peft-harness"
     whose = f"{store.uri} {store.username or ''} {store.token or ''}"
-    copy = Copy(root / hashlib.sha256(whose.encode()).hexdigest()[:16])
+    copy = Copy(cache_folder() / hashlib.sha256(whose.encode()).hexdigest()[:16])
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         content = json.loads((copy.folder / "runs.json").read_text(encoding="utf-8"))
         day, runs = date.fromisoformat(content["day"]), dict(content["runs"])
